@@ -1,0 +1,21 @@
+"""The event of topic `item-updates`: the whole item as it is from now on, or its deletion."""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from schemas.activity import Id, TimestampMs
+
+
+class ItemUpdate(Struct, frozen=True, kw_only=True):
+    """One item update. `attributes` is the whole item, never a patch. The later offset wins, not the later time."""
+
+    item_id: Id
+    op: Literal["upsert", "delete"]
+    timestamp_ms: TimestampMs
+    attributes: dict[str, Any] | None = None  # the item tower's inputs and the filterable fields
+    version: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = (
+        None  # lower than the stored one: dead letter `stale_version`
+    )
+    embedding: list[float] | None = None  # used only in a collection of model version `embedding_model`
+    embedding_model: Id | None = None

@@ -1,0 +1,105 @@
+"""The request of topic `recall-requests` and the answer of topic `recall-candidates`."""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from schemas.activity import Id, TimestampMs
+
+MAX_K = 1000
+DEFAULT_K = 100
+DEFAULT_TIMEOUT_MS = 2000
+MAX_TIMEOUT_MS = 60_000
+MAX_EXCLUDE_ITEMS = 1000
+MAX_ANCHOR_ITEMS = 10
+
+FilterOp = Literal["eq", "ne", "in", "not_in", "lt", "le", "gt", "ge", "contains", "contains_any"]
+
+
+class FilterClause(Struct, frozen=True, kw_only=True):
+    """One clause over a field that features.toml declares filterable; all clauses of a request must hold."""
+
+    field: Id
+    op: FilterOp
+    value: Any
+
+
+class RecallRequest(Struct, frozen=True, kw_only=True):
+    """Ask for the `k` best candidates of one user, before the record's Kafka timestamp + `timeout_ms`."""
+
+    request_id: Id
+    user_id: Id
+    timestamp_ms: TimestampMs | None = None  # as-of time: only events before it are seen; None = everything known now
+    k: Annotated[int, Meta(ge=1, le=MAX_K)] = DEFAULT_K
+    timeout_ms: Annotated[int, Meta(ge=1, le=MAX_TIMEOUT_MS)] = DEFAULT_TIMEOUT_MS
+    scene: Id = "default"
+    after_event_id: Id | None = None  # answer only from a record that contains this activity
+    filter: list[FilterClause] = []
+    exclude_items: Annotated[list[Id], Meta(max_length=MAX_EXCLUDE_ITEMS)] = []
+    anchor_items: Annotated[list[Id], Meta(max_length=MAX_ANCHOR_ITEMS)] = []
+    exclude_seen: bool = True
+    context: dict[str, Any] | None = None
+
+
+class Status(StrEnum):
+    """What an answer is worth; a closed list."""
+
+    OK = "ok"
+    DEGRADED = "degraded"
+    EXPIRED = "expired"
+    REJECTED = "rejected"
+
+
+class Reason(StrEnum):
+    """Why an answer is what it is; an open list, readers must accept new ones."""
+
+    COLD_START = "cold_start"
+    SHORT_LIST = "short_list"
+    FEATURES_UNAVAILABLE = "features_unavailable"
+    FEATURES_STALE = "features_stale"
+    MODEL_UNAVAILABLE = "model_unavailable"
+    INDEX_UNAVAILABLE = "index_unavailable"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    INVALID_REQUEST = "invalid_request"
+    INVALID_FILTER = "invalid_filter"
+    OVERLOADED = "overloaded"
+
+
+class Removed(Struct, frozen=True, kw_only=True):
+    """How many candidates were taken out of the search result, by cause."""
+
+    seen: int = 0
+    excluded: int = 0
+    deleted: int = 0
+    duplicate: int = 0
+
+
+class Timings(Struct, frozen=True, kw_only=True):
+    """Milliseconds spent per step; `queue` runs from the record's Kafka timestamp to the start of its batch."""
+
+    queue: float = 0.0
+    features: float = 0.0
+    tower: float = 0.0
+    search: float = 0.0
+    total: float = 0.0
+
+
+class CandidateList(Struct, frozen=True, kw_only=True):
+    """The answer. Parallel arrays in descending score, equal scores by item id, no item twice."""
+
+    request_id: str
+    user_id: str
+    scene: str
+    status: Status
+    timestamp_ms: int
+    reasons: list[str] = []
+    error_field: str | None = None
+    item_ids: list[str] = []
+    scores: Any = []  # float32[k] (numpy, encoded straight from the array) or list[float]
+    sources: list[str] = []
+    model_version: str | None = None
+    collection: str | None = None
+    feature_age_ms: int | None = None  # age of the newest event in the user's record; None when the user is unknown
+    removed: Removed = Removed()
+    timings_ms: Timings = Timings()

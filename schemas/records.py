@@ -1,0 +1,154 @@
+"""The stored forms of a user and of an item: bytes that workers write and read in Redis. Independent of any bundle.
+
+User record, big-endian, 43 bytes of head, then the history, then the profile:
+
+    offset  size  field
+         0     1  format, 1
+         1     8  token: random, new at every write; what the compare-and-set compares
+         9     8  count: accepted events that named an item
+        17     8  forgotten_ms: events at or before this time no longer exist (0 = never forgotten)
+        25    16  floor: (timestamp_ms, event hash) of the greatest evicted history row (zeros = none)
+        41     2  number of history rows
+        43  36*n  history, oldest first: HISTORY_ROW, whose bytes sort like (timestamp_ms, event hash)
+      ....        profile: msgpack array of [field, value, timestamp_ms], sorted by field
+
+Beside it, in the same hash slot, stands the seen set: SEEN_ENTRY rows in any order, where an item may stand several
+times; what counts is the newest time of each. Appending is therefore idempotent by itself.
+
+Item record, big-endian, 27 bytes of head:
+
+    offset  size  field
+         0     1  format, 1
+         1     1  flags: bit 0 = deleted
+         2     4  partition of the update       (the fence: a write with an older offset of the
+         6     8  offset of the update           same partition is refused)
+        14     8  version, -1 = none
+        22     2  length of the item id in bytes
+        24     2  dimension of the history vector, 0 = none
+        26     1  reserved, 0
+        27        item id, UTF-8; history vector, float32 little-endian; the update's bytes as they came
+"""
+
+import struct
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+RECORD_FORMAT = 1
+TOKEN_BYTES = 8
+TOKEN_SLICE = slice(1, 1 + TOKEN_BYTES)
+MAX_HISTORY_ROWS = 64  # L of promise 2
+MAX_SEEN_ITEMS = 2000
+MAX_PROFILE_FIELDS = 64
+
+HISTORY_ROW = np.dtype(
+    [("timestamp_ms", ">u8"), ("event", ">u8"), ("item", ">u8"), ("action", ">u8"), ("value", ">f4")]
+)
+"""`item` 0 = the event named no item; `value` NaN = it carried none; hashes are hash64 of the id or action name."""
+
+SEEN_ENTRY = np.dtype([("item", "<u8"), ("timestamp_ms", "<u8")])
+
+_USER_HEAD = struct.Struct(">B8sQQ16sH")
+_ITEM_HEAD = struct.Struct(">BBIQqHHB")
+_pack_profile = msgspec.msgpack.Encoder().encode
+_unpack_profile = msgspec.msgpack.Decoder(list[tuple[str, Any, int]]).decode
+
+ProfileField = tuple[str, Any, int]
+"""(field name, value, timestamp_ms of the event that set it)"""
+
+
+class RecordFormatError(ValueError):
+    """Stored bytes that this version cannot read."""
+
+
+def hash64(text: str) -> int:
+    """XXH3 64-bit hash of the UTF-8 bytes; 0 is kept free to mean 'none'."""
+    return xxhash.xxh3_64_intdigest(text.encode()) or 1
+
+
+@dataclass(frozen=True, slots=True)
+class UserRecord:
+    """Facts about one user. `history` holds whole HISTORY_ROWs, oldest first; `profile` is sorted by field name."""
+
+    token: bytes = bytes(TOKEN_BYTES)
+    count: int = 0
+    forgotten_ms: int = 0
+    floor: bytes = bytes(16)
+    history: bytes = b""
+    profile: tuple[ProfileField, ...] = ()
+
+    def encode(self) -> bytes:
+        """The stored bytes."""
+        rows = len(self.history) // HISTORY_ROW.itemsize
+        head = _USER_HEAD.pack(RECORD_FORMAT, self.token, self.count, self.forgotten_ms, self.floor, rows)
+        return head + self.history + _pack_profile(self.profile)
+
+    @classmethod
+    def decode(cls, data: bytes) -> "UserRecord":
+        """Read stored bytes. Raises RecordFormatError for another format or truncated bytes."""
+        try:
+            version, token, count, forgotten_ms, floor, rows = _USER_HEAD.unpack_from(data)
+            end = _USER_HEAD.size + rows * HISTORY_ROW.itemsize
+            if version != RECORD_FORMAT or len(data) <= end:
+                raise RecordFormatError(f"user record of format {version}, {len(data)} bytes, cannot be read")
+            return cls(
+                token, count, forgotten_ms, floor, data[_USER_HEAD.size : end], tuple(_unpack_profile(data[end:]))
+            )
+        except (struct.error, msgspec.DecodeError) as error:
+            raise RecordFormatError(f"user record cannot be read: {error}") from error
+
+    def rows(self) -> NDArray[np.void]:
+        """The history as a read-only structured array HISTORY_ROW[n], oldest first."""
+        return np.frombuffer(self.history, dtype=HISTORY_ROW)
+
+    def with_token(self, token: bytes) -> "UserRecord":
+        """The same facts under another token."""
+        return replace(self, token=token)
+
+
+@dataclass(frozen=True, slots=True)
+class ItemRecord:
+    """What one view knows of one item. `update` is the accepted event's bytes, empty for a tombstone."""
+
+    item_id: str
+    partition: int
+    offset: int
+    deleted: bool = False
+    version: int | None = None
+    history_vector: bytes = b""  # float32[D], little-endian
+    update: bytes = b""
+
+    def encode(self) -> bytes:
+        """The stored bytes."""
+        item_id = self.item_id.encode()
+        version = -1 if self.version is None else self.version
+        dim = len(self.history_vector) // 4
+        head = _ITEM_HEAD.pack(
+            RECORD_FORMAT, int(self.deleted), self.partition, self.offset, version, len(item_id), dim, 0
+        )
+        return head + item_id + self.history_vector + self.update
+
+    @classmethod
+    def decode(cls, data: bytes) -> "ItemRecord":
+        """Read stored bytes. Raises RecordFormatError for another format or truncated bytes."""
+        try:
+            record_format, flags, partition, offset, version, id_bytes, dim, _ = _ITEM_HEAD.unpack_from(data)
+        except struct.error as error:
+            raise RecordFormatError(f"item record cannot be read: {error}") from error
+        vector = _ITEM_HEAD.size + id_bytes
+        update = vector + 4 * dim
+        if record_format != RECORD_FORMAT or len(data) < update:
+            raise RecordFormatError(f"item record of format {record_format}, {len(data)} bytes, cannot be read")
+        return cls(
+            item_id=data[_ITEM_HEAD.size : vector].decode(),
+            partition=partition,
+            offset=offset,
+            deleted=bool(flags & 1),
+            version=None if version < 0 else version,
+            history_vector=data[vector:update],
+            update=data[update:],
+        )

@@ -1,0 +1,159 @@
+"""What the pipelines need from the outside, as small protocols: batch in, batch out, in input order.
+
+Every method is a coroutine that never blocks the event loop, raises only errors of workers/errors.py (DependencyError
+and its children; nothing of a vendor), and may be cancelled at any await. A batch of one equals the same row inside a
+larger batch. An empty batch is answered without touching the backend. `close` may be called twice.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.records import ItemRecord
+
+Float32 = NDArray[np.float32]
+UInt64 = NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredUser:
+    """One user as stored: the record's bytes (None = unknown) and the raw seen set (SEEN_ENTRY rows)."""
+
+    record: bytes | None
+    seen: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class UserChange:
+    """A compare-and-set of one user: applied only while the stored token is `expected_token` (b"" = no record yet).
+
+    `seen` is appended to the stored seen set; with `replace_seen` it takes its place (compaction, forgetting).
+    """
+
+    user_id: str
+    expected_token: bytes
+    record: bytes
+    seen: bytes = b""
+    replace_seen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The result of one UserChange: whether it was written, and the length of the seen set after it, in bytes."""
+
+    written: bool
+    seen_bytes: int = 0
+
+
+class UserTable(Protocol):
+    """Facts about users. Record and seen set of one user change together, atomically."""
+
+    async def records(self, user_ids: Sequence[str]) -> list[bytes | None]:
+        """The records alone."""
+        ...
+
+    async def read(self, user_ids: Sequence[str]) -> list[StoredUser]:
+        """Records and seen sets."""
+        ...
+
+    async def write(self, changes: Sequence[UserChange]) -> list[Applied]:
+        """Apply each change whose token still matches; idempotent only through the token. No user twice in a batch."""
+        ...
+
+    async def close(self) -> None:
+        """Give back connections."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ItemChanges:
+    """Recent changes of the item table, oldest first. `complete` False = some were missed: drop every cached row."""
+
+    cursor: str
+    hashes: UInt64  # uint64[N]
+    deleted: NDArray[np.bool_]  # bool[N]
+    complete: bool = True
+
+
+class ItemTable(Protocol):
+    """One view's knowledge of its items, and the feed of its recent changes."""
+
+    async def read(self, item_ids: Sequence[str]) -> list[ItemRecord | None]:
+        """Records by id."""
+        ...
+
+    async def write(self, records: Sequence[ItemRecord]) -> list[bool]:
+        """Write each record unless a later offset of its partition stands there (False), and tell the feed. Idempotent."""
+        ...
+
+    async def vectors(self, hashes: UInt64) -> tuple[Float32, NDArray[np.bool_]]:
+        """History vectors by item hash: float32[N, D], zeros where bool[N] is False (unknown or deleted)."""
+        ...
+
+    async def changes(self, cursor: str | None) -> ItemChanges:
+        """Changes after `cursor`; None = nothing but the present end of the feed. Does not wait for new ones."""
+        ...
+
+    async def close(self) -> None:
+        """Give back connections."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRows:
+    """Rows to upsert, columns in parallel, no item twice: ids, float32[N, D], and the filterable attributes of each."""
+
+    item_ids: Sequence[str]
+    vectors: Float32
+    attributes: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """Search results per query, best first. A score is higher for a better item under every metric."""
+
+    item_ids: list[list[str]]
+    scores: list[Float32]
+
+
+class ItemIndex(Protocol):
+    """One collection of item vectors: dimension and metric are fixed when the adapter is opened."""
+
+    async def search(self, vectors: Float32, k: int) -> Hits:
+        """The k best items of each of float32[B, D]; fewer when fewer exist."""
+        ...
+
+    async def upsert(self, rows: IndexRows) -> None:
+        """Write rows; raises RowRefused when the backend refuses rows. Idempotent."""
+        ...
+
+    async def delete(self, item_ids: Sequence[str]) -> None:
+        """Remove items; unknown ids are no error. Idempotent."""
+        ...
+
+    async def close(self) -> None:
+        """Give back connections."""
+        ...
+
+
+class Tower(Protocol):
+    """A model: named arrays in, named arrays out, the batch on the first axis."""
+
+    async def embed(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Float32]:
+        """Run the model off the event loop, under its own deadline. Raises DependencyTimeout, DependencyUnavailable."""
+        ...
+
+    async def close(self) -> None:
+        """Free the model."""
+        ...
+
+
+class Clock(Protocol):
+    """The time, injected so that tests may set it."""
+
+    def now_ms(self) -> int:
+        """Epoch milliseconds UTC."""
+        ...

@@ -1,0 +1,101 @@
+"""Settings: `recall.toml` in the working directory, or the environment with prefix `RECALL_`; the environment wins.
+
+`RECALL_NAME_FILE=/path` reads RECALL_NAME from a file, for secrets.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from workers.errors import ConfigurationError
+
+AgentKind = Literal["activity", "items", "recall"]
+AGENT_KINDS: tuple[AgentKind, ...] = ("activity", "items", "recall")
+
+
+class Settings(BaseSettings):
+    """All settings with their defaults; names are those of recall.toml, upper case with RECALL_ before in the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="RECALL_", toml_file="recall.toml", extra="ignore", frozen=True)
+
+    namespace: Annotated[str, Field(pattern=r"^[a-z0-9_]{0,40}$")] = ""
+    data_dir: Path = Path(".recall")
+
+    kafka_bootstrap: str = "127.0.0.1:9092"
+    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    redis_cluster: bool = False
+    milvus_uri: str = "http://127.0.0.1:19530"
+    milvus_token: SecretStr = SecretStr("")
+
+    partitions: Annotated[int, Field(ge=1, le=1024)] = 4
+    replication_factor: Annotated[int, Field(ge=1, le=7)] = 1
+    min_insync_replicas: Annotated[int, Field(ge=1, le=7)] = 1
+    activity_retention_ms: int = 7 * 86_400_000
+    requests_retention_ms: int = 86_400_000
+
+    user_ttl_ms: int = 90 * 86_400_000  # must be longer than activity_retention_ms: a record outlives its events
+    max_future_ms: int = 300_000
+
+    index_type: Literal["auto", "FLAT", "HNSW"] = "auto"  # auto: FLAT for fewer than index_flat_below rows, else HNSW
+    index_flat_below: int = 10_000
+    index_ef: Annotated[int, Field(ge=1, le=32768)] = 200
+
+    store_timeout_ms: int = 1000
+    index_timeout_ms: int = 1500
+    tower_timeout_ms: int = 1000
+    publish_timeout_ms: int = 30_000
+    web_bind: str = "127.0.0.1"
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    def topic(self, name: str) -> str:
+        """The topic's name under the namespace."""
+        return f"{self.namespace}.{name}" if self.namespace else name
+
+    def group(self, name: str) -> str:
+        """The consumer group's name under the namespace."""
+        return f"{self.namespace}.{name}" if self.namespace else name
+
+    def key(self, name: str) -> str:
+        """A Redis key prefix under the namespace."""
+        return f"{self.namespace}:{name}" if self.namespace else name
+
+    def collection(self, model_version: str) -> str:
+        """The Milvus collection of one bundle; letters, digits and underscores only."""
+        name = "items_" + "".join(c if c.isalnum() and c.isascii() else "_" for c in model_version)
+        return f"{self.namespace}_{name}" if self.namespace else name
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read settings; raises ConfigurationError with one line that names the setting. `overrides` win over everything."""
+    for name, path in list(os.environ.items()):
+        if name.startswith("RECALL_") and name.endswith("_FILE") and name.removesuffix("_FILE") not in os.environ:
+            try:
+                os.environ[name.removesuffix("_FILE")] = Path(path).read_text().strip()
+            except OSError as error:
+                raise ConfigurationError(f"{name}: {path}: {error.strerror}") from error
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]  # pydantic validates them
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "_".join(str(part) for part in first["loc"])
+        raise ConfigurationError(f"setting {name}: {first['msg']}") from error
+    except ValueError as error:  # recall.toml that is not TOML
+        raise ConfigurationError(f"recall.toml: {error}") from error
