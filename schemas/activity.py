@@ -13,7 +13,7 @@ TimestampMs = Annotated[int, Meta(ge=0, le=MAX_TIMESTAMP_MS)]
 
 
 class UserActivity(Struct, frozen=True, kw_only=True):
-    """One activity. `event_id` is unique per user for ever; `timestamp_ms` is the event time, epoch milliseconds UTC."""
+    """One activity. `event_id` is unique per user for ever; `timestamp_ms` is the event time, epoch ms UTC."""
 
     event_id: Id
     user_id: Id

@@ -43,7 +43,7 @@ class DependencyTimeout(DependencyError):
 
 
 class RowRefused(DependencyError):
-    """It refuses these rows and would refuse them again. `rows` are positions in the batch; None when it did not say."""
+    """It refuses these rows and would again. `rows` are positions in the batch; None when it did not say."""
 
     def __init__(self, dependency: str, message: str, rows: list[int] | None = None) -> None:
         super().__init__(dependency, message)

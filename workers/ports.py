@@ -86,7 +86,7 @@ class ItemTable(Protocol):
         ...
 
     async def write(self, records: Sequence[ItemRecord]) -> list[bool]:
-        """Write each record unless a later offset of its partition stands there (False), and tell the feed. Idempotent."""
+        """Write each record and tell the feed; False where a later offset of its partition stands. Idempotent."""
         ...
 
     async def vectors(self, hashes: UInt64) -> tuple[Float32, NDArray[np.bool_]]:

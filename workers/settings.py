@@ -17,7 +17,7 @@ AGENT_KINDS: tuple[AgentKind, ...] = ("activity", "items", "recall")
 
 
 class Settings(BaseSettings):
-    """All settings with their defaults; names are those of recall.toml, upper case with RECALL_ before in the environment."""
+    """All settings with their defaults; in the environment upper case with RECALL_ before."""
 
     model_config = SettingsConfigDict(env_prefix="RECALL_", toml_file="recall.toml", extra="ignore", frozen=True)
 
@@ -84,7 +84,7 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: object) -> Settings:
-    """Read settings; raises ConfigurationError with one line that names the setting. `overrides` win over everything."""
+    """Read settings; raises ConfigurationError with one line that names the setting. `overrides` win."""
     for name, path in list(os.environ.items()):
         if name.startswith("RECALL_") and name.endswith("_FILE") and name.removesuffix("_FILE") not in os.environ:
             try:
