@@ -1,0 +1,107 @@
+"""The command `recall`: finds the command that was typed, imports that one alone, and turns every error into one line.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 ended by Ctrl-C.
+"""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, Final
+
+import typer
+
+from workers.errors import ConfigurationError, RecallError
+
+COMMANDS: Final[dict[tuple[str, ...], tuple[str, str]]] = {
+    ("demo",): ("workers.cli.demo:demo", "Show the whole thing live, on real servers and real data."),
+    ("up",): ("workers.cli.up:up", "Start the local stack and the workers."),
+    ("down",): ("workers.cli.down:down", "Stop the local stack and the workers."),
+    ("status",): ("workers.cli.status:status", "Say what runs, where, and how far behind it is."),
+    ("worker",): ("workers.cli.worker:worker", "Run one kind of worker: activity, items, recall, or all."),
+    ("ask",): ("workers.cli.ask:ask", "Send one recall request over Kafka and print the answer."),
+    ("send",): ("workers.cli.send:send", "Send JSON lines as events: activity, requests or items."),
+    ("topics", "apply"): ("workers.cli.topics:apply", "Create the topics, or check those that exist."),
+    ("items", "load"): ("workers.cli.items:load", "Stream a catalogue in as item updates."),
+    ("model", "fit"): ("workers.cli.model:fit", "Fit a bundle in closed form and make it the active one."),
+    ("dead-letters", "list"): ("workers.cli.dead_letters:list_", "Show what could not be processed, and why."),
+}
+GROUPS: Final[dict[str, str]] = {
+    "topics": "The five Kafka topics.",
+    "items": "The catalogue.",
+    "model": "Bundles: the two towers and what belongs to them.",
+    "dead-letters": "Events that no worker could process.",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the console script; always ends the process."""
+    arguments = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        code = build(arguments)(arguments, standalone_mode=False, prog_name="recall")
+    except Exception as error:
+        if debug:
+            raise
+        sys.exit(_report(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(code or 0)
+
+
+def build(arguments: list[str]) -> typer.Typer:
+    """The application for these arguments: the command named in them is real, every other one only its line of help."""
+    app = typer.Typer(
+        help="Two-tower recall as a stream processor.",
+        epilog="--debug shows tracebacks. Settings: recall.toml or RECALL_* in the environment; see docs/cli.md.",
+        add_completion=False,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+    groups: dict[str, typer.Typer] = {}
+    words = tuple(argument for argument in arguments if not argument.startswith("-"))
+    for path, (target, help_line) in COMMANDS.items():
+        parent = app
+        if len(path) > 1:
+            if path[0] not in groups:
+                groups[path[0]] = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+                app.add_typer(groups[path[0]], name=path[0], help=GROUPS[path[0]])
+            parent = groups[path[0]]
+        function = _load(target) if words[: len(path)] == path else _unused
+        parent.command(path[-1], help=help_line if function is _unused else None)(function)
+    return app
+
+
+def _load(target: str) -> Callable[..., Any]:
+    module, _, name = target.partition(":")
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    return function
+
+
+def _unused() -> None:
+    """Stands for a command that was not typed."""
+
+
+def _report(error: Exception) -> int:
+    """Print one line for an error and return the exit code it stands for."""
+    if isinstance(error, ConfigurationError):
+        print(f"recall: {error}", file=sys.stderr)
+        return 2
+    if isinstance(error, RecallError):
+        print(f"recall: {error}", file=sys.stderr)
+        return 1
+    exit_code = getattr(error, "exit_code", None)
+    if isinstance(exit_code, int):  # an error of the command line itself: typer's own exceptions carry their code
+        message = str(getattr(error, "message", error))
+        if message.startswith("Usage:"):  # a group without a command: its whole help
+            print(message, file=sys.stderr)
+        elif message:
+            print(f"recall: {' '.join(message.split())}", file=sys.stderr)
+        return exit_code
+    print(f"recall: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    main()
