@@ -1,0 +1,31 @@
+# make setup   install everything, pinned and checked by hash, into .venv
+# make check   lint, types, generated files
+# make test    every test, against real Kafka, Redis and Milvus
+# make demo    the whole thing live on real data
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: setup check test demo
+
+setup: $(STAMP)
+
+$(STAMP): requirements/dev.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0] + "; choose another with make PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip --quiet install --require-hashes -r requirements/tools.txt
+	$(BIN)/uv --quiet pip sync --python $(BIN)/python --require-hashes requirements/dev.txt
+	$(BIN)/uv --quiet pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $(STAMP)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m schemas.generate --check
+
+test: setup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+
+demo: setup
+	$(BIN)/recall demo
