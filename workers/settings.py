@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     tower_timeout_ms: int = 1000
     publish_timeout_ms: int = 30_000
     web_bind: str = "127.0.0.1"
+    web_port: Annotated[int, Field(ge=0, le=65535)] = 0  # /healthz /readyz /metrics of a worker; 0 = not served
 
     @field_validator("data_dir")
     @classmethod

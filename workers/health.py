@@ -1,0 +1,54 @@
+"""/healthz, /readyz and /metrics of one worker, over HTTP on loopback unless told otherwise."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from workers.errors import ConfigurationError
+from workers.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Whether all is well, and if not, one line that says what is missing."""
+
+    well: bool
+    detail: str = "ok"
+
+
+class HealthServer:
+    """Serves three pages until closed. `live` and `ready` are asked at every request and must not wait."""
+
+    def __init__(self, metrics: Metrics, live: Callable[[], Condition], ready: Callable[[], Condition]) -> None:
+        self._metrics = metrics
+        self._live = live
+        self._ready = ready
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, host: str, port: int) -> None:
+        """Listen; raises ConfigurationError when the port is taken."""
+        application = web.Application()
+        application.router.add_get("/healthz", lambda _: _page(self._live()))
+        application.router.add_get("/readyz", lambda _: _page(self._ready()))
+        application.router.add_get("/metrics", self._render)
+        self._runner = web.AppRunner(application, access_log=None)
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, host, port).start()
+        except OSError as error:
+            await self.close()
+            raise ConfigurationError(f"web_port {host}:{port} cannot be used: {error.strerror}") from error
+
+    async def close(self) -> None:
+        """Stop listening. May be called twice."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def _render(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.render(), content_type="text/plain")
+
+
+async def _page(condition: Condition) -> web.Response:
+    return web.Response(text=condition.detail + "\n", status=200 if condition.well else 503)
