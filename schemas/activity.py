@@ -12,7 +12,7 @@ Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID_BYTES)]
 TimestampMs = Annotated[int, Meta(ge=0, le=MAX_TIMESTAMP_MS)]
 
 
-class UserActivity(Struct, frozen=True, kw_only=True):
+class UserActivity(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One activity. `event_id` is unique per user for ever; `timestamp_ms` is the event time, epoch ms UTC."""
 
     event_id: Id

@@ -7,7 +7,7 @@ from msgspec import Meta, Struct
 from schemas.activity import Id, TimestampMs
 
 
-class ItemUpdate(Struct, frozen=True, kw_only=True):
+class ItemUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One item update. `attributes` is the whole item, never a patch. The later offset wins, not the later time."""
 
     item_id: Id

@@ -25,7 +25,7 @@ class FilterClause(Struct, frozen=True, kw_only=True):
     value: Any
 
 
-class RecallRequest(Struct, frozen=True, kw_only=True):
+class RecallRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Ask for the `k` best candidates of one user, before the record's Kafka timestamp + `timeout_ms`."""
 
     request_id: Id
