@@ -70,6 +70,27 @@ def hash64(text: str) -> int:
     return xxhash.xxh3_64_intdigest(text.encode()) or 1
 
 
+def compact_seen(raw: bytes) -> bytes:
+    """The seen set without repeats: the newest time of each item, the newest MAX_SEEN_ITEMS by (time, item)."""
+    entries = np.frombuffer(raw, dtype=SEEN_ENTRY)
+    newest_first = entries[np.lexsort((entries["item"], entries["timestamp_ms"]))[::-1]]
+    _, first = np.unique(newest_first["item"], return_index=True)
+    return newest_first[np.sort(first)][:MAX_SEEN_ITEMS][::-1].tobytes()
+
+
+def seen_items(raw: bytes, before_ms: int | None = None) -> NDArray[np.uint64]:
+    """uint64[n]: hashes of the items in a seen set, each once, sorted; with `before_ms` those seen before that time.
+
+    Of an item that was seen again, only the newest time is kept for good: as of an earlier time it may count as unseen.
+    """
+    entries = np.frombuffer(raw, dtype=SEEN_ENTRY)
+    if len(entries) > MAX_SEEN_ITEMS:
+        entries = np.frombuffer(compact_seen(raw), dtype=SEEN_ENTRY)
+    if before_ms is not None:
+        entries = entries[entries["timestamp_ms"] < before_ms]
+    return np.unique(entries["item"])
+
+
 @dataclass(frozen=True, slots=True)
 class UserRecord:
     """Facts about one user. `history` holds whole HISTORY_ROWs, oldest first; `profile` is sorted by field name."""

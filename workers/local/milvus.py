@@ -1,0 +1,110 @@
+"""The Milvus server of the `milvus` wheel, started directly: the wheel's wrapper hides a dead child and moves ports."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from workers.errors import ConfigurationError
+from workers.local.service import Say, Service
+
+VERSION = "2.3.5"
+# Visible sooner, growing segments cheaper, restarts quicker; see docs/storage.md.
+TUNING = {
+    "proxy.timeTickInterval": 50,
+    "queryNode.segcore.chunkRows": 8192,
+    "dataCoord.segment.maxSize": 64,
+    "common.session.ttl": 3,
+    "common.gracefulStopTimeout": 3,
+}
+ETCD = """\
+listen-client-urls: http://127.0.0.1:{clients}
+advertise-client-urls: http://127.0.0.1:{clients}
+listen-peer-urls: http://127.0.0.1:{peers}
+initial-advertise-peer-urls: http://127.0.0.1:{peers}
+initial-cluster: default=http://127.0.0.1:{peers}
+"""
+
+
+class Milvus(Service):
+    """The standalone server. Ports: clients, metrics, etcd's peers, then those of its configuration."""
+
+    name = "milvus"
+    port_count = 14
+    ready_within_s = 120.0
+    patience_s = 20.0
+
+    @property
+    def address(self) -> str:
+        """URI."""
+        return f"http://127.0.0.1:{self.ports[0]}"
+
+    @property
+    def version(self) -> str:
+        """Version of Milvus."""
+        return VERSION
+
+    @property
+    def _binaries(self) -> Path:
+        return self.cache / f"milvus-{VERSION}"
+
+    def prepare(self, say: Say) -> None:
+        """Unpack the wheel's binaries (250 MB) into the cache, once."""
+        if sys.platform != "linux" or platform.machine() != "x86_64":
+            here = f"{sys.platform} {platform.machine()}"
+            raise ConfigurationError(f"the Milvus server's package runs on Linux x86-64 only, this is {here}")
+        if (self._binaries / "complete").exists():
+            return
+        milvus = _wheel()
+        say(f"unpacking the Milvus {VERSION} server (250 MB, Apache License 2.0)")
+        temporary = self.cache / f"milvus-{VERSION}.{os.getpid()}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        # The wheel's unpacker prints and logs; it runs as a child so that our output stays ours.
+        code = f"import {milvus.__name__} as m; m._initialize_data_files({str(temporary)!r})"
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        (temporary / "complete").touch()
+        shutil.rmtree(self._binaries, ignore_errors=True)
+        temporary.rename(self._binaries)
+
+    def command(self) -> tuple[list[str], dict[str, str]]:
+        """Write Milvus' and etcd's configuration."""
+        configuration = _wheel().MilvusServerConfig(data_dir=str(self.data))
+        names = sorted(name for name in configuration.configurable_items if name.endswith("_port"))
+        names.remove("proxy_port")
+        client_port, metrics_port, peer_port, *rest = self.ports
+        ports = dict(zip(names, rest, strict=False)) | {"proxy_port": client_port}
+        for name, port in ports.items():
+            configuration.configurable_items[name][1] = port
+        for key, value in TUNING.items():
+            configuration.set(key, value)
+        configuration.resolve_storage()
+        configuration.write_config()
+        etcd = self.data / "configs" / "etcd.yaml"
+        etcd.write_text(ETCD.format(clients=ports["etcd_port"], peers=peer_port))
+        binaries = self._binaries / "bin"
+        env = os.environ | {
+            "DEPLOY_MODE": "STANDALONE",
+            "METRICS_PORT": str(metrics_port),
+            "MILVUS_RUN_DIR": str(self.data / "run"),
+            "ETCD_CONFIG_PATH": str(etcd),
+            "LD_LIBRARY_PATH": str(binaries),
+        }
+        return [str(binaries / "milvus"), "run", "standalone"], env
+
+    def probe(self) -> bool:
+        """Whether it calls itself healthy."""
+        from workers.local.probes import milvus_answers
+
+        return milvus_answers(f"127.0.0.1:{self.ports[0]}")
+
+
+def _wheel() -> Any:
+    try:
+        import milvus
+    except ImportError as error:
+        raise ConfigurationError("the local stack needs the extra `local`: pip install recall-worker[local]") from error
+    return milvus

@@ -1,0 +1,105 @@
+"""Child processes that die with their parent, and what belongs to them: logs, ports, ends."""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from workers.errors import RecallError
+
+PR_SET_PDEATHSIG = 1
+HIGHEST_PORT = 55_000  # below it, because a Redis Cluster node also listens at its port + 10000
+
+
+def spawn(argv: Sequence[str], log: Path, cwd: Path, env: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
+    """Start a child whose output goes to `log`, in a session of its own (Ctrl-C reaches only the parent).
+
+    On Linux the kernel kills it when this process ends, however it ends.
+    """
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        cwd.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                list(argv),
+                cwd=cwd,
+                env=dict(os.environ if env is None else env),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509  # a supervisor starts its children from its only thread
+            )
+    except OSError as error:
+        raise RecallError(f"{argv[0]} cannot be started: {error.strerror}: {error.filename}") from error
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end(process: "subprocess.Popen[bytes]", patience_s: float) -> int:
+    """SIGTERM, then SIGKILL when it takes longer than `patience_s`; returns the exit code."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            return process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    return process.wait()
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    """The last lines of a log, for an error message."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(0, log.stat().st_size - 16_384))
+            text = stream.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(f"    {line}" for line in text.splitlines()[-lines:])
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on loopback that nobody listens at now, all different."""
+    sockets: list[socket.socket] = []
+    ports: list[int] = []
+    try:
+        while len(ports) < count:
+            candidate = socket.socket()
+            sockets.append(candidate)
+            candidate.bind(("127.0.0.1", 0))
+            if candidate.getsockname()[1] <= HIGHEST_PORT:
+                ports.append(candidate.getsockname()[1])
+    finally:
+        for held in sockets:
+            held.close()
+    return ports
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen at this port of loopback now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def alive(pid: int, started: float) -> bool:
+    """Whether the process that had this pid when it was noted (kernel start time) still runs."""
+    return start_time(pid) == started
+
+
+def start_time(pid: int) -> float:
+    """When a process started, in clock ticks since boot; 0 when there is none or it is a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return 0.0 if fields[0] in "ZX" else float(fields[19])

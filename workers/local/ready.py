@@ -1,0 +1,37 @@
+"""Whether workers are ready: their own /readyz pages."""
+
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+
+from workers.errors import RecallError
+from workers.local.process import tail
+from workers.local.state import WorkerState
+from workers.local.workers import WorkerProcesses
+
+
+def health(worker: WorkerState, host: str = "127.0.0.1") -> str:
+    """`ready`, `starting` with what is missing, or `down`."""
+    try:
+        with urllib.request.urlopen(f"http://{host}:{worker.web_port}/readyz", timeout=1) as page:
+            return "ready" if page.status == 200 else "starting"
+    except urllib.error.HTTPError as error:
+        return f"starting: {error.read().decode(errors='replace').strip()}"
+    except OSError:
+        return "down"
+
+
+def wait_ready(workers: WorkerProcesses, states: Sequence[WorkerState], within_s: float = 60.0) -> None:
+    """Wait until every worker is ready. Raises RecallError with the end of the log of one that died or is too slow."""
+    end = time.monotonic() + within_s
+    for state in states:
+        while (found := health(state)) != "ready":
+            dead = workers.dead()
+            if dead is not None:
+                raise RecallError(f"worker {dead} ended; the end of its log:\n{tail(workers.log(dead))}")
+            if time.monotonic() > end:
+                raise RecallError(
+                    f"worker {state.kind} is {found}; the end of its log:\n{tail(workers.log(state.kind))}"
+                )
+            time.sleep(0.05)

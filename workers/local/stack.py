@@ -1,0 +1,156 @@
+"""The stack as a whole: start in parallel, find again, notice a death, stop."""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from workers.errors import ConfigurationError, RecallError
+from workers.local.kafka import Kafka
+from workers.local.milvus import Milvus
+from workers.local.process import free_ports, is_free, start_time
+from workers.local.redis import Redis
+from workers.local.service import Say, Service
+from workers.local.state import ServiceState, StackState, read_state, running, state_file, write_state
+
+CACHE_VARIABLE = "RECALL_CACHE_DIR"
+
+
+def cache_dir() -> Path:
+    """Where downloads and unpacked servers are kept, shared by all stacks of a user."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "recall-worker"
+    return Path(os.environ.get(CACHE_VARIABLE, default)).absolute()
+
+
+class LocalStack:
+    """Kafka, Redis and Milvus under one data folder, owned by this process."""
+
+    def __init__(self, data_dir: Path, say: Say) -> None:
+        logs = data_dir / "logs"
+        self.data_dir = data_dir
+        self.kafka = Kafka(data_dir / "kafka", logs / "kafka.log", cache_dir())
+        self.redis = Redis(data_dir / "redis", logs / "redis.log", cache_dir())
+        self.milvus = Milvus(data_dir / "milvus", logs / "milvus.log", cache_dir())
+        self.services: tuple[Service, ...] = (self.kafka, self.redis, self.milvus)
+        self.state: StackState | None = None
+        self._say = say
+        self._lock: IO[bytes] | None = None
+
+    def start(self) -> None:
+        """Start all three and wait until they answer. Raises RecallError; nothing is left running then."""
+        self._lock_folder()
+        try:
+            for service in self.services:
+                service.prepare(self._say)
+            self._assign_ports()
+            for service in self.services:
+                service.start()
+            for service in self.services:
+                started = time.monotonic()
+                service.wait_ready()
+                waited_s = time.monotonic() - started
+                self._say(f"{service.name} {service.version} at {service.address} ({waited_s:.1f} s)")
+            self.write()
+        except BaseException:
+            self.stop()
+            raise
+
+    def write(self) -> None:
+        """Write the state file, workers included."""
+        workers = self.state.workers if self.state is not None else []
+        services = {
+            service.name: ServiceState(
+                pid=service.process.pid, address=service.address, ports=service.ports, version=service.version
+            )
+            for service in self.services
+            if service.process is not None
+        }
+        pid = os.getpid()
+        self.state = StackState(
+            supervisor_pid=pid, supervisor_started=start_time(pid), services=services, workers=workers
+        )
+        write_state(self.data_dir, self.state)
+
+    def dead(self) -> Service | None:
+        """A service that has ended by itself, or None."""
+        return next((s for s in self.services if s.process is not None and s.process.poll() is not None), None)
+
+    def restart(self, name: str) -> None:
+        """Start one service again on its ports, for fault tests."""
+        service = next(service for service in self.services if service.name == name)
+        service.start()
+        service.wait_ready()
+        self.write()
+
+    def stop(self) -> None:
+        """End all services, Kafka last. May be called twice."""
+        for service in (self.milvus, self.redis, self.kafka):
+            service.stop()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _lock_folder(self) -> None:
+        try:
+            self.data_dir.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.data_dir / "lock").open("ab")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RecallError(f"another process is starting or running the stack in {self.data_dir}") from error
+        except OSError as error:
+            raise ConfigurationError(f"{self.data_dir} cannot be written: {error.strerror}") from error
+
+    def _assign_ports(self) -> None:
+        """The ports of the last run where all of a service's are still free, else new ones."""
+        before = read_state(self.data_dir)
+        for service in self.services:
+            known = before.services.get(service.name) if before is not None else None
+            ports = known.ports if known is not None else []
+            reusable = len(ports) == service.port_count and all(is_free(port) for port in ports)
+            service.ports = ports if reusable else free_ports(service.port_count)
+
+
+def stop_running(data_dir: Path, say: Say, patience_s: float = 60.0) -> bool:
+    """Ask the supervisor of a running stack to end, and wait for it. False when none runs."""
+    state = running(data_dir)
+    if state is None:
+        return False
+    _signal_and_wait(state, patience_s)
+    say("stopped workers, milvus, redis and kafka" if state.workers else "stopped milvus, redis and kafka")
+    return True
+
+
+def _signal_and_wait(state: StackState, patience_s: float) -> None:
+    import signal
+
+    with suppress(ProcessLookupError):
+        os.kill(state.supervisor_pid, signal.SIGTERM)
+    if not wait_until(lambda: not state.runs(), patience_s):
+        with suppress(ProcessLookupError):
+            os.kill(state.supervisor_pid, signal.SIGKILL)  # its children die with it
+        wait_until(lambda: not state.runs(), 10.0)
+
+
+def wipe(data_dir: Path) -> list[str]:
+    """Delete the data of a stopped stack, not the bundles and not the cache; names what it deleted."""
+    deleted = []
+    for name in ("kafka", "redis", "milvus", "logs"):
+        if (data_dir / name).exists():
+            shutil.rmtree(data_dir / name)
+            deleted.append(name)
+    state_file(data_dir).unlink(missing_ok=True)
+    return deleted
+
+
+def wait_until(condition: Callable[[], bool], within_s: float) -> bool:
+    """Ask every 50 ms until it holds; False when it does not within `within_s`."""
+    end = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True

@@ -1,0 +1,147 @@
+"""Events into a user record. Pure: the same set of events gives the same record, however often and in whatever order.
+
+An event is its 64-bit hash. The history keeps the greatest MAX_HISTORY_ROWS rows by (timestamp_ms, event hash); the
+greatest evicted pair is the floor, below which an unknown event can no longer be told from a forgotten duplicate: it is
+`too_late`, stays out of history and count, while profile and seen set, which are maxima, still take it in.
+"""
+
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from schemas.activity import UserActivity
+from schemas.records import (
+    HISTORY_ROW,
+    MAX_HISTORY_ROWS,
+    MAX_PROFILE_FIELDS,
+    ProfileField,
+    UserRecord,
+    hash64,
+)
+
+ROW_BYTES = HISTORY_ROW.itemsize
+PAIR_BYTES = 16  # (timestamp_ms, event hash), the head of a row
+EVENT = slice(8, 16)
+ITEM = slice(16, 24)
+NO_ITEM = bytes(8)
+MAX_PROFILE_VALUE_BYTES = 1024
+
+_pack_row = struct.Struct(">QQQQf").pack
+_pack_seen = struct.Struct("<QQ").pack
+_encode_value = msgspec.msgpack.Encoder(order="deterministic").encode
+_action_hash = lru_cache(maxsize=1024)(hash64)
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A record after some events. `seen` is appended to the seen set; nothing needs writing unless `changed`."""
+
+    record: UserRecord
+    seen: bytes
+    changed: bool
+    accepted: int
+    duplicates: int
+    too_late: int
+    forgotten: int
+
+
+def merge(record: UserRecord, events: Sequence[UserActivity], seen_actions: frozenset[str]) -> Merged:
+    """Take events into a record (a new user's is `UserRecord()`); with no `seen_actions`, every item counts as seen."""
+    history, floor, count, profile = record.history, record.floor, record.count, record.profile
+    seen: list[bytes] = []
+    accepted = duplicates = too_late = forgotten = 0
+    for event in events:
+        if event.timestamp_ms <= record.forgotten_ms:
+            forgotten += 1
+            continue
+        row = _row(event)
+        place = _find(history, row[EVENT])
+        if place >= 0:
+            duplicates += 1
+            known = history[place : place + ROW_BYTES]
+            if not floor < row[:PAIR_BYTES] or row >= known:
+                continue
+            # The same event with other content, against the contract: the lesser row wins, in whatever order they come.
+            history = history[:place] + history[place + ROW_BYTES :]
+            count -= known[ITEM] != NO_ITEM
+        elif row[:PAIR_BYTES] <= floor:
+            too_late += 1
+            row = b""
+        else:
+            accepted += 1
+        if row:
+            history = _insert(history, row)
+            count += row[ITEM] != NO_ITEM
+            if len(history) > MAX_HISTORY_ROWS * ROW_BYTES:
+                floor, history = history[:PAIR_BYTES], history[ROW_BYTES:]
+        if event.attributes:
+            profile = _merge_profile(profile, event.attributes, event.timestamp_ms)
+        if event.item_id is not None and (not seen_actions or event.action in seen_actions):
+            seen.append(_pack_seen(hash64(event.item_id), event.timestamp_ms))
+    merged = replace(record, history=history, floor=floor, count=count, profile=profile)
+    return Merged(
+        record=merged,
+        seen=b"".join(seen),
+        changed=bool(seen) or merged != record,
+        accepted=accepted,
+        duplicates=duplicates,
+        too_late=too_late,
+        forgotten=forgotten,
+    )
+
+
+def forget(record: UserRecord, taken_ms: int) -> UserRecord:
+    """The record of a user to be forgotten: empty, and closed to every event up to the newest time known."""
+    newest_ms = int.from_bytes(record.history[-ROW_BYTES:][:8], "big")
+    times_ms = [taken_ms, record.forgotten_ms, newest_ms, *(timestamp_ms for _, _, timestamp_ms in record.profile)]
+    return UserRecord(token=record.token, forgotten_ms=max(times_ms))
+
+
+def _row(event: UserActivity) -> bytes:
+    item = 0 if event.item_id is None else hash64(event.item_id)
+    value = math.nan if event.value is None else event.value
+    return _pack_row(event.timestamp_ms, hash64(event.event_id), item, _action_hash(event.action), value)
+
+
+def _find(history: bytes, event: bytes) -> int:
+    """Where the row of this event starts, or -1."""
+    at = history.find(event)
+    while at >= 0 and at % ROW_BYTES != EVENT.start:
+        at = history.find(event, at + 1)
+    return at - EVENT.start if at >= 0 else -1
+
+
+def _insert(history: bytes, row: bytes) -> bytes:
+    """The history with one more row at its place; rows sort by their bytes."""
+    low, high = 0, len(history) // ROW_BYTES
+    if history[-ROW_BYTES:] < row:  # nearly always: the newest event
+        low = high
+    while low < high:
+        middle = (low + high) // 2
+        if history[middle * ROW_BYTES : (middle + 1) * ROW_BYTES] < row:
+            low = middle + 1
+        else:
+            high = middle
+    at = low * ROW_BYTES
+    return history[:at] + row + history[at:]
+
+
+def _merge_profile(
+    profile: tuple[ProfileField, ...], attributes: dict[str, Any], timestamp_ms: int
+) -> tuple[ProfileField, ...]:
+    """The newest value of each field; of equal times the greater encoded one, so that order does not matter."""
+    fields = {name: (known_ms, _encode_value(value), value) for name, value, known_ms in profile}
+    for name, value in attributes.items():
+        encoded = _encode_value(value)
+        if len(encoded) > MAX_PROFILE_VALUE_BYTES or len(name.encode()) > MAX_PROFILE_VALUE_BYTES:
+            continue  # the record is bounded: what does not fit is left out
+        known = fields.get(name)
+        if known is None or (timestamp_ms, encoded) > known[:2]:
+            fields[name] = (timestamp_ms, encoded, value)
+    newest = sorted(fields, key=lambda name: (fields[name][0], name))[-MAX_PROFILE_FIELDS:]
+    return tuple((name, fields[name][2], fields[name][0]) for name in sorted(newest))

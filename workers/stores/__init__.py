@@ -1,0 +1,1 @@
+"""The user table and the item table, in Redis and in memory."""

@@ -1,0 +1,33 @@
+"""Every Redis key of the project.
+
+Ids may contain anything, braces included, so a key never puts one where Redis Cluster would look for a hash tag: the tag
+is the id's 64-bit hash in hexadecimal, and the id itself stands behind it.
+"""
+
+from schemas.records import hash64
+from workers.settings import Settings
+
+
+def user_record(settings: Settings, user_id: str) -> bytes:
+    """The user's record; in one slot with the seen set."""
+    return f"{settings.key('user')}:{{{hash64(user_id):016x}}}:record:{user_id}".encode()
+
+
+def user_seen(settings: Settings, user_id: str) -> bytes:
+    """The user's seen set."""
+    return f"{settings.key('user')}:{{{hash64(user_id):016x}}}:seen:{user_id}".encode()
+
+
+def item_record(settings: Settings, collection: str, item_hash: int) -> bytes:
+    """One item in one view; looked up by hash, because histories hold nothing else."""
+    return f"{settings.key('item')}:{collection}:{item_hash:016x}".encode()
+
+
+def item_feed(settings: Settings, collection: str) -> bytes:
+    """The stream of one view's recent item changes."""
+    return f"{settings.key('item-feed')}:{collection}".encode()
+
+
+def active_view(settings: Settings) -> bytes:
+    """Which bundle and collection answer requests."""
+    return settings.key("active-view").encode()
