@@ -1,7 +1,7 @@
 """Every Redis key of the project.
 
-Ids may contain anything, braces included, so a key never puts one where Redis Cluster would look for a hash tag: the tag
-is the id's 64-bit hash in hexadecimal, and the id itself stands behind it.
+Ids may contain anything, braces included, so a key never puts one where Redis Cluster would look for a hash tag: the
+tag is the id's 64-bit hash in hexadecimal, and the id itself stands behind it.
 """
 
 from schemas.records import hash64

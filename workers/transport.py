@@ -1,0 +1,374 @@
+"""The batch transport: Faust's app, agents, rebalances and commits, with batches in place of single messages.
+
+One poll is one merged, cut set of batches over all partitions; the next poll waits until a slot is free and no batch
+waits, so that batches grow with load by themselves. Offsets are committed as the longest finished prefix.
+
+    app = create_app("recall-requests", settings, policy)
+    topic = batch_topic(app, "recall-requests")
+
+    @app.agent(topic)
+    async def agent(stream):
+        await serve(stream, handle)      # handle(batch) must end with batch.done()
+
+This is the one file that touches Faust's internals; tests/contract/test_engine_internals.py names each of them.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import aiokafka
+import faust
+import structlog
+from aiokafka.errors import (
+    InvalidProducerEpoch,
+    KafkaError,
+    OutOfOrderSequenceNumber,
+    ProducerFenced,
+    UnknownTopicOrPartitionError,
+)
+from aiokafka.partitioner import murmur2
+from faust.transport import drivers
+from faust.transport.drivers import aiokafka as driver
+from faust.types.tuples import ConsumerMessage
+
+from workers.errors import DependencyTimeout, DependencyUnavailable
+from workers.inflight import Batch, BatchPolicy, InFlight
+from workers.settings import Settings
+
+log = structlog.get_logger()
+
+SCHEME = "recall"
+POLL_S = 1.0
+STOP_WITHIN_S = 8.0
+EXIT_AFTER_S = 12.0
+SESSION_TIMEOUT_S = 10.0
+MAX_REQUEST_BYTES = 1_090_000  # what a topic of ours takes, less a record batch's own overhead
+RECORD_OVERHEAD_BYTES = 64
+FATAL_FOR_PRODUCER = (OutOfOrderSequenceNumber, ProducerFenced, InvalidProducerEpoch)
+
+
+class Consumer(driver.Consumer):
+    """Faust's consumer, delivering whole batches and committing finished prefixes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.policy: BatchPolicy = self.app.recall_policy
+        self.flight = InFlight(self.policy)
+        self.last_poll = time.monotonic()
+        self.wake = asyncio.Event()
+
+    async def _drain_messages(self, fetcher: Any) -> None:
+        """Poll, cut and deliver until stopped. Replaces Faust's loop over single messages."""
+        try:
+            while not (self.should_stop or fetcher.should_stop):
+                self.last_poll = time.monotonic()
+                if self.flight.wants_poll():
+                    await self._poll()
+                await self._deliver()
+        except self.consumer_stopped_errors:
+            if not self.app.should_stop:
+                raise
+        except asyncio.CancelledError:
+            if not self.app.should_stop:
+                raise
+
+    async def _poll(self) -> None:
+        flight = self.flight
+        records, _ = await self._wait_next_records(POLL_S)
+        if not records or self.should_stop:
+            await asyncio.sleep(0)
+            return
+        if not self.flow_active:  # a rebalance began meanwhile: what was fetched will be read again
+            await self.perform_seek()
+            return
+        if flight is not self.flight:
+            return
+        polled = {}
+        for partition, fetched in records.items():
+            expected = self._read_offset[partition]
+            fresh = fetched if expected is None else [record for record in fetched if record.offset >= expected]
+            if fresh:
+                polled[partition] = fresh
+                self._read_offset[partition] = fresh[-1].offset + 1
+        if polled:
+            flight.add(polled)
+
+    async def _deliver(self) -> None:
+        """Hand waiting batches to the agent while slots are free; wait for a slot when there is none."""
+        while (batch := self.flight.take()) is not None:
+            first: Any = batch.records[0]
+            partition = self._new_topicpartition(first.topic, first.partition)
+            message = ConsumerMessage(
+                first.topic, first.partition, first.offset, first.timestamp / 1000, first.timestamp_type, (), None,
+                batch, None, 0, 0, partition, generation_id=self.app.consumer_generation_id,
+            )  # fmt: skip
+            await self.callback(message)
+        if not self.flight.wants_poll() and not self.should_stop:
+            self.wake.clear()
+            if not self.flight.wants_poll():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.wake.wait(), 0.05)
+
+    def _filter_committable_offsets(self, tps: Any) -> dict[Any, int]:  # noqa: ARG002  # Faust's own bookkeeping
+        return {self._new_topicpartition(*partition): offset for partition, offset in self.flight.committable().items()}
+
+    async def _commit_offsets(self, offsets: Mapping[Any, int], start_new_transaction: bool = True) -> bool:
+        flight = self.flight
+        done: bool = await super()._commit_offsets(offsets, start_new_transaction=start_new_transaction)
+        if done:
+            flight.confirm({(tp.topic, tp.partition): offset for tp, offset in offsets.items()})
+        return done
+
+    async def wait_empty(self) -> None:
+        """Let what was started finish, then commit until nothing is left to commit. Bounded."""
+        limit_s = STOP_WITHIN_S if self.app.should_stop else SESSION_TIMEOUT_S * 0.8
+        end = time.monotonic() + limit_s
+        self.flight.drop_waiting()
+        while self.flight.unfinished() and time.monotonic() < end:
+            self.wake.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.wake.wait(), 0.05)
+        if self.flight.unfinished():
+            log.warning("stopped before all batches were done", running=self.flight.counts[0])
+        for _ in range(10):
+            await self.commit_and_end_transactions()
+            if not self.flight.committable():
+                return
+
+    async def commit_and_end_transactions(self) -> None:
+        """Commit now: Faust skips a commit while another one is under way, and the last one must not be skipped."""
+        while self._commit_fut is not None:
+            await self.maybe_wait_for_commit_to_finish()
+            await asyncio.sleep(0)
+        await self.commit(start_new_transaction=False)
+
+    async def on_partitions_revoked(self, revoked: Any) -> None:
+        """Faust drains and commits through `wait_empty`; afterwards acknowledgements of this assignment are void."""
+        await super().on_partitions_revoked(revoked)
+        self.flight = InFlight(self.policy)
+
+    async def on_partitions_assigned(self, assigned: Any, generation_id: int = 0) -> None:
+        """A new assignment starts from the committed offsets."""
+        self.flight = InFlight(self.policy)
+        await super().on_partitions_assigned(assigned, generation_id)
+
+
+class Producer(driver.Producer):
+    """Faust's producer, idempotent: a retry inside it cannot write twice."""
+
+    def _settings_extra(self) -> Mapping[str, Any]:
+        return {"acks": "all", "enable_idempotence": True}
+
+
+class Transport(driver.Transport):
+    """The driver behind `recall://`."""
+
+    Consumer = Consumer
+    Producer = Producer
+
+
+class _BatchSchema(faust.Schema[Any, Any]):
+    """A message's value is a batch already; nothing is decoded here, so that bad bytes cannot stop a stream."""
+
+    def compile(self, app: Any, **_: Any) -> Any:
+        create_event = app.create_event
+
+        async def decode(message: Any, *, propagate: bool = False) -> Any:  # noqa: ARG001  # Faust's signature
+            return create_event(None, message.value, None, message)
+
+        return decode
+
+
+def create_app(group: str, settings: Settings, policy: BatchPolicy) -> Any:
+    """A Faust app whose id is the consumer group. No web server, no tables, nothing written beside `data_dir`."""
+    drivers.TRANSPORTS.aliases[SCHEME] = f"{__name__}:Transport"
+    app = faust.App(
+        group,
+        broker=f"{SCHEME}://{settings.kafka_bootstrap}",
+        datadir=str(settings.data_dir / "faust"),
+        broker_session_timeout=SESSION_TIMEOUT_S,
+        broker_heartbeat_interval=1.0,
+        broker_request_timeout=30.0,
+        broker_max_poll_interval=86_400.0,  # else a slow batch makes a worker a zombie; liveness is judged by progress
+        broker_max_poll_records=policy.max_poll_records,
+        broker_commit_interval=0.5,
+        broker_commit_every=1_000_000,
+        producer_acks=-1,
+        producer_linger=0.002,
+        producer_max_batch_size=262_144,
+        producer_max_request_size=MAX_REQUEST_BYTES,
+        producer_request_timeout=settings.publish_timeout_ms / 1000,
+        consumer_auto_offset_reset="earliest",
+        stream_wait_empty=True,
+        topic_disable_leader=True,
+        topic_allow_declare=False,
+        table_standby_replicas=0,
+        web_enabled=False,
+        web_bind="127.0.0.1",
+    )
+    app.recall_policy = policy
+    return app
+
+
+def batch_topic(app: Any, name: str) -> Any:
+    """A topic whose events are batches of raw records."""
+    return app.topic(name, schema=_BatchSchema(), key_type=None, value_type=None)
+
+
+async def serve(stream: Any, handle: Callable[[Batch], Awaitable[None]]) -> None:
+    """Run `handle` for every batch, as many at once as the policy allows. It must finish each record, and not raise.
+
+    If it raises all the same, the process ends without a commit: a supervisor starts it again, and nothing is lost.
+    """
+    consumer = stream.app.consumer
+    running: set[asyncio.Task[None]] = set()
+
+    async def run(batch: Batch) -> None:
+        try:
+            await handle(batch)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("an agent raised; ending without a commit", topic=batch.records[0].topic)
+            end_process()
+        finally:
+            consumer.wake.set()
+
+    async for batch in stream.noack():
+        batch.started = True
+        task = asyncio.create_task(run(batch))
+        running.add(task)
+        task.add_done_callback(running.discard)
+
+
+def end_process() -> None:
+    """End at once, offsets uncommitted: whatever was not acknowledged will be delivered again."""
+    logging.shutdown()
+    os._exit(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message to send. Without a partition the key decides, as in every Kafka client; without either, chance."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+    partition: int | None = None
+
+    def size_bytes(self) -> int:
+        """An upper bound of its size in a record batch."""
+        headers = sum(len(name.encode()) + len(value or b"") + 10 for name, value in self.headers)
+        return len(self.key or b"") + len(self.value or b"") + headers + RECORD_OVERHEAD_BYTES
+
+
+class Publisher:
+    """Sends messages in record batches through the app's idempotent producer."""
+
+    def __init__(self, app: Any, timeout_ms: int) -> None:
+        self._app = app
+        self._timeout_s = timeout_ms / 1000
+
+    async def send(self, topic: str, messages: Sequence[Outgoing]) -> list[int]:
+        """Send all and wait until every in-sync replica has them; returns positions of messages too large to send.
+
+        Sizes are measured before: a batch that the broker refuses would poison the idempotent producer. Raises
+        DependencyUnavailable or DependencyTimeout; some messages may have been sent then.
+        """
+        refused = [n for n, message in enumerate(messages) if message.size_bytes() > MAX_REQUEST_BYTES]
+        if len(refused) == len(messages):
+            return refused
+        skipped = set(refused)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._send([message for n, message in enumerate(messages) if n not in skipped], topic)
+        except FATAL_FOR_PRODUCER:
+            log.exception("the producer lost its sequence; ending without a commit", topic=topic)
+            end_process()
+        except TimeoutError as error:
+            raise DependencyTimeout("kafka", f"{topic}: not acknowledged in {self._timeout_s:.0f} s") from error
+        except KafkaError as error:
+            raise DependencyUnavailable("kafka", f"{topic}: {type(error).__name__}: {error}") from error
+        return refused
+
+    async def _send(self, messages: Sequence[Outgoing], topic: str) -> None:
+        producer: aiokafka.AIOKafkaProducer = self._app.producer._producer
+        partitions = sorted(await producer.partitions_for(topic))
+        if not partitions:
+            raise UnknownTopicOrPartitionError(topic)
+        builders: dict[int, Any] = {}
+        deliveries = []
+        for message in messages:
+            partition = message.partition
+            if partition is None:
+                number = random.getrandbits(31) if message.key is None else murmur2(message.key) & 0x7FFFFFFF
+                partition = partitions[number % len(partitions)]
+            builder = builders.get(partition)
+            if builder is None or not _append(builder, message):
+                if builder is not None:
+                    deliveries.append(await producer.send_batch(builder, topic, partition=partition))
+                builder = builders[partition] = producer.create_batch()
+                _append(builder, message)
+        for partition, builder in builders.items():
+            deliveries.append(await producer.send_batch(builder, topic, partition=partition))
+        await asyncio.gather(*deliveries)
+
+
+def _append(builder: Any, message: Outgoing) -> bool:
+    """Whether the message fitted into the record batch."""
+    appended = builder.append(key=message.key, value=message.value, timestamp=None, headers=list(message.headers))
+    return appended is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Liveness:
+    """Facts about a running app: seconds since the poll loop turned, partitions assigned, records behind."""
+
+    idle_s: float
+    assigned: int
+    lag: int
+
+
+def liveness(app: Any) -> Liveness:
+    """Facts for health pages; asks nobody."""
+    consumer = app._consumer
+    if consumer is None or app.rebalancing or not app.started:
+        return Liveness(idle_s=0.0, assigned=0, lag=0)
+    assigned = consumer.assignment()
+    lag = 0
+    for partition in assigned:
+        highwater = consumer.highwater(partition)
+        read = consumer._read_offset[partition]
+        lag += max(0, highwater - read) if highwater is not None and read is not None else 0
+    return Liveness(idle_s=time.monotonic() - consumer.last_poll, assigned=len(assigned), lag=lag)
+
+
+async def run_until_signal(app: Any) -> int:
+    """Start the app, run it until SIGTERM or SIGINT, drain, commit, stop. Returns the exit code: 1 after a crash."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await app.start()
+    ends = [asyncio.create_task(event.wait()) for event in (stopping, app._crashed, app._stopped)]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    for task in ends:
+        task.cancel()
+    crashed = app._crashed.is_set() or not stopping.is_set()
+    if crashed:
+        log.error("the engine stopped by itself; ending without a commit", reason=repr(app.crash_reason))
+        end_process()
+    try:
+        await asyncio.wait_for(app.stop(), EXIT_AFTER_S)
+    except TimeoutError:
+        log.exception("the engine did not stop in time; ending without a further commit")
+        end_process()
+    return 0
