@@ -1,0 +1,233 @@
+"""The three agents: take a batch, decode it, run the pipeline, publish, acknowledge. Glue only.
+
+`batch.done()` is the one line after which offsets may be committed; before it every effect is confirmed.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import structlog
+
+from schemas import codec
+from schemas.codec import DecodeError, ErrorCode
+from schemas.recall import CandidateList, Reason, Status
+from workers.dead_letters import dead_letter
+from workers.errors import DependencyError, InvalidInput
+from workers.inflight import Batch
+from workers.metrics import Metrics
+from workers.pipelines.activity import ActivityEvent
+from workers.pipelines.items import ItemEvent
+from workers.pipelines.recall import Incoming, RecallPipeline
+from workers.ports import Clock
+from workers.retry import until_done
+from workers.settings import AgentKind, Settings
+from workers.transport import Outgoing, Publisher, batch_topic, serve
+
+MAX_COPIED_HEADERS_BYTES = 4096
+REPLY_PARTITION = "reply_partition"
+
+E = TypeVar("E")
+Problem = DecodeError | InvalidInput
+
+log = structlog.get_logger()
+
+
+class BatchResult(Protocol):
+    """What a pipeline says of a batch: per event None or why it is a dead letter, and counts by outcome."""
+
+    errors: list[InvalidInput | None]
+    outcomes: dict[str, int]
+
+
+class Context:
+    """What all agents of a worker share: where to publish, what to count, what time it is."""
+
+    def __init__(
+        self, kind: AgentKind, settings: Settings, publisher: Publisher, metrics: Metrics, clock: Clock
+    ) -> None:
+        self.kind = kind
+        self.settings = settings
+        self.metrics = metrics
+        self.clock = clock
+        self._publisher = publisher
+
+    async def publish(self, topic: str, messages: Sequence[Outgoing]) -> list[int]:
+        """Send until it works; positions of messages that are too large to send."""
+        if not messages:
+            return []
+        return await until_done(lambda: self._publisher.send(topic, messages), self.count_retry)
+
+    async def give_up(self, problems: Sequence[tuple[Any, Problem]]) -> None:
+        """Send records that cannot be processed to the dead-letter topic; while it is down, their partition waits."""
+        now_ms = self.clock.now_ms()
+        letters = [
+            dead_letter(record, stage=self.kind, code=str(problem.code), message=str(problem), now_ms=now_ms)
+            for record, problem in problems
+        ]
+        await self.publish(self.settings.topic("recall-dead-letters"), letters)
+        for _, problem in problems:
+            self.metrics.dead_letters.labels(self.kind, str(problem.code)).inc()
+
+    def count_retry(self, error: DependencyError) -> None:
+        """Count a batch that is tried again."""
+        self.metrics.retries.labels(self.kind, error.dependency).inc()
+
+    def count_batch(self, batch: Batch, started: float) -> None:
+        """Count a finished batch."""
+        self.metrics.batch_records.labels(self.kind).observe(len(batch.records))
+        self.metrics.batch_ms.labels(self.kind).observe((time.perf_counter() - started) * 1000)
+
+    def count_events(self, outcomes: dict[str, int]) -> None:
+        """Count events by what came of them."""
+        for outcome, events in outcomes.items():
+            self.metrics.events.labels(self.kind, outcome).inc(events)
+
+
+class EventAgent(Generic[E]):
+    """user-activity -> user table, and item-updates -> index and item table: events that ask for no answer."""
+
+    def __init__(
+        self, context: Context, decode: Callable[[Any], E], run: Callable[[Sequence[E]], Awaitable[BatchResult]]
+    ) -> None:
+        self._context = context
+        self._decode = decode
+        self._run = run
+
+    async def handle(self, batch: Batch) -> None:
+        """One batch, all of it."""
+        context, started = self._context, time.perf_counter()
+        problems: list[tuple[Any, Problem]] = []
+        records: list[Any] = []
+        events: list[E] = []
+        for record in batch.records:
+            try:
+                events.append(self._decode(record))
+                records.append(record)
+            except DecodeError as error:
+                problems.append((record, error))
+        result = await until_done(lambda: self._run(events), context.count_retry)
+        problems += [(r, error) for r, error in zip(records, result.errors, strict=True) if error is not None]
+        await context.give_up(problems)
+        batch.done()
+        context.count_events(result.outcomes)
+        context.count_batch(batch, started)
+
+
+def decode_activity(record: Any) -> ActivityEvent:
+    """One record of user-activity; a null value forgets the user named by the key."""
+    if record.value is None:
+        return ActivityEvent(codec.decode_key(record.key), None, record.timestamp)
+    activity = codec.decode_activity(record.value, record_timestamp_ms=record.timestamp)
+    return ActivityEvent(activity.user_id, activity, record.timestamp)
+
+
+def decode_item(record: Any) -> ItemEvent:
+    """One record of item-updates; a null value deletes the item named by the key."""
+    if record.value is None:
+        item_id, update = codec.decode_key(record.key), None
+    else:
+        update = codec.decode_item(record.value, record.key or b"")
+        item_id = update.item_id
+    return ItemEvent(item_id, update, record.value or b"", record.partition, record.offset)
+
+
+class RecallAgent:
+    """recall-requests -> recall-candidates."""
+
+    def __init__(self, context: Context, pipeline: RecallPipeline, reply_partitions: int) -> None:
+        self._context = context
+        self._pipeline = pipeline
+        self._reply_partitions = reply_partitions
+
+    async def handle(self, batch: Batch) -> None:
+        """One batch, all of it."""
+        context, started = self._context, time.perf_counter()
+        answers: list[tuple[Any, CandidateList]] = []
+        problems: list[tuple[Any, Problem]] = []
+        records: list[Any] = []
+        requests: list[Incoming] = []
+        for record in batch.records:
+            try:
+                requests.append(Incoming(codec.decode_request(record.value), record.timestamp))
+                records.append(record)
+            except DecodeError as error:
+                rejection = self._rejection(record, error)
+                if rejection is None:
+                    problems.append((record, error))
+                else:
+                    answers.append((record, rejection))
+        answers += zip(records, await self._pipeline.run(requests), strict=True)
+        await self._publish(answers)
+        await context.give_up(problems)
+        batch.done()
+        for _, answer in answers:
+            context.metrics.answers.labels(answer.status, answer.reasons[0] if answer.reasons else "none").inc()
+        context.count_events({"answered": len(answers), "unreadable": len(problems)})
+        context.count_batch(batch, started)
+
+    def _rejection(self, record: Any, error: DecodeError) -> CandidateList | None:
+        """The answer to a request that cannot be done but names itself and its user; None when it does not."""
+        identity = codec.identify_request(record.value)
+        if identity is None:
+            return None
+        in_filter = (error.field or "").startswith("filter")
+        reason = Reason.INVALID_FILTER if in_filter else Reason.INVALID_REQUEST
+        return CandidateList(
+            request_id=identity[0],
+            user_id=identity[1],
+            scene="default",
+            status=Status.REJECTED,
+            timestamp_ms=self._context.clock.now_ms(),
+            reasons=[str(reason)],
+            error_field=error.field,
+        )
+
+    async def _publish(self, answers: Sequence[tuple[Any, CandidateList]]) -> None:
+        """Publish answers; one that is too large is answered without its list, and its request is a dead letter."""
+        context, topic = self._context, self._context.settings.topic("recall-candidates")
+        refused = await context.publish(topic, [self._message(record, answer) for record, answer in answers])
+        if not refused:
+            return
+        too_large = [answers[position] for position in refused]
+        short = [self._message(record, _without_list(answer)) for record, answer in too_large]
+        await context.publish(topic, short)
+        line = f"the answer is larger than {codec.MAX_VALUE_BYTES} bytes"
+        await context.give_up([(r, InvalidInput(ErrorCode.ANSWER_TOO_LARGE, line)) for r, _ in too_large])
+
+    def _message(self, record: Any, answer: CandidateList) -> Outgoing:
+        """An answer as message: the request's headers (up to 4 KiB) and its id; to the partition it asked for."""
+        headers: list[tuple[str, bytes]] = []
+        size_bytes = 0
+        partition = record.partition % self._reply_partitions
+        for name, value in record.headers:
+            size_bytes += len(name.encode()) + len(value or b"")
+            if name == REPLY_PARTITION and (value or b"").isdigit() and int(value) < self._reply_partitions:
+                partition = int(value)
+            if size_bytes <= MAX_COPIED_HEADERS_BYTES and name != "request_id":
+                headers.append((name, value))
+        headers.append(("request_id", answer.request_id.encode()))
+        return Outgoing(answer.user_id.encode(), codec.encode_candidates(answer), tuple(headers), partition)
+
+
+def _without_list(answer: CandidateList) -> CandidateList:
+    return CandidateList(
+        request_id=answer.request_id,
+        user_id=answer.user_id,
+        scene=answer.scene,
+        status=Status.REJECTED,
+        timestamp_ms=answer.timestamp_ms,
+        reasons=[ErrorCode.ANSWER_TOO_LARGE.value],
+        error_field="k",
+        model_version=answer.model_version,
+        collection=answer.collection,
+    )
+
+
+def attach(app: Any, topic: str, agent: EventAgent[Any] | RecallAgent) -> None:
+    """Make the app's agent: every batch of the topic goes through `agent.handle`."""
+
+    async def run(stream: Any) -> None:
+        await serve(stream, agent.handle)
+
+    app.agent(batch_topic(app, topic), name=topic)(run)
