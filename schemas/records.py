@@ -30,6 +30,7 @@ Item record, big-endian, 27 bytes of head:
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,6 +55,8 @@ SEEN_ENTRY = np.dtype([("item", "<u8"), ("timestamp_ms", "<u8")])
 
 _USER_HEAD = struct.Struct(">B8sQQ16sH")
 _ITEM_HEAD = struct.Struct(">BBIQqHHB")
+_ITEM_SIZES = struct.Struct(">HH")  # length of the id, dimension: the part of the head that finds the vector
+_ITEM_SIZES_AT = 22
 _pack_profile = msgspec.msgpack.Encoder().encode
 _unpack_profile = msgspec.msgpack.Decoder(list[tuple[str, Any, int]]).decode
 
@@ -173,3 +176,25 @@ class ItemRecord:
             history_vector=data[vector:update],
             update=data[update:],
         )
+
+
+def item_vectors(stored: Sequence[bytes | None], dim: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """History vectors of stored item records: float32[N, dim] and bool[N], True where the row holds one.
+
+    A row is zeros and False where there is no record, the item is deleted, or the bytes hold no vector of `dim`.
+    """
+    size = 4 * dim
+    known = np.zeros(len(stored), dtype=np.bool_)
+    pieces: list[bytes] = []
+    for position, data in enumerate(stored):
+        if data is None or len(data) < _ITEM_HEAD.size or data[0] != RECORD_FORMAT or data[1] & 1:
+            continue
+        id_bytes, stored_dim = _ITEM_SIZES.unpack_from(data, _ITEM_SIZES_AT)
+        start = _ITEM_HEAD.size + id_bytes
+        piece = data[start : start + size]
+        if stored_dim == dim and len(piece) == size:
+            known[position] = True
+            pieces.append(piece)
+    vectors = np.zeros((len(stored), dim), dtype=np.float32)
+    vectors[known] = np.frombuffer(b"".join(pieces), dtype="<f4").reshape(-1, dim)
+    return vectors, known

@@ -1,0 +1,62 @@
+"""The item table in memory, for one process and for tests: the same bytes, fence and feed as in Redis."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.records import ItemRecord, hash64, item_vectors
+from workers.ports import Float32, ItemChanges, UInt64
+
+MAX_CHANGES = 100_000
+
+
+class MemoryItemTable:
+    """ItemTable in a dict. Deleted items stay for ever; the feed keeps the newest `max_changes`."""
+
+    def __init__(self, dim: int, max_changes: int = MAX_CHANGES) -> None:
+        self._dim = dim
+        self._max_changes = max_changes
+        self._records: dict[int, bytes] = {}
+        self._feed: list[tuple[int, bool]] = []
+        self._trimmed = 0  # changes that were dropped from the start of the feed
+
+    async def read(self, item_ids: Sequence[str]) -> list[ItemRecord | None]:
+        """Records by the hash of these ids: one of another id is there when two ids have one hash."""
+        stored = [self._records.get(hash64(item_id)) for item_id in item_ids]
+        return [None if data is None else ItemRecord.decode(data) for data in stored]
+
+    async def write(self, records: Sequence[ItemRecord]) -> list[bool]:
+        """Write each record and announce it, unless a later offset or another partition stands."""
+        written = []
+        for record in records:
+            item_hash = hash64(record.item_id)
+            data = self._records.get(item_hash)
+            stored = None if data is None else ItemRecord.decode(data)
+            done = stored is None or (stored.partition == record.partition and stored.offset <= record.offset)
+            if done:
+                self._records[item_hash] = record.encode()
+                self._feed.append((item_hash, record.deleted))
+            written.append(done)
+        excess = len(self._feed) - self._max_changes
+        if excess > 0:
+            del self._feed[:excess]
+            self._trimmed += excess
+        return written
+
+    async def vectors(self, hashes: UInt64) -> tuple[Float32, NDArray[np.bool_]]:
+        """History vectors by item hash."""
+        return item_vectors([self._records.get(item_hash) for item_hash in hashes.tolist()], self._dim)
+
+    async def changes(self, cursor: str | None) -> ItemChanges:
+        """Changes after `cursor`, a count of changes. Incomplete when some of them were dropped."""
+        end = self._trimmed + len(self._feed)
+        start = end if cursor is None else int(cursor)
+        complete = start >= self._trimmed
+        new = self._feed[start - self._trimmed :] if complete else []
+        hashes = np.array([item_hash for item_hash, _ in new], dtype=np.uint64)
+        deleted = np.array([gone for _, gone in new], dtype=np.bool_)
+        return ItemChanges(str(end), hashes, deleted, complete)
+
+    async def close(self) -> None:
+        """Nothing to give back."""

@@ -1,0 +1,147 @@
+"""The item table in Redis: one packed value per item, looked up by item hash, and a stream of recent changes.
+
+The stream stands in a slot of its own, so an announcement follows its record in a second command. A worker that dies
+between the two has not committed the offset: the update comes again, is written again (an equal offset is no conflict)
+and announced then.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.records import ItemRecord, RecordFormatError, hash64, item_vectors
+from workers.errors import RowRefused
+from workers.ports import Float32, ItemChanges, UInt64
+from workers.settings import Settings
+from workers.stores import item_feed, keys
+from workers.stores.connect import DEPENDENCY, Client, Script, get_each, translated
+
+DELETED_TTL_MS = 14 * 86_400_000  # how long the fence of a deleted item stands; live items never expire
+KEYS_PER_READ = 1000
+ENTRIES_PER_READ = 1024
+FIELD = b"c"
+BEGINNING = "0-0"
+
+# KEYS record. ARGV the new record, time to live in ms (0 = none). The head of a record holds its partition and offset.
+WRITE = """
+local stored = redis.call('GETRANGE', KEYS[1], 0, 13)
+if #stored == 14 then
+  local partition, high, low = struct.unpack('>I4I4I4', stored, 3)
+  local new_partition, new_high, new_low = struct.unpack('>I4I4I4', ARGV[1], 3)
+  if partition ~= new_partition or high > new_high or (high == new_high and low > new_low) then return 0 end
+end
+if ARGV[2] == '0' then redis.call('SET', KEYS[1], ARGV[1])
+else redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
+return 1
+"""
+
+
+class RedisItemTable:
+    """ItemTable of one collection, on one Redis server or a Redis Cluster.
+
+    `dim` is that of the history vectors; without it only `read` and `write` make sense.
+    """
+
+    def __init__(self, client: Client, settings: Settings, collection: str, dim: int = 0) -> None:
+        self._client = client
+        self._settings = settings
+        self._collection = collection
+        self._dim = dim
+        self._feed = keys.item_feed(settings, collection)
+        self._write = Script(client, WRITE)
+
+    async def read(self, item_ids: Sequence[str]) -> list[ItemRecord | None]:
+        """Records by the hash of these ids: one of another id is there when two ids have one hash.
+
+        Raises RowRefused, with the positions, for records that this version cannot read.
+        """
+        values = await self._values([hash64(item_id) for item_id in item_ids])
+        records: list[ItemRecord | None] = []
+        unreadable: list[int] = []
+        for position, data in enumerate(values):
+            try:
+                records.append(None if data is None else ItemRecord.decode(data))
+            except RecordFormatError:
+                unreadable.append(position)
+        if unreadable:
+            raise RowRefused(DEPENDENCY, f"{len(unreadable)} item records cannot be read", unreadable)
+        return records
+
+    async def write(self, records: Sequence[ItemRecord]) -> list[bool]:
+        """Write each record, then announce those that were written. No item twice in a batch."""
+        if not records:
+            return []
+        calls = [
+            ((self._key(hash64(record.item_id)),), (record.encode(), DELETED_TTL_MS if record.deleted else 0))
+            for record in records
+        ]
+        with translated():
+            written = [result == 1 for result in await self._write.call_each(calls)]
+            await self._announce([record for record, done in zip(records, written, strict=True) if done])
+        return written
+
+    async def vectors(self, hashes: UInt64) -> tuple[Float32, NDArray[np.bool_]]:
+        """History vectors by item hash, in one round trip per thousand."""
+        return item_vectors(await self._values(hashes.tolist()), self._dim)
+
+    async def changes(self, cursor: str | None) -> ItemChanges:
+        """Changes after `cursor`, the id of a stream entry. Incomplete when the stream no longer reaches back to it."""
+        with translated():
+            if cursor is None:
+                return _changes(await self._newest(), [])
+            entries: list[bytes] = []
+            page = await self._page(cursor)
+            if not await self._reaches(cursor, page):
+                return _changes(await self._newest(), [], complete=False)
+            while True:
+                new = page[1:] if page and page[0][0] == cursor else page
+                entries += [entry for _, entry in new]
+                if new:
+                    cursor = new[-1][0]
+                if len(page) < ENTRIES_PER_READ:
+                    return _changes(cursor, entries)
+                page = await self._page(cursor)
+
+    async def close(self) -> None:
+        """Close the client."""
+        await self._client.aclose()
+
+    def _key(self, item_hash: int) -> bytes:
+        return keys.item_record(self._settings, self._collection, item_hash)
+
+    async def _values(self, hashes: Sequence[int]) -> list[bytes | None]:
+        values: list[bytes | None] = []
+        with translated():
+            for start in range(0, len(hashes), KEYS_PER_READ):
+                piece = hashes[start : start + KEYS_PER_READ]
+                values += await get_each(self._client, [self._key(item_hash) for item_hash in piece])
+        return values
+
+    async def _announce(self, records: Sequence[ItemRecord]) -> None:
+        if not records:
+            return
+        pipeline = self._client.pipeline(transaction=False)
+        for entry in item_feed.pack(records):
+            pipeline.xadd(self._feed, {FIELD: entry}, maxlen=item_feed.MAX_ENTRIES, approximate=True)
+        await pipeline.execute()
+
+    async def _page(self, cursor: str) -> list[tuple[str, bytes]]:
+        """Entries from `cursor` on, itself included."""
+        page = await self._client.xrange(self._feed, min=cursor, count=ENTRIES_PER_READ)
+        return [(entry_id.decode(), fields[FIELD]) for entry_id, fields in page]
+
+    async def _newest(self) -> str:
+        newest = await self._client.xrevrange(self._feed, count=1)
+        return newest[0][0].decode() if newest else BEGINNING
+
+    async def _reaches(self, cursor: str, page: Sequence[tuple[str, bytes]]) -> bool:
+        """Whether nothing after `cursor` was trimmed: its entry is still there, or the stream was never trimmed."""
+        if cursor == BEGINNING:
+            return int(await self._client.xlen(self._feed)) < item_feed.MAX_ENTRIES
+        return bool(page) and page[0][0] == cursor
+
+
+def _changes(cursor: str, entries: Sequence[bytes], *, complete: bool = True) -> ItemChanges:
+    rows = item_feed.unpack(entries)
+    return ItemChanges(cursor, rows["item"], rows["deleted"], complete)

@@ -1,0 +1,109 @@
+"""History vectors near at hand: a process-local cache in front of an item table, kept fresh by the table's feed."""
+
+from collections.abc import Callable
+from time import monotonic
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from workers.errors import DependencyError
+from workers.ports import Float32, ItemTable, UInt64
+from workers.stores.vector_table import VectorTable
+
+MAX_ROWS = 262_144
+UNKNOWN_TTL_S = 5.0
+DELETED_TTL_S = 900.0
+MAX_DELETED = 100_000
+
+log = structlog.get_logger()
+
+
+class VectorCache:
+    """Answers `vectors` and `deleted` for recall; `refresh` is to be called a few times a second beside it.
+
+    Until the first refresh has found its place in the feed nothing is kept, because nothing would take it out again.
+    An item that the table does not know is asked for again after `UNKNOWN_TTL_S`, or at once when the feed names it.
+    """
+
+    def __init__(
+        self, table: ItemTable, dim: int, max_rows: int = MAX_ROWS, now_s: Callable[[], float] = monotonic
+    ) -> None:
+        self._table = table
+        self._dim = dim
+        self._now_s = now_s
+        self._cached = VectorTable(dim, max_rows)
+        self._cursor: str | None = None
+        self._generation = 0  # of what is cached: a read that overlaps a change is not kept
+        self._unknown_until_s = now_s() + UNKNOWN_TTL_S
+        self._deleted_s: dict[int, float] = {}  # item hash -> when the feed said so, oldest first
+        self._deleted: UInt64 = np.zeros(0, dtype=np.uint64)  # the same, sorted
+        self.failed_refreshes = 0
+
+    async def vectors(self, hashes: UInt64) -> Float32:
+        """float32[B, H, D] of uint64[B, H]; zeros for 0 and for items that are unknown or deleted.
+
+        Does not wait when everything is cached, else for one read of the item table, whose DependencyError it raises.
+        """
+        self._expire_unknown()
+        flat = hashes.ravel()
+        rows = self._cached.rows(flat)
+        found = self._cached.gather(rows)
+        missing = np.flatnonzero((rows == VectorTable.MISSING) & (flat != 0))
+        if len(missing):
+            distinct, places = np.unique(flat[missing], return_inverse=True)
+            generation = self._generation
+            vectors, known = await self._table.vectors(distinct)
+            found[missing] = vectors[places]
+            if self._cursor is not None and generation == self._generation:
+                self._cached.put(distinct, vectors, known)
+        return found.reshape(*hashes.shape, self._dim)
+
+    def deleted(self, hashes: UInt64) -> NDArray[np.bool_]:
+        """bool[N]: True where the feed said within `DELETED_TTL_S` that the item of that hash was deleted."""
+        if not len(self._deleted):
+            return np.zeros(hashes.shape, dtype=np.bool_)
+        places = np.searchsorted(self._deleted, hashes)
+        return np.equal(self._deleted.take(places, mode="clip"), hashes)
+
+    async def refresh(self) -> bool:
+        """Apply what changed since the last call. Never raises a DependencyError: False, counted, when the feed failed.
+
+        Changed items are forgotten and read again when they are asked for. When changes were missed, all is forgotten.
+        """
+        try:
+            changes = await self._table.changes(self._cursor)
+        except DependencyError as error:
+            self.failed_refreshes += 1
+            log.warning("item changes cannot be read", dependency=error.dependency, error=str(error))
+            return False
+        self._cursor = changes.cursor
+        if not changes.complete:
+            self._generation += 1
+            self._cached.clear()
+            self._deleted_s.clear()
+        elif len(changes.hashes):
+            self._generation += 1
+            self._cached.forget(changes.hashes)
+        self._remember_deleted(changes.hashes, changes.deleted)
+        return True
+
+    def _remember_deleted(self, hashes: UInt64, deleted: NDArray[np.bool_]) -> None:
+        now_s = self._now_s()
+        remembered = self._deleted_s
+        for item_hash, gone in zip(hashes.tolist(), deleted.tolist(), strict=True):
+            remembered.pop(item_hash, None)
+            if gone:
+                remembered[item_hash] = now_s
+        for item_hash, since_s in list(remembered.items()):
+            if since_s + DELETED_TTL_S > now_s and len(remembered) <= MAX_DELETED:
+                break
+            del remembered[item_hash]
+        if len(hashes) or len(remembered) != len(self._deleted):
+            self._deleted = np.sort(np.fromiter(remembered, dtype=np.uint64, count=len(remembered)))
+
+    def _expire_unknown(self) -> None:
+        now_s = self._now_s()
+        if now_s >= self._unknown_until_s:
+            self._cached.forget_unknown()
+            self._unknown_until_s = now_s + UNKNOWN_TTL_S
