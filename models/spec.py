@@ -1,0 +1,141 @@
+"""features.toml: what the towers see of a user, a request and an item. Checked against itself at load."""
+
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from schemas.records import MAX_HISTORY_ROWS
+
+Kind = Literal["category", "multi", "number", "bucket"]
+FilterType = Literal["number", "string", "bool", "strings"]
+MAX_CODES = 64
+NOT_A_WORD = "a field's name must be a word of letters, digits and underscores"
+
+
+class SpecError(ValueError):
+    """A feature spec that cannot work; one line that names the entry."""
+
+
+class Field(Struct, frozen=True, forbid_unknown_fields=True):
+    """One named value. category: one of a vocabulary; multi: a list of such; number; bucket: a number by its edges."""
+
+    kind: Kind
+    edges: tuple[float, ...] = ()  # bucket only: code 1 below the first edge, ..., 0 when missing
+    log: bool = False  # number only: log1p of it, for prices and counts
+
+
+class Code(Struct, frozen=True, forbid_unknown_fields=True):
+    """An action, with a value in [at_least, below) when those are given, and its first weight in the history."""
+
+    action: str
+    weight: float = 1.0
+    at_least: float | None = None
+    below: float | None = None
+
+
+class History(Struct, frozen=True, forbid_unknown_fields=True):
+    """How a user's events are seen."""
+
+    length: int
+    codes: tuple[Code, ...]
+    time_resolution_ms: int = 1
+    session_ms: int = 1_800_000
+
+
+class Seen(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which actions make an item seen; none named = every one."""
+
+    actions: tuple[str, ...] = ()
+
+
+class Target(Struct, frozen=True, forbid_unknown_fields=True):
+    """The event that the towers are fitted to foretell."""
+
+    action: str
+    at_least: float | None = None
+
+
+class Spec(Struct, frozen=True, forbid_unknown_fields=True):
+    """A whole feature spec."""
+
+    name: str
+    history: History
+    target: Target
+    seen: Seen = Seen()
+    profile: dict[str, Field] = {}
+    context: dict[str, Field] = {}
+    item: dict[str, Field] = {}
+    filterable: dict[str, FilterType] = {}
+
+    @property
+    def seen_actions(self) -> frozenset[str]:
+        """Actions that make an item seen; empty = every one."""
+        return frozenset(self.seen.actions)
+
+    @property
+    def hash(self) -> str:
+        """sha256 over the canonical form: equal for equal meaning, whatever the layout of the file."""
+        canonical = msgspec.json.encode(self, order="deterministic")
+        return hashlib.sha256(canonical).hexdigest()
+
+
+def load_spec(path: Path) -> Spec:
+    """Read and check a features.toml. Raises SpecError with one line."""
+    try:
+        return parse_spec(path.read_text())
+    except OSError as error:
+        raise SpecError(f"{path}: {error.strerror}") from error
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from error
+
+
+def parse_spec(text: str) -> Spec:
+    """Check the text of a features.toml. Raises SpecError with one line."""
+    try:
+        spec = msgspec.convert(tomllib.loads(text), Spec)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise SpecError(str(error)) from error
+    for mistake in _mistakes(spec):
+        raise SpecError(mistake)
+    return spec
+
+
+def builtin_spec(name: str) -> Path:
+    """The file of a spec that comes with the package: movielens, marketplace."""
+    return Path(__file__).parent / "specs" / f"{name}.toml"
+
+
+def _mistakes(spec: Spec) -> list[str]:
+    found = []
+    history = spec.history
+    if not 1 <= history.length <= MAX_HISTORY_ROWS:
+        found.append(f"history.length is {history.length}, a record holds 1 to {MAX_HISTORY_ROWS}")
+    if history.time_resolution_ms < 1:
+        found.append(f"history.time_resolution_ms is {history.time_resolution_ms}, must be at least 1")
+    if not 1 <= len(history.codes) <= MAX_CODES:
+        found.append(f"history.codes has {len(history.codes)} entries, 1 to {MAX_CODES} are possible")
+    if len({(code.action, code.at_least, code.below) for code in history.codes}) < len(history.codes):
+        found.append("history.codes names the same action and range twice")
+    if not any(code.action == spec.target.action for code in history.codes):
+        found.append(f"target.action {spec.target.action!r} has no entry in history.codes")
+    for section in ("profile", "context", "item"):
+        for name, field in getattr(spec, section).items():
+            found += _field_mistakes(f"{section}.{name}", name, field)
+    return found + [f"filterable.{name}: {NOT_A_WORD}" for name in spec.filterable if not name.isidentifier()]
+
+
+def _field_mistakes(where: str, name: str, field: Field) -> list[str]:
+    found = []
+    if not name.isidentifier():
+        found.append(f"{where}: {NOT_A_WORD}")
+    if (field.kind == "bucket") != bool(field.edges):
+        found.append(f"{where}: edges belong to kind bucket, and it needs them")
+    if list(field.edges) != sorted(set(field.edges)):
+        found.append(f"{where}: edges must rise")
+    if field.log and field.kind != "number":
+        found.append(f"{where}: log belongs to kind number")
+    return found
