@@ -1,0 +1,1 @@
+"""The index of item vectors: in Milvus, and in memory."""

@@ -1,0 +1,77 @@
+"""The index in memory: exact search in numpy. For one process, for tests, and as the measure of the others."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from workers.index.schema import MAX_SEARCH_DEPTH, Collection, check_queries, check_rows, last_of_each
+from workers.ports import Float32, Hits, IndexRows
+
+DEPENDENCY = "memory index"
+
+
+class MemoryItemIndex:
+    """ItemIndex in a dict of vectors. Equal scores come in the order of item ids."""
+
+    def __init__(self, collection: Collection) -> None:
+        self._collection = collection
+        self._vectors: dict[str, Float32] = {}
+        self._sorted: tuple[list[str], Float32] | None = None  # ids and matrix, until the next write
+
+    async def search(self, vectors: Float32, k: int) -> Hits:
+        """The k best items of each of float32[B, D], all scores computed."""
+        check_queries(DEPENDENCY, vectors, self._collection.dim)
+        ids, matrix = self._matrix()
+        depth = min(k, MAX_SEARCH_DEPTH, len(ids))
+        scores = self._scores(vectors, matrix)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
+        return Hits(
+            item_ids=[[ids[position] for position in row] for row in best.tolist()],
+            scores=[row[order] for row, order in zip(scores, best, strict=True)],
+        )
+
+    async def upsert(self, rows: IndexRows) -> None:
+        """Write rows; of a repeated id the last one counts."""
+        check_rows(DEPENDENCY, rows, self._collection.dim)
+        for position in last_of_each(rows.item_ids):
+            self._vectors[rows.item_ids[position]] = rows.vectors[position].astype(np.float32)
+            self._sorted = None
+
+    async def delete(self, item_ids: Sequence[str]) -> None:
+        """Remove items."""
+        for item_id in item_ids:
+            self._vectors.pop(item_id, None)
+            self._sorted = None
+
+    async def count(self) -> int:
+        """Items that a search may find."""
+        return len(self._vectors)
+
+    async def visible(self, item_ids: Sequence[str]) -> list[bool]:
+        """Whether a search may find each of these items."""
+        return [item_id in self._vectors for item_id in item_ids]
+
+    async def close(self) -> None:
+        """Nothing to give back."""
+
+    def _matrix(self) -> tuple[list[str], Float32]:
+        if self._sorted is None:
+            ids = sorted(self._vectors)
+            matrix = np.zeros((len(ids), self._collection.dim), dtype=np.float32)
+            for position, item_id in enumerate(ids):
+                matrix[position] = self._vectors[item_id]
+            self._sorted = ids, matrix
+        return self._sorted
+
+    def _scores(self, vectors: Float32, matrix: Float32) -> Float32:
+        """float32[B, N], higher is better; a zero vector has cosine 0 with everything."""
+        products: Float32 = vectors @ matrix.T
+        if self._collection.metric == "IP":
+            return products
+        lengths = np.linalg.norm(vectors, axis=1)[:, None], np.linalg.norm(matrix, axis=1)[None, :]
+        if self._collection.metric == "COSINE":
+            scale = lengths[0] * lengths[1]
+            cosines: Float32 = np.divide(products, scale, out=np.zeros_like(products), where=scale > 0)
+            return cosines
+        negated: Float32 = 2 * products - lengths[0] ** 2 - lengths[1] ** 2
+        return negated

@@ -1,0 +1,70 @@
+"""The index in Milvus. Searches are Bounded: an upsert or delete is seen within the server's time tick, not at once."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from workers.index import milvus_wire as wire
+from workers.index.milvus_client import DEPENDENCY, MilvusClient
+from workers.index.schema import ITEM_ID, MAX_SEARCH_DEPTH, Collection, check_queries, check_rows, last_of_each
+from workers.ports import Float32, Hits, IndexRows
+
+MAX_EF = 32_768
+
+
+class MilvusItemIndex:
+    """ItemIndex of one collection that exists and is loaded; `milvus_collection` opens it.
+
+    Every call to the server ends after `timeout_s`; an upsert or delete of more than 1,000 rows is several calls.
+    """
+
+    def __init__(
+        self, client: MilvusClient, collection: Collection, index_type: str, ef: int, timeout_s: float
+    ) -> None:
+        self._client = client
+        self._collection = collection
+        self._ef = ef if index_type == "HNSW" else None
+        self._timeout_s = timeout_s
+
+    async def search(self, vectors: Float32, k: int) -> Hits:
+        """The k best items of each of float32[B, D] in one call; k is cut to 16,384."""
+        collection = self._collection
+        check_queries(DEPENDENCY, vectors, collection.dim)
+        if not len(vectors):
+            return Hits([], [])
+        depth = min(k, MAX_SEARCH_DEPTH)
+        params = {} if self._ef is None else {"ef": min(max(self._ef, depth), MAX_EF)}
+        request = wire.search_request(collection.name, vectors, depth, collection.metric, params)
+        response = await self._call("Search", request)
+        return wire.read_hits(response.results, len(vectors), -1.0 if collection.metric == "L2" else 1.0)
+
+    async def upsert(self, rows: IndexRows) -> None:
+        """Write rows; of a repeated id the last one counts (the server would keep both vectors)."""
+        check_rows(DEPENDENCY, rows, self._collection.dim)
+        for request in wire.upsert_requests(self._collection.name, rows, last_of_each(rows.item_ids)):
+            await self._call("Upsert", request)
+
+    async def delete(self, item_ids: Sequence[str]) -> None:
+        """Remove items."""
+        for request in wire.delete_requests(self._collection.name, item_ids):
+            await self._call("Delete", request)
+
+    async def count(self) -> int:
+        """Items that a search may find now."""
+        response = await self._call("Query", wire.query_request(self._collection.name, "", "count(*)"))
+        return int(response.fields_data[0].scalars.long_data.data[0])
+
+    async def visible(self, item_ids: Sequence[str]) -> list[bool]:
+        """Whether a search may find each of these items now."""
+        if not item_ids:
+            return []
+        request = wire.query_request(self._collection.name, wire.ids_expression(item_ids), ITEM_ID)
+        response = await self._call("Query", request)
+        found = {item_id for field in response.fields_data for item_id in field.scalars.string_data.data}
+        return [item_id in found for item_id in item_ids]
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self._client.close()
+
+    async def _call(self, method: str, request: Any) -> Any:
+        return await self._client.call(method, request, self._timeout_s)

@@ -1,0 +1,79 @@
+"""A channel to Milvus: calls with a deadline, and the translation of what can go wrong with them."""
+
+import base64
+from typing import Any
+from urllib.parse import urlsplit
+
+import grpc
+from pymilvus.grpc_gen import milvus_pb2_grpc
+
+from workers.errors import ConfigurationError, DependencyTimeout, DependencyUnavailable, RowRefused
+from workers.settings import Settings
+
+DEPENDENCY = "milvus"
+OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),  # the default backs off to two minutes
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", 20_000),  # notices a peer that vanished without a word
+    ("grpc.keepalive_timeout_ms", 5000),
+]
+NOT_FOUND = 100
+NOT_FOUND_BEFORE_2_3 = 4
+INVALID_PARAMETER = range(1100, 1200)
+INVALID_PARAMETER_BEFORE_2_3 = (5, 6, 10)  # IllegalArgument, IllegalDimension, IllegalRowRecord
+
+
+class MilvusClient:
+    """Calls by name on Milvus' gRPC service. To be made inside a running event loop; connects at the first call."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._uri = settings.milvus_uri
+        parts = urlsplit(self._uri if "://" in self._uri else f"http://{self._uri}")
+        if parts.scheme not in {"http", "https", "tcp"} or not parts.hostname:
+            raise ConfigurationError(f"milvus_uri: {self._uri} is not http://host:port or https://host:port")
+        address = f"{parts.hostname}:{parts.port or 19530}"
+        if parts.scheme == "https":
+            self._channel = grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(), options=OPTIONS)
+        else:
+            self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
+        self._stub = milvus_pb2_grpc.MilvusServiceStub(self._channel)
+        token = settings.milvus_token.get_secret_value()
+        self._metadata = (("authorization", base64.b64encode(token.encode()).decode()),) if token else ()
+
+    async def call(self, method: str, request: Any, timeout_s: float) -> Any:
+        """The response, its status checked.
+
+        Raises DependencyUnavailable, DependencyTimeout, or RowRefused when the request's values are refused.
+        """
+        response = await self.call_unchecked(method, request, timeout_s)
+        status = response if hasattr(response, "error_code") else response.status
+        if status.code or status.error_code:
+            raise self._refusal(method, status)
+        return response
+
+    async def call_unchecked(self, method: str, request: Any, timeout_s: float) -> Any:
+        """The response, whatever its status says."""
+        try:
+            return await getattr(self._stub, method)(request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise DependencyTimeout(DEPENDENCY, f"{method}: no answer in {timeout_s:g} s") from error
+            raise DependencyUnavailable(
+                DEPENDENCY, f"{method} at {self._uri}: {error.code().name}: {error.details()}"
+            ) from error
+        except grpc.aio.UsageError as error:
+            raise DependencyUnavailable(DEPENDENCY, f"{method}: the connection is closed") from error
+
+    async def close(self) -> None:
+        """Close the channel; calls in flight end as unavailable."""
+        await self._channel.close()
+
+    @staticmethod
+    def _refusal(method: str, status: Any) -> DependencyUnavailable | RowRefused:
+        line = f"{method}: {status.reason} (code {status.code or status.error_code})"
+        old_style = not status.code and status.error_code in INVALID_PARAMETER_BEFORE_2_3
+        if status.code in INVALID_PARAMETER or old_style:
+            return RowRefused(DEPENDENCY, line)
+        return DependencyUnavailable(DEPENDENCY, line)

@@ -1,0 +1,174 @@
+"""Collections in Milvus: create, load, verify. The worker that writes creates; one that searches only opens."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+import structlog
+from pymilvus.grpc_gen import milvus_pb2, schema_pb2
+
+from workers.errors import ConfigurationError, DependencyUnavailable, RowRefused
+from workers.index import milvus_wire as wire
+from workers.index.milvus import MilvusItemIndex
+from workers.index.milvus_client import DEPENDENCY, NOT_FOUND, NOT_FOUND_BEFORE_2_3, MilvusClient
+from workers.index.schema import ATTRIBUTES, EMBEDDING, ITEM_HASH, ITEM_ID, SCHEMA_FORMAT, Collection
+from workers.settings import Settings
+
+SLOW_CALL_S = 30.0
+LOAD_WITHIN_S = 120.0
+HNSW_BUILD = {"M": 16, "efConstruction": 200}
+FIELD_TYPES = {ITEM_ID: "VarChar", ITEM_HASH: "Int64", EMBEDDING: "FloatVector", ATTRIBUTES: "JSON"}
+
+log = structlog.get_logger()
+
+
+class _Stamp(msgspec.Struct):
+    """What the description of a collection says about it."""
+
+    model_version: str
+    schema_format: int
+
+
+async def prepare_index(settings: Settings, collection: Collection, rows_hint: int) -> MilvusItemIndex:
+    """Open a collection, created first when it does not exist. Idempotent; several workers may do it at once.
+
+    `rows_hint` is how many items it is to hold: it decides FLAT or HNSW when the collection is created, not later.
+    Raises DependencyUnavailable, DependencyTimeout, ConfigurationError (what exists is not this collection).
+    """
+    client = MilvusClient(settings)
+    try:
+        if await _describe(client, collection) is None:
+            request = milvus_pb2.CreateCollectionRequest(
+                collection_name=collection.name,
+                schema=_schema(collection).SerializeToString(),
+                consistency_level=wire.BOUNDED,
+            )
+            await _slow(client, "CreateCollection", request)
+        if await _index(client, collection) is None:
+            await _slow(client, "CreateIndex", _index_request(settings, collection, rows_hint))
+        return await _open(client, settings, collection, rows_hint)
+    except BaseException:
+        await client.close()
+        raise
+
+
+async def open_index(settings: Settings, collection: Collection) -> MilvusItemIndex:
+    """Open a collection for searching.
+
+    Raises DependencyUnavailable while it does not exist (the items worker makes it), DependencyTimeout,
+    ConfigurationError (what exists is not this collection).
+    """
+    client = MilvusClient(settings)
+    try:
+        return await _open(client, settings, collection, 0)
+    except BaseException:
+        await client.close()
+        raise
+
+
+async def _open(client: MilvusClient, settings: Settings, collection: Collection, rows: int) -> MilvusItemIndex:
+    """Verify, load, and tell when a FLAT collection has outgrown its kind."""
+    described, index = await _describe(client, collection), await _index(client, collection)
+    if described is None or index is None:
+        raise DependencyUnavailable(DEPENDENCY, f"collection {collection.name} does not exist yet")
+    _verify(described, index, collection)
+    await _slow(client, "LoadCollection", milvus_pb2.LoadCollectionRequest(collection_name=collection.name))
+    await _loaded(client, collection)
+    if index["index_type"] == "FLAT" and settings.index_type == "auto" and rows > 2 * settings.index_flat_below:
+        log.warning(
+            "a FLAT collection has grown large, a new view would use HNSW", collection=collection.name, rows=rows
+        )
+    timeout_s = settings.index_timeout_ms / 1000
+    return MilvusItemIndex(client, collection, index["index_type"], settings.index_ef, timeout_s)
+
+
+async def _describe(client: MilvusClient, collection: Collection) -> Any | None:
+    request = milvus_pb2.DescribeCollectionRequest(collection_name=collection.name)
+    response = await client.call_unchecked("DescribeCollection", request, SLOW_CALL_S)
+    if response.status.code == NOT_FOUND or response.status.error_code == NOT_FOUND_BEFORE_2_3:
+        return None
+    if response.status.code or response.status.error_code:
+        raise DependencyUnavailable(DEPENDENCY, f"DescribeCollection: {response.status.reason}")
+    return response
+
+
+async def _index(client: MilvusClient, collection: Collection) -> dict[str, str] | None:
+    """The parameters of the vector index, None when there is no index or no collection."""
+    request = milvus_pb2.DescribeIndexRequest(collection_name=collection.name, field_name=EMBEDDING)
+    response = await client.call_unchecked("DescribeIndex", request, SLOW_CALL_S)
+    for description in response.index_descriptions:
+        if description.field_name == EMBEDDING:
+            return {pair.key: pair.value for pair in description.params}
+    return None
+
+
+async def _slow(client: MilvusClient, method: str, request: Any) -> None:
+    """A call that changes the collection; what the server refuses here is a matter of configuration."""
+    try:
+        await client.call(method, request, SLOW_CALL_S)
+    except RowRefused as error:
+        raise ConfigurationError(str(error)) from error
+
+
+async def _loaded(client: MilvusClient, collection: Collection) -> None:
+    request = milvus_pb2.GetLoadingProgressRequest(collection_name=collection.name)
+    try:
+        async with asyncio.timeout(LOAD_WITHIN_S):
+            while True:
+                response = await client.call("GetLoadingProgress", request, SLOW_CALL_S)
+                if response.progress >= 100:
+                    return
+                await asyncio.sleep(0.05)
+    except TimeoutError as error:
+        line = f"collection {collection.name} is not loaded after {LOAD_WITHIN_S:g} s"
+        raise DependencyUnavailable(DEPENDENCY, line) from error
+
+
+def _schema(collection: Collection) -> Any:
+    field = schema_pb2.FieldSchema
+    types = {name: schema_pb2.DataType.Value(kind) for name, kind in FIELD_TYPES.items()}
+    stamp = _Stamp(model_version=collection.model_version, schema_format=SCHEMA_FORMAT)
+    return schema_pb2.CollectionSchema(
+        name=collection.name,
+        description=msgspec.json.encode(stamp).decode(),
+        fields=[
+            field(name=ITEM_ID, is_primary_key=True, data_type=types[ITEM_ID], type_params=wire.pairs(max_length=256)),
+            field(name=ITEM_HASH, data_type=types[ITEM_HASH]),
+            field(name=EMBEDDING, data_type=types[EMBEDDING], type_params=wire.pairs(dim=collection.dim)),
+            field(name=ATTRIBUTES, data_type=types[ATTRIBUTES]),
+        ],
+    )
+
+
+def _index_request(settings: Settings, collection: Collection, rows_hint: int) -> Any:
+    index_type = settings.index_type
+    if index_type == "auto":
+        index_type = "FLAT" if rows_hint < settings.index_flat_below else "HNSW"
+    build = HNSW_BUILD if index_type == "HNSW" else {}
+    return milvus_pb2.CreateIndexRequest(
+        collection_name=collection.name,
+        field_name=EMBEDDING,
+        index_name=EMBEDDING,
+        extra_params=wire.pairs(index_type=index_type, metric_type=collection.metric, params=build),
+    )
+
+
+def _verify(described: Any, index: dict[str, str], collection: Collection) -> None:
+    """Raise ConfigurationError, one line, unless the collection that exists is the one that the bundle needs."""
+    fields = {field.name: field for field in described.schema.fields}
+    types = {name: schema_pb2.DataType.Name(field.data_type) for name, field in fields.items()}
+    if types != FIELD_TYPES or not fields[ITEM_ID].is_primary_key:
+        raise ConfigurationError(f"Milvus collection {collection.name} has other fields: {types}")
+    try:
+        stamp = msgspec.json.decode(described.schema.description, type=_Stamp)
+    except msgspec.DecodeError as error:
+        raise ConfigurationError(f"Milvus collection {collection.name} was not made by a recall worker") from error
+    parameters = {pair.key: pair.value for pair in fields[EMBEDDING].type_params}
+    found = (stamp.schema_format, int(parameters["dim"]), index["metric_type"], stamp.model_version)
+    wanted = (SCHEMA_FORMAT, collection.dim, collection.metric, collection.model_version)
+    names = ("schema format", "dimension", "metric", "model version")
+    for name, is_now, should_be in zip(names, found, wanted, strict=True):
+        if is_now != should_be:
+            raise ConfigurationError(
+                f"Milvus collection {collection.name} has {name} {is_now}, the bundle needs {should_be}"
+            )
