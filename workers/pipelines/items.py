@@ -1,0 +1,243 @@
+"""From item updates to one view's index and item table, in four steps on whole batches.
+
+The vector is written before the record, and the record before its announcement, so that whoever learns of an item finds
+all of it. A worker that dies in between has committed nothing: everything comes again and has the same effect.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from schemas import codec
+from schemas.codec import DecodeError, ErrorCode
+from schemas.records import ItemRecord, hash64
+from workers.errors import DependencyUnavailable, InvalidInput, RowRefused
+from workers.pipelines.item_order import ItemEvent, conflict, decide
+from workers.ports import Float32, IndexRows, ItemIndex, ItemTable, Tower
+
+__all__ = ["Inputs", "ItemEvent", "ItemsPipeline", "ItemsResult", "ItemsView"]
+
+Inputs = Callable[[Sequence[str], Sequence[Mapping[str, Any]]], Mapping[str, NDArray[Any]]]
+"""(item ids, their attributes) -> the item tower's named inputs."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class ItemsView:
+    """What one bundle fixes for its items. `fields` are the attributes that can be filtered on."""
+
+    dim: int
+    model_version: str
+    fields: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class ItemsResult:
+    """Per event of the batch, in order: None, or why it is a dead letter.
+
+    Counts by outcome: upserted, deleted, refused, and superseded: a later update of the item stands.
+    """
+
+    errors: list[InvalidInput | None]
+    outcomes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Vectors:
+    """Both vectors of some events: float32[N, D] each."""
+
+    item: Float32
+    history: Float32
+
+
+class ItemsPipeline:
+    """Feeds one view. Running a batch again, whole or in part, changes nothing."""
+
+    def __init__(self, view: ItemsView, table: ItemTable, index: ItemIndex, tower: Tower, inputs: Inputs) -> None:
+        self._view = view
+        self._table = table
+        self._index = index
+        self._tower = tower
+        self._inputs = inputs
+
+    async def run(self, batch: Sequence[ItemEvent]) -> ItemsResult:
+        """Raises DependencyError when table, index or tower fails; the batch is to be run again then."""
+        if not batch:
+            return ItemsResult([])
+
+        # 1. records, and which event of each item counts
+        stored, refused = await self._records(batch)
+        refused |= self._invalid_embeddings(batch)
+        order = decide(batch, stored, refused)
+        history: dict[int, bytes] = {}  # position -> history vector, of the events whose vector is in the index
+        while waiting := [position for position in order.winners if position not in history]:
+            # 2. item tower
+            upserts = [position for position in waiting if not batch[position].deletes]
+            vectors = await self._embed([batch[position] for position in upserts])
+            finite = np.isfinite(vectors.item).all(axis=1) & np.isfinite(vectors.history).all(axis=1)
+            for n in np.flatnonzero(~finite).tolist():
+                refused[upserts[n]] = InvalidInput(ErrorCode.TOWER_OUTPUT, "the item tower gave no finite vector")
+
+            # 3. index
+            rows = IndexRows(
+                item_ids=[batch[position].item_id for position in upserts],
+                vectors=vectors.item,
+                attributes=[self._filterable(batch[position]) for position in upserts],
+            )
+            for n, error in (await self._upsert(rows, np.flatnonzero(finite).tolist())).items():
+                refused[upserts[n]] = error
+            deletes = [position for position in waiting if batch[position].deletes]
+            await self._index.delete([batch[position].item_id for position in deletes])
+
+            history |= {position: vectors.history[n].tobytes() for n, position in enumerate(upserts)}
+            history |= dict.fromkeys(deletes, b"")
+            order = decide(batch, stored, refused)  # behind a refused event, the one before it counts
+
+        # 4. item table, and its feed
+        records = [_record(batch[position], history[position]) for position in order.winners]
+        written = await self._table.write(records)
+        fenced = [position for position, done in zip(order.winners, written, strict=True) if not done]
+        errors = order.errors | await self._give_way(batch, fenced)
+        return _result(batch, set(order.winners) - set(fenced), errors)
+
+    async def _records(self, batch: Sequence[ItemEvent]) -> tuple[dict[int, ItemRecord], dict[int, InvalidInput]]:
+        """Stored records by item hash, and errors of the events whose record cannot be read (never overwritten)."""
+        item_ids = list(dict.fromkeys(event.item_id for event in batch))
+        unreadable: set[str] = set()
+        try:
+            records = await self._table.read(item_ids)
+        except RowRefused as error:
+            unreadable = {item_ids[row] for row in error.rows or range(len(item_ids))}
+            item_ids = [item_id for item_id in item_ids if item_id not in unreadable]
+            records = await self._table.read(item_ids)
+        stored = {hash64(i): record for i, record in zip(item_ids, records, strict=True) if record is not None}
+        line = "the stored record of the item cannot be read by this version"
+        return stored, {
+            position: InvalidInput(ErrorCode.RECORD_UNREADABLE, line)
+            for position, event in enumerate(batch)
+            if event.item_id in unreadable
+        }
+
+    def _invalid_embeddings(self, batch: Sequence[ItemEvent]) -> dict[int, InvalidInput]:
+        errors = {}
+        for position, event in enumerate(batch):
+            given = self._given(event)
+            if given is not None and (len(given) != self._view.dim or not np.isfinite(given).all()):
+                line = f"{len(given)} values, {self._view.dim} finite ones of 32 bits are needed"
+                errors[position] = InvalidInput(ErrorCode.INVALID_EMBEDDING, line, "embedding")
+        return errors
+
+    def _given(self, event: ItemEvent) -> Float32 | None:
+        """The item's vector when the update brings one for this view's model."""
+        update = event.update
+        if update is None or event.deletes or update.embedding is None:
+            return None
+        if update.embedding_model != self._view.model_version:
+            return None
+        with np.errstate(over="ignore"):
+            return np.array(update.embedding, dtype=np.float32)
+
+    async def _embed(self, events: Sequence[ItemEvent]) -> _Vectors:
+        """Both vectors of upserts, from one call of the tower; the item's own where the update brings it."""
+        dim = self._view.dim
+        if not events:
+            return _Vectors(np.zeros((0, dim), dtype=np.float32), np.zeros((0, dim), dtype=np.float32))
+        inputs = self._inputs([event.item_id for event in events], [_attributes(event) for event in events])
+        outputs = await self._tower.embed(inputs)
+        item, history = (np.array(outputs[name], dtype=np.float32) for name in ("item_embedding", "history_embedding"))
+        if item.shape != (len(events), dim) or history.shape != (len(events), dim):
+            line = f"vectors of shape {item.shape} and {history.shape}, the view needs ({len(events)}, {dim})"
+            raise DependencyUnavailable("tower", line)
+        for n, event in enumerate(events):
+            given = self._given(event)
+            if given is not None:
+                item[n] = given
+        return _Vectors(item, history)
+
+    def _filterable(self, event: ItemEvent) -> dict[str, Any]:
+        attributes = _attributes(event)
+        return {name: attributes[name] for name in self._view.fields if name in attributes}
+
+    async def _upsert(self, rows: IndexRows, chosen: Sequence[int]) -> dict[int, InvalidInput]:
+        """Write the chosen rows; errors of those that the index refuses, found by halving if it does not say which."""
+        if not chosen:
+            return {}
+        try:
+            await self._index.upsert(_take(rows, chosen))
+        except RowRefused as error:
+            if len(chosen) == 1:
+                return {chosen[0]: InvalidInput(ErrorCode.INDEX_REFUSED, str(error))}
+            if error.rows:
+                guilty = {chosen[row] for row in error.rows}
+                errors = {n: InvalidInput(ErrorCode.INDEX_REFUSED, str(error)) for n in guilty}
+                return errors | await self._upsert(rows, [n for n in chosen if n not in guilty])
+            half = len(chosen) // 2
+            return await self._upsert(rows, chosen[:half]) | await self._upsert(rows, chosen[half:])
+        return {}
+
+    async def _give_way(self, batch: Sequence[ItemEvent], fenced: Sequence[int]) -> dict[int, InvalidInput]:
+        """Another worker wrote these items after step 1, and its records stand: put its vectors back over ours."""
+        if not fenced:
+            return {}
+        records = await self._table.read([batch[position].item_id for position in fenced])
+        errors: dict[int, InvalidInput] = {}
+        winners: list[ItemEvent] = []
+        for position, record in zip(fenced, records, strict=True):
+            if record is None:  # and gone again
+                winners.append(batch[position])
+                continue
+            error = conflict(batch[position], record)
+            if error is not None:
+                errors[position] = error
+            try:
+                update = codec.decode_item(record.update) if record.update else None
+            except DecodeError as unreadable:
+                log.warning("stored update cannot be read", item_id=record.item_id, error=str(unreadable))
+                continue
+            winners.append(ItemEvent(record.item_id, update, record.update, record.partition, record.offset))
+        await self.run(winners)
+        return errors
+
+
+def _attributes(event: ItemEvent) -> Mapping[str, Any]:
+    return (event.update.attributes if event.update is not None else None) or {}
+
+
+def _take(rows: IndexRows, chosen: Sequence[int]) -> IndexRows:
+    if len(chosen) == len(rows.item_ids):
+        return rows
+    return IndexRows(
+        item_ids=[rows.item_ids[n] for n in chosen],
+        vectors=rows.vectors[list(chosen)],
+        attributes=[rows.attributes[n] for n in chosen],
+    )
+
+
+def _record(event: ItemEvent, history_vector: bytes) -> ItemRecord:
+    return ItemRecord(
+        item_id=event.item_id,
+        partition=event.partition,
+        offset=event.offset,
+        deleted=event.deletes,
+        version=event.version,
+        history_vector=history_vector,
+        update=event.raw,
+    )
+
+
+def _result(batch: Sequence[ItemEvent], applied: set[int], errors: Mapping[int, InvalidInput]) -> ItemsResult:
+    result = ItemsResult([errors.get(position) for position in range(len(batch))])
+    for position, event in enumerate(batch):
+        if position in errors:
+            outcome = "refused"
+        elif position not in applied:
+            outcome = "superseded"
+        else:
+            outcome = "deleted" if event.deletes else "upserted"
+        result.outcomes[outcome] = result.outcomes.get(outcome, 0) + 1
+    return result
