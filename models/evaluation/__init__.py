@@ -1,0 +1,1 @@
+"""How good lists are: protocols and reports over the exact ranking of the whole catalogue."""

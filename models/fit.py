@@ -1,0 +1,185 @@
+"""From events to a bundle: samples, closed form, polish, content, graphs."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models import graphs
+from models.bundle import Bundle, write_bundle
+from models.closed_form import Penalty, content_ridge, solve
+from models.event_log import Catalogue, EventLog
+from models.polish import polish
+from models.samples import Samples, build_samples, design, history_counts, user_fields
+from models.signature import width
+from models.spec import Spec
+from models.tensors import Encoding, Inputs, build_vocabularies, item_inputs
+
+DIMS = (32, 64, 128, 256)
+MAX_HISTORY_ITEMS = 15_000  # above it, only the most frequent get a factor of their own
+KEPT_HISTORY_ITEMS = 10_000
+FEW_POSITIVES = 50_000
+POLISH_FROM = 100_000
+SMALL_RANK = 32
+CONTENT_LENGTH = 0.7  # of a vector from content: below 1, so that it loses to an equally similar learned one
+AGGREGATES = slice(1, 7)
+FIRST_FIELD = 7
+
+Float32 = NDArray[np.float32]
+Progress = Callable[[str, float], None]
+"""Called with what is being done and how much of it is, 0 to 1."""
+
+
+class FitError(ValueError):
+    """Data that nothing can be fitted on; one line."""
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """`polish` None = when there are enough positives."""
+
+    dim: int = 64
+    polish: bool | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What was fitted: factors of history items, dense columns and target items, and whether vectors have length 1."""
+
+    history: Float32
+    dense: Float32
+    item: Float32
+    unit_length: bool
+
+
+def fit(
+    log: EventLog,
+    catalogue: Catalogue,
+    spec: Spec,
+    features: str,
+    folder: Path,
+    options: FitOptions,
+    progress: Progress,
+) -> Bundle:
+    """Fit both towers on a log and a catalogue and write the bundle. The same data and seed give the same bundle.
+
+    `features` is the text of the spec's file. Raises FitError when no target event names an item of the catalogue.
+    """
+    if options.dim not in DIMS:
+        raise FitError(f"dim is {options.dim}, one of {', '.join(map(str, DIMS))} is possible")
+    started = time.perf_counter()
+    progress("building samples", 0.0)
+    encoding = Encoding(spec, build_vocabularies(log, catalogue.item_ids, catalogue.attributes, spec))
+    code_weight = np.array([0.0, *(code.weight for code in spec.history.codes)], dtype=np.float32)
+    position = np.arange(spec.history.length)[::-1]
+    position_weight = ((1 + position / 6) ** -1.5).astype(np.float32)
+    samples = build_samples(log, catalogue, encoding, code_weight, position_weight)
+    if len(samples.item) == 0:
+        raise FitError(f"no {spec.target.action!r} event that is a target names an item of the catalogue")
+    samples_s = time.perf_counter() - started
+
+    factors = _factors(samples, options, progress)
+    progress("writing towers", 0.95)
+    counts = history_counts(log, catalogue, encoding)
+    targets = np.bincount(samples.item, minlength=len(catalogue))
+    rows = item_inputs(catalogue.item_ids, catalogue.attributes, encoding)
+    indexed = _embedding(
+        factors.item, targets, np.ones(len(targets)), rows, encoding, factors.unit_length, CONTENT_LENGTH
+    )
+    history = _embedding(factors.history, counts, counts.astype(np.float64), rows, encoding, False, None)
+    user = graphs.UserTower(
+        code_weight=code_weight,
+        position_weight=position_weight,
+        aggregates=factors.dense[AGGREGATES],
+        bias=factors.dense[0],
+        fields=_field_weights(factors.dense, encoding),
+        unit_length=factors.unit_length,
+    )
+    towers = (
+        graphs.user_tower(user, encoding, options.dim),
+        graphs.item_tower(indexed, history, encoding, options.dim),
+    )
+    figures: dict[str, Any] = {
+        "requests": samples.history.shape[0],
+        "positives": len(samples.item),
+        "items": len(catalogue),
+        "polished": factors.unit_length,
+        "seed": options.seed,
+        "samples_s": round(samples_s, 2),
+        "fit_s": round(time.perf_counter() - started, 2),
+    }
+    bundle = write_bundle(
+        folder, towers=towers, features=features, encoding=encoding, dim=options.dim, metric="IP", figures=figures
+    )
+    progress("done", 1.0)
+    return bundle
+
+
+def _factors(samples: Samples, options: FitOptions, progress: Progress) -> Factors:
+    positives = len(samples.item)
+    progress("solving", 0.2)
+    few = positives < FEW_POSITIVES
+    rank = min(SMALL_RANK, options.dim) if few else options.dim
+    penalty = Penalty(items=100.0) if few else Penalty()
+    frequency = np.asarray((samples.history != 0).sum(axis=0)).reshape(-1)
+    columns = np.flatnonzero(frequency)
+    if len(columns) > MAX_HISTORY_ITEMS:
+        columns = np.sort(np.argsort(-frequency, kind="stable")[:KEPT_HISTORY_ITEMS])
+    solved = solve(samples, columns, rank, penalty, options.seed)
+    wanted = positives >= POLISH_FROM if options.polish is None else options.polish
+    if wanted:
+        solved = polish(samples, solved, options.seed, lambda part: progress("polishing", 0.5 + 0.45 * part))
+    history, dense, item = (np.pad(table, ((0, 0), (0, options.dim - rank))) for table in solved)
+    return Factors(history, dense, item, unit_length=wanted)
+
+
+def _embedding(
+    table: Float32,
+    counts: NDArray[np.int64],
+    weight: NDArray[np.float64],
+    rows: Inputs,
+    encoding: Encoding,
+    unit_length: bool,
+    content_length: float | None,
+) -> graphs.Embedding:
+    """Learned rows for items with a count, a ridge of them on content for the others."""
+    learned = counts > 0
+    fields = {f"item.{name}": field for name, field in encoding.spec.item.items()}
+    blocks = {name: _content(name, rows, encoding) for name in fields}
+    one = np.ones((len(table), 1), dtype=np.float32)
+    matrix = np.concatenate([one, *blocks.values()], axis=1)
+    normal = weight[learned] / max(weight[learned].mean(), 1e-9) if learned.any() else weight[learned]
+    solved = content_ridge(matrix[learned], table[learned], normal.astype(np.float32))
+    splits = np.cumsum([1, *(block.shape[1] for block in blocks.values())])
+    weights = {
+        name.replace(".", "_", 1): solved[start:end]
+        for name, start, end in zip(blocks, splits[:-1], splits[1:], strict=True)
+    }
+    return graphs.Embedding(
+        table=np.vstack([np.zeros_like(table[:1]), table]),
+        learned=np.r_[False, learned],
+        fields=weights,
+        bias=solved[0],
+        unit_length=unit_length,
+        content_length=content_length,
+    )
+
+
+def _content(name: str, rows: Inputs, encoding: Encoding) -> Float32:
+    field = encoding.spec.item[name.removeprefix("item.")]
+    block = design(field, name, rows[name.replace(".", "_", 1)], encoding)
+    return block / np.maximum(block.sum(1, keepdims=True), 1) if field.kind == "multi" else block
+
+
+def _field_weights(dense: Float32, encoding: Encoding) -> dict[str, Float32]:
+    weights, start = {}, FIRST_FIELD
+    for name, field in user_fields(encoding).items():
+        size = width(field, name, encoding.vocabularies)
+        weights[name.replace(".", "_", 1)] = dense[start : start + size]
+        start += size
+    return weights

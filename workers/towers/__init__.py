@@ -1,0 +1,1 @@
+"""Model runtimes behind the port Tower."""

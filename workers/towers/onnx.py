@@ -1,0 +1,81 @@
+"""A tower in ONNX Runtime, in this process: one thread of its own, so that the event loop never waits for it."""
+
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from models.signature import Array, Arrays
+from workers.errors import ConfigurationError, DependencyTimeout, DependencyUnavailable
+from workers.ports import Float32
+
+DEPENDENCY = "tower"
+MAX_ROWS = 4096  # of one run; larger batches are split, which bounds the memory
+TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+
+
+class OnnxTower:
+    """Tower on an ONNX file. Outputs may hold NaN where inputs do; rows are the caller's to judge."""
+
+    def __init__(self, path: Path, inputs: Arrays, outputs: Arrays, timeout_ms: int) -> None:
+        """Open and verify the model. Raises ConfigurationError when names, types or shapes are not the bundle's."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions share no base class but this
+            raise ConfigurationError(f"{path} cannot be opened: {' '.join(str(error).split())}") from error
+        _verify(path, "input", self._session.get_inputs(), inputs)
+        _verify(path, "output", self._session.get_outputs(), outputs)
+        self._inputs = list(inputs)
+        self._outputs = {name: array.shape for name, array in outputs.items()}
+        self._timeout_s = timeout_ms / 1000
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=path.stem)
+
+    async def embed(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Float32]:
+        """Run the model. Raises DependencyTimeout after its deadline, DependencyUnavailable when it fails."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await asyncio.wait_for(loop.run_in_executor(self._executor, self.run, inputs), self._timeout_s)
+        except TimeoutError as error:
+            raise DependencyTimeout(DEPENDENCY, f"no answer in {self._timeout_s * 1000:.0f} ms") from error
+        except Exception as error:
+            raise DependencyUnavailable(DEPENDENCY, " ".join(str(error).split())) from error
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Float32]:
+        """The same in this thread, for evaluation."""
+        feed = {name: inputs[name] for name in self._inputs}
+        rows = len(next(iter(feed.values())))
+        if rows == 0:
+            return {name: np.zeros((0, *shape), dtype=np.float32) for name, shape in self._outputs.items()}
+        parts = [
+            self._session.run(list(self._outputs), {k: v[start : start + MAX_ROWS] for k, v in feed.items()})
+            for start in range(0, rows, MAX_ROWS)
+        ]
+        return {
+            name: np.concatenate(arrays) for name, arrays in zip(self._outputs, zip(*parts, strict=True), strict=True)
+        }
+
+    async def close(self) -> None:
+        """Let the thread end."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _verify(path: Path, side: str, found: list[Any], expected: Arrays) -> None:
+    actual = {node.name: Array(TYPES.get(node.type, node.type), tuple(node.shape[1:])) for node in found}
+    for name in sorted(expected.keys() | actual.keys()):
+        if actual.get(name) != expected.get(name):
+            what = f"{side} {name!r} is {_describe(actual.get(name))}, the bundle says {_describe(expected.get(name))}"
+            raise ConfigurationError(f"{path}: {what}")
+
+
+def _describe(array: Array | None) -> str:
+    return "missing" if array is None else f"{array.type}{['batch', *array.shape]}".replace("'", "")
