@@ -25,7 +25,7 @@ KEPT_HISTORY_ITEMS = 10_000
 FEW_POSITIVES = 50_000
 POLISH_FROM = 100_000
 SMALL_RANK = 32
-CONTENT_LENGTH = 0.7  # of a vector from content: below 1, so that it loses to an equally similar learned one
+CONTENT_SCALE = 0.7  # of a vector from content: below 1, so that it loses to an equally similar learned one
 AGGREGATES = slice(1, 7)
 FIRST_FIELD = 7
 
@@ -89,9 +89,9 @@ def fit(
     targets = np.bincount(samples.item, minlength=len(catalogue))
     rows = item_inputs(catalogue.item_ids, catalogue.attributes, encoding)
     indexed = _embedding(
-        factors.item, targets, np.ones(len(targets)), rows, encoding, factors.unit_length, CONTENT_LENGTH
+        factors.item, targets, np.ones(len(targets)), rows, encoding, factors.unit_length, CONTENT_SCALE
     )
-    history = _embedding(factors.history, counts, counts.astype(np.float64), rows, encoding, False, None)
+    history = _embedding(factors.history, counts, counts.astype(np.float64), rows, encoding, False, 1.0)
     user = graphs.UserTower(
         code_weight=code_weight,
         position_weight=position_weight,
@@ -145,7 +145,7 @@ def _embedding(
     rows: Inputs,
     encoding: Encoding,
     unit_length: bool,
-    content_length: float | None,
+    content_scale: float,
 ) -> graphs.Embedding:
     """Learned rows for items with a count, a ridge of them on content for the others."""
     learned = counts > 0
@@ -166,7 +166,7 @@ def _embedding(
         fields=weights,
         bias=solved[0],
         unit_length=unit_length,
-        content_length=content_length,
+        content_scale=content_scale,
     )
 
 

@@ -43,8 +43,8 @@ class Embedding:
     learned: NDArray[np.bool_]  # bool[M + 1]
     fields: FieldWeights
     bias: Float32  # float32[D]
-    unit_length: bool
-    content_length: float | None  # the length that a content vector is given; None = as it comes
+    unit_length: bool  # scale rows and content vectors to length 1
+    content_scale: float  # then shorten content vectors by this
 
 
 class Graph:
@@ -131,10 +131,9 @@ def item_tower(indexed: Embedding, history: Embedding, encoding: Encoding, dim: 
         zeros = graph.node("Mul", learned, graph.constant(0.0))  # gives the bias its batch axis
         bias = graph.node("Add", zeros, graph.constant(embedding.bias))
         content = graph.total([bias, *_field_terms(graph, fields, embedding.fields, share=True)])
-        if embedding.content_length is not None:
-            content = graph.node("Mul", _unit(graph, content), graph.constant(embedding.content_length))
         if embedding.unit_length:
-            learned = _unit(graph, learned)
+            learned, content = _unit(graph, learned), _unit(graph, content)
+        content = graph.node("Mul", content, graph.constant(embedding.content_scale))
         graph.node("Where", is_learned, learned, content, to=name)
     return graph.serialize()
 

@@ -20,7 +20,7 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Samples:
-    """R requests and P positives. Columns of `history` are items of the catalogue, those of `dense` see `dense_blocks`."""
+    """R requests and P positives. Columns of `history` are items of the catalogue, of `dense` see `dense_columns`."""
 
     history: sp.csr_matrix  # float32[R, M], weighted
     dense: Float32  # float32[R, m]
@@ -85,7 +85,7 @@ def chunks(log: EventLog, requests: Requests, encoding: Encoding) -> Iterator[tu
 
 
 def dense_columns(inputs: Inputs, encoding: Encoding) -> Float32:
-    """float32[R, m]: 1, six aggregates, then the one-hot blocks of profile and context, as graphs.user_tower sees them."""
+    """float32[R, m]: 1, six aggregates, then the blocks of profile and context, as graphs.user_tower sees them."""
     count, gap = inputs["event_count"], inputs["gap_s"]
     session_s = encoding.spec.history.session_ms / 1000
     aggregates = [

@@ -88,7 +88,7 @@ def generate(items: int = 2000, users: int = 1500, events: int = 150_000, seed: 
 def _sittings(
     rng: np.random.Generator, users: int, events: int, cumulative: NDArray[np.float64], scores: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Users sit down to rate a dozen films of one taste; no film twice by the same user. Popular users sit more often."""
+    """Users sit down to rate a dozen films of one taste; no film twice by the same user; some sit more often."""
     weight = rng.pareto(1.5, users) + 0.2
     preference = rng.dirichlet(np.full(TASTES, 0.4), users)
     columns: list[tuple[int, int, int, float]] = []
