@@ -20,8 +20,8 @@ Item record, big-endian, 27 bytes of head:
     offset  size  field
          0     1  format, 1
          1     1  flags: bit 0 = deleted
-         2     4  partition of the update       (the fence: a write with an older offset of the
-         6     8  offset of the update           same partition is refused)
+         2     4  partition of the update       (the fence: what the compare-and-set of a write
+         6     8  offset of the update           compares)
         14     8  version, -1 = none
         22     2  length of the item id in bytes
         24     2  dimension of the history vector, 0 = none
@@ -55,6 +55,7 @@ SEEN_ENTRY = np.dtype([("item", "<u8"), ("timestamp_ms", "<u8")])
 
 _USER_HEAD = struct.Struct(">B8sQQ16sH")
 _ITEM_HEAD = struct.Struct(">BBIQqHHB")
+_ITEM_FENCE = struct.Struct(">IQ")
 _ITEM_SIZES = struct.Struct(">HH")  # length of the id, dimension: the part of the head that finds the vector
 _ITEM_SIZES_AT = 22
 _pack_profile = msgspec.msgpack.Encoder().encode
@@ -176,6 +177,11 @@ class ItemRecord:
             history_vector=data[vector:update],
             update=data[update:],
         )
+
+
+def item_fence(partition: int, offset: int) -> bytes:
+    """Bytes 2 to 13 of an item record: what the compare-and-set compares."""
+    return _ITEM_FENCE.pack(partition, offset)
 
 
 def item_vectors(stored: Sequence[bytes | None], dim: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

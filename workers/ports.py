@@ -85,8 +85,12 @@ class ItemTable(Protocol):
         """Records by id."""
         ...
 
-    async def write(self, records: Sequence[ItemRecord]) -> list[bool]:
-        """Write each record and tell the feed; False where a later offset of its partition stands. Idempotent."""
+    async def write(self, records: Sequence[ItemRecord], expected: Sequence[int | None]) -> list[bool]:
+        """Write each record and tell the feed, no item twice in a batch.
+
+        `expected` are the offsets of the records that were read before (None = there was none). False where another
+        record stands by now, of another offset or partition. Idempotent: the record's own offset is no conflict.
+        """
         ...
 
     async def vectors(self, hashes: UInt64) -> tuple[Float32, NDArray[np.bool_]]:

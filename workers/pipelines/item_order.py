@@ -66,7 +66,7 @@ def _decide_item(batch: Sequence[ItemEvent], positions: Sequence[int], record: I
     winner: int | None = None
     for position in sorted(positions, key=lambda position: batch[position].offset):
         event = batch[position]
-        error = conflict(event, home)
+        error = _conflict(event, home)
         if error is not None:
             order.errors[position] = error
         elif record is not None and event.offset < record.offset:
@@ -80,7 +80,7 @@ def _decide_item(batch: Sequence[ItemEvent], positions: Sequence[int], record: I
         order.winners.append(winner)
 
 
-def conflict(event: ItemEvent, home: ItemEvent | ItemRecord) -> InvalidInput | None:
+def _conflict(event: ItemEvent, home: ItemEvent | ItemRecord) -> InvalidInput | None:
     """Why an event cannot follow the one at home under its hash, whatever their offsets."""
     if event.item_id != home.item_id:
         line = f"another item stands under the hash of this id: {home.item_id!r}"

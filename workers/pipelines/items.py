@@ -9,22 +9,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from schemas import codec
-from schemas.codec import DecodeError, ErrorCode
+from schemas.codec import ErrorCode
 from schemas.records import ItemRecord, hash64
 from workers.errors import DependencyUnavailable, InvalidInput, RowRefused
-from workers.pipelines.item_order import ItemEvent, conflict, decide
+from workers.pipelines.item_order import ItemEvent, Order, decide
 from workers.ports import Float32, IndexRows, ItemIndex, ItemTable, Tower
 
 __all__ = ["Inputs", "ItemEvent", "ItemsPipeline", "ItemsResult", "ItemsView"]
 
 Inputs = Callable[[Sequence[str], Sequence[Mapping[str, Any]]], Mapping[str, NDArray[Any]]]
 """(item ids, their attributes) -> the item tower's named inputs."""
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +97,13 @@ class ItemsPipeline:
 
         # 4. item table, and its feed
         records = [_record(batch[position], history[position]) for position in order.winners]
-        written = await self._table.write(records)
-        fenced = [position for position, done in zip(order.winners, written, strict=True) if not done]
-        errors = order.errors | await self._give_way(batch, fenced)
-        return _result(batch, set(order.winners) - set(fenced), errors)
+        expected = [stored[h].offset if h in stored else None for h in (hash64(r.item_id) for r in records)]
+        written = await self._table.write(records, expected)
+        result = _result(batch, order)
+        overtaken = [position for position, done in zip(order.winners, written, strict=True) if not done]
+        if overtaken:
+            await self._again(batch, overtaken, result)
+        return result
 
     async def _records(self, batch: Sequence[ItemEvent]) -> tuple[dict[int, ItemRecord], dict[int, InvalidInput]]:
         """Stored records by item hash, and errors of the events whose record cannot be read (never overwritten)."""
@@ -180,28 +180,16 @@ class ItemsPipeline:
             return await self._upsert(rows, chosen[:half]) | await self._upsert(rows, chosen[half:])
         return {}
 
-    async def _give_way(self, batch: Sequence[ItemEvent], fenced: Sequence[int]) -> dict[int, InvalidInput]:
-        """Another worker wrote these items after step 1, and its records stand: put its vectors back over ours."""
-        if not fenced:
-            return {}
-        records = await self._table.read([batch[position].item_id for position in fenced])
-        errors: dict[int, InvalidInput] = {}
-        winners: list[ItemEvent] = []
-        for position, record in zip(fenced, records, strict=True):
-            if record is None:  # and gone again
-                winners.append(batch[position])
-                continue
-            error = conflict(batch[position], record)
-            if error is not None:
-                errors[position] = error
-            try:
-                update = codec.decode_item(record.update) if record.update else None
-            except DecodeError as unreadable:
-                log.warning("stored update cannot be read", item_id=record.item_id, error=str(unreadable))
-                continue
-            winners.append(ItemEvent(record.item_id, update, record.update, record.partition, record.offset))
-        await self.run(winners)
-        return errors
+    async def _again(self, batch: Sequence[ItemEvent], overtaken: Sequence[int], result: ItemsResult) -> None:
+        """Another worker wrote these items since step 1, and either vector may stand in the index.
+
+        What stands in the table now and our events are run together: whichever counts is written again, all of it.
+        """
+        events = [batch[position] for position in overtaken]
+        standing = [_event(r) for r in await self._table.read([e.item_id for e in events]) if r is not None]
+        again = await self.run([*standing, *events])
+        for position, error in zip(overtaken, again.errors[len(standing) :], strict=True):
+            result.errors[position] = error
 
 
 def _attributes(event: ItemEvent) -> Mapping[str, Any]:
@@ -230,12 +218,19 @@ def _record(event: ItemEvent, history_vector: bytes) -> ItemRecord:
     )
 
 
-def _result(batch: Sequence[ItemEvent], applied: set[int], errors: Mapping[int, InvalidInput]) -> ItemsResult:
-    result = ItemsResult([errors.get(position) for position in range(len(batch))])
+def _event(record: ItemRecord) -> ItemEvent:
+    """The event that a record was made from."""
+    update = codec.decode_item(record.update) if record.update else None
+    return ItemEvent(record.item_id, update, record.update, record.partition, record.offset)
+
+
+def _result(batch: Sequence[ItemEvent], order: Order) -> ItemsResult:
+    winners = set(order.winners)
+    result = ItemsResult([order.errors.get(position) for position in range(len(batch))])
     for position, event in enumerate(batch):
-        if position in errors:
+        if position in order.errors:
             outcome = "refused"
-        elif position not in applied:
+        elif position not in winners:
             outcome = "superseded"
         else:
             outcome = "deleted" if event.deletes else "upserted"

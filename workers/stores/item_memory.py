@@ -26,14 +26,16 @@ class MemoryItemTable:
         stored = [self._records.get(hash64(item_id)) for item_id in item_ids]
         return [None if data is None else ItemRecord.decode(data) for data in stored]
 
-    async def write(self, records: Sequence[ItemRecord]) -> list[bool]:
-        """Write each record and announce it, unless a later offset or another partition stands."""
+    async def write(self, records: Sequence[ItemRecord], expected: Sequence[int | None]) -> list[bool]:
+        """Compare and set each record, and announce it."""
         written = []
-        for record in records:
+        for record, offset in zip(records, expected, strict=True):
             item_hash = hash64(record.item_id)
             data = self._records.get(item_hash)
             stored = None if data is None else ItemRecord.decode(data)
-            done = stored is None or (stored.partition == record.partition and stored.offset <= record.offset)
+            fence = None if stored is None else (stored.partition, stored.offset)
+            was_read = None if offset is None else (record.partition, offset)
+            done = fence in {was_read, (record.partition, record.offset)}
             if done:
                 self._records[item_hash] = record.encode()
                 self._feed.append((item_hash, record.deleted))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.records import ItemRecord, RecordFormatError, hash64, item_vectors
+from schemas.records import ItemRecord, RecordFormatError, hash64, item_fence, item_vectors
 from workers.errors import RowRefused
 from workers.ports import Float32, ItemChanges, UInt64
 from workers.settings import Settings
@@ -23,16 +23,12 @@ ENTRIES_PER_READ = 1024
 FIELD = b"c"
 BEGINNING = "0-0"
 
-# KEYS record. ARGV the new record, time to live in ms (0 = none). The head of a record holds its partition and offset.
+# KEYS record. ARGV the fence of the record that was read ('' = none), the new record, time to live in ms (0 = none).
 WRITE = """
-local stored = redis.call('GETRANGE', KEYS[1], 0, 13)
-if #stored == 14 then
-  local partition, high, low = struct.unpack('>I4I4I4', stored, 3)
-  local new_partition, new_high, new_low = struct.unpack('>I4I4I4', ARGV[1], 3)
-  if partition ~= new_partition or high > new_high or (high == new_high and low > new_low) then return 0 end
-end
-if ARGV[2] == '0' then redis.call('SET', KEYS[1], ARGV[1])
-else redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
+local stored = redis.call('GETRANGE', KEYS[1], 2, 13)
+if stored ~= ARGV[1] and stored ~= string.sub(ARGV[2], 3, 14) then return 0 end
+if ARGV[3] == '0' then redis.call('SET', KEYS[1], ARGV[2])
+else redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
 return 1
 """
 
@@ -68,13 +64,20 @@ class RedisItemTable:
             raise RowRefused(DEPENDENCY, f"{len(unreadable)} item records cannot be read", unreadable)
         return records
 
-    async def write(self, records: Sequence[ItemRecord]) -> list[bool]:
-        """Write each record, then announce those that were written. No item twice in a batch."""
+    async def write(self, records: Sequence[ItemRecord], expected: Sequence[int | None]) -> list[bool]:
+        """Compare and set each record, then announce those that were written."""
         if not records:
             return []
         calls = [
-            ((self._key(hash64(record.item_id)),), (record.encode(), DELETED_TTL_MS if record.deleted else 0))
-            for record in records
+            (
+                (self._key(hash64(record.item_id)),),
+                (
+                    b"" if offset is None else item_fence(record.partition, offset),
+                    record.encode(),
+                    DELETED_TTL_MS if record.deleted else 0,
+                ),
+            )
+            for record, offset in zip(records, expected, strict=True)
         ]
         with translated():
             written = [result == 1 for result in await self._write.call_each(calls)]
