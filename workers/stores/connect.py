@@ -46,7 +46,7 @@ def translated() -> Iterator[None]:
         yield
     except (exceptions.TimeoutError, TimeoutError) as error:
         raise DependencyTimeout(DEPENDENCY, "no answer in time") from error
-    except (exceptions.RedisError, OSError) as error:
+    except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as error:
         raise DependencyUnavailable(DEPENDENCY, f"{type(error).__name__}: {error}") from error
 
 

@@ -1,0 +1,90 @@
+"""What all tests share: one stack of real servers per run, and settings in a namespace of the test's own."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from workers.settings import Settings, load_settings
+
+FOLDER_VARIABLE = "RECALL_TEST_FOLDER"  # tells xdist workers which stack is the run's
+START_WITHIN_S = 110.0
+STOP_WITHIN_S = 60.0
+KEEPER = pytest.StashKey["subprocess.Popen[bytes]"]()
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Addresses of the run's servers, and the folder that holds their data and logs."""
+
+    kafka_bootstrap: str
+    redis_url: str
+    milvus_uri: str
+    data_dir: Path
+
+    def settings(self, **overrides: object) -> Settings:
+        """Settings that use these servers."""
+        addresses = {
+            "kafka_bootstrap": self.kafka_bootstrap,
+            "redis_url": self.redis_url,
+            "milvus_uri": self.milvus_uri,
+        }
+        return load_settings(**(addresses | overrides))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the keeper of the stack, in the process that leads the run; the stack itself starts when it is wanted."""
+    if hasattr(config, "workerinput"):
+        return
+    folder = tempfile.mkdtemp(prefix="recall-test-")
+    os.environ[FOLDER_VARIABLE] = folder
+    script = Path(__file__).with_name("stack.py")
+    with (Path(folder) / "keeper.log").open("wb") as log:
+        config.stash[KEEPER] = subprocess.Popen(
+            [sys.executable, str(script), folder], stdin=subprocess.PIPE, stdout=log, stderr=log
+        )
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the stack and remove its data."""
+    keeper = config.stash.get(KEEPER, None)
+    if keeper is None:
+        return
+    assert keeper.stdin is not None
+    keeper.stdin.close()
+    keeper.wait(STOP_WITHIN_S)
+    shutil.rmtree(os.environ[FOLDER_VARIABLE], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def stack() -> Stack:
+    """Real Kafka, Redis and Milvus, shared by the whole run."""
+    folder = Path(os.environ[FOLDER_VARIABLE])
+    (folder / "wanted").touch()
+    end = time.monotonic() + START_WITHIN_S
+    while not (folder / "ready").exists():
+        if (folder / "failed").exists() or time.monotonic() > end:
+            reason = folder / "failed" if (folder / "failed").exists() else folder / "keeper.log"
+            pytest.fail(f"the stack did not start: {reason.read_text()}")
+        time.sleep(0.05)
+    kafka, redis, milvus = (folder / "ready").read_text().splitlines()
+    return Stack(kafka, redis, milvus, folder / "data")
+
+
+@pytest.fixture
+def namespace() -> str:
+    """A namespace that no other test uses."""
+    return f"t{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def settings(stack: Stack, namespace: str) -> Settings:
+    """Settings on the run's servers, in a namespace of the test's own."""
+    return stack.settings(namespace=namespace)

@@ -1,0 +1,247 @@
+"""What every item table does: Redis, a Redis Cluster, memory."""
+
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import numpy as np
+import pytest
+
+from schemas.records import ItemRecord, hash64
+from workers.errors import DependencyError, RowRefused
+from workers.ports import ItemTable, UInt64
+from workers.settings import Settings, load_settings
+from workers.stores import item_feed, item_redis, keys
+from workers.stores.connect import connect
+from workers.stores.item_memory import MemoryItemTable
+from workers.stores.item_redis import RedisItemTable
+
+DIM = 8
+COLLECTION = "items_v1"
+HOSTILE = ["a{b}c", "}{", "quote'\"", "new\nline", "nul\0", "émoji 🎬", "x" * 256, " ", "*?[a-z]", "\\"]
+
+
+@pytest.fixture(params=["redis", "cluster"])
+def redis_settings(request: pytest.FixtureRequest, namespace: str) -> Settings:
+    if request.param == "cluster":
+        url = request.getfixturevalue("redis_cluster_url")
+        return load_settings(redis_url=url, redis_cluster=True, namespace=namespace)
+    return request.getfixturevalue("stack").settings(namespace=namespace)
+
+
+@pytest.fixture(params=["memory", "redis", "cluster"])
+async def table(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator[ItemTable]:
+    table: ItemTable
+    if request.param == "memory":
+        table = MemoryItemTable(DIM)
+    elif request.param == "redis":
+        settings = request.getfixturevalue("stack").settings(namespace=namespace)
+        table = RedisItemTable(connect(settings), settings, COLLECTION, DIM)
+    else:
+        url = request.getfixturevalue("redis_cluster_url")
+        settings = load_settings(redis_url=url, redis_cluster=True, namespace=namespace)
+        table = RedisItemTable(connect(settings), settings, COLLECTION, DIM)
+    yield table
+    await table.close()
+
+
+def item(name: str, offset: int = 0, *, value: float = 1.0, partition: int = 0, deleted: bool = False) -> ItemRecord:
+    vector = b"" if deleted else np.full(DIM, value, dtype="<f4").tobytes()
+    return ItemRecord(
+        name, partition, offset, deleted, version=3, history_vector=vector, update=b'{"bytes": "as they came"}'
+    )
+
+
+def hashes(*names: str) -> UInt64:
+    return np.array([hash64(name) for name in names], dtype=np.uint64)
+
+
+async def test_reads_what_was_written_in_the_order_asked(table: ItemTable) -> None:
+    records = [item(f"item {n}", n, value=n) for n in range(300)]
+    assert await table.write(records, [None] * 300) == [True] * 300
+    asked = ["nobody", "item 7", "item 299", "item 7", "item 0"]
+    assert await table.read(asked) == [None, records[7], records[299], records[7], records[0]]
+
+
+async def test_nothing_is_answered_without_the_backend(table: ItemTable) -> None:
+    assert await table.read([]) == []
+    assert await table.write([], []) == []
+    vectors, known = await table.vectors(hashes())
+    assert vectors.shape == (0, DIM)
+    assert known.shape == (0,)
+
+
+async def test_hostile_ids(table: ItemTable) -> None:
+    records = [item(name, n, value=n) for n, name in enumerate(HOSTILE)]
+    assert all(await table.write(records, [None] * len(records)))
+    assert await table.read(HOSTILE) == records
+    vectors, known = await table.vectors(hashes(*HOSTILE))
+    assert known.all()
+    assert vectors[:, 0].tolist() == list(range(len(HOSTILE)))
+
+
+async def test_a_write_needs_the_record_that_was_read(table: ItemTable) -> None:
+    assert await table.write([item("a", 5)], [None]) == [True]
+    assert await table.write([item("a", 7)], [None]) == [False]
+    assert await table.write([item("a", 7)], [4]) == [False]
+    assert await table.write([item("a", 7, partition=1)], [5]) == [False]
+    assert await table.read(["a"]) == [item("a", 5)]
+    assert await table.write([item("a", 7)], [5]) == [True]
+    assert await table.write([item("b", 9), item("a", 6), item("c", 9)], [None, 5, None]) == [True, False, True]
+    assert await table.read(["a"]) == [item("a", 7)]
+
+
+@pytest.mark.parametrize("offset", [0, 255, 256, 2**32 - 1, 2**32, 2**53 + 1, 2**62])
+async def test_offsets_of_every_size(table: ItemTable, offset: int) -> None:
+    assert await table.write([item("a", offset)], [None]) == [True]
+    assert await table.write([item("a", offset + 1)], [offset + 1]) == [False]
+    assert await table.write([item("a", offset + 1)], [offset]) == [True]
+    assert (await table.read(["a"]))[0] == item("a", offset + 1)
+
+
+async def test_the_same_write_again_is_no_conflict(table: ItemTable) -> None:
+    assert await table.write([item("a", 5)], [None]) == [True]
+    assert await table.write([item("a", 5)], [None]) == [True]
+    assert await table.write([item("a", 5)], [5]) == [True]
+
+
+async def test_vectors_of_live_items_only(table: ItemTable) -> None:
+    await table.write([item("a", 1, value=2), item("b", 2, deleted=True), item("c", 3, value=4)], [None] * 3)
+    vectors, known = await table.vectors(hashes("a", "b", "nobody", "c", "a"))
+    assert vectors.dtype == np.float32
+    assert known.tolist() == [True, False, False, True, True]
+    assert vectors.tolist() == [[2.0] * DIM, [0.0] * DIM, [0.0] * DIM, [4.0] * DIM, [2.0] * DIM]
+
+
+async def test_a_batch_of_vectors_equals_its_rows(table: ItemTable) -> None:
+    names = [f"item {n}" for n in range(2500)]
+    await table.write([item(name, n, value=n) for n, name in enumerate(names)], [None] * len(names))
+    vectors, known = await table.vectors(hashes(*names))
+    assert known.all()
+    assert vectors[:, 3].tolist() == list(range(len(names)))
+    for n in (0, 1234, 2499):
+        one, _ = await table.vectors(hashes(names[n]))
+        assert (one[0] == vectors[n]).all()
+
+
+async def test_the_feed_tells_what_changed_since(table: ItemTable) -> None:
+    beginning = await table.changes(None)
+    assert len(beginning.hashes) == 0
+    assert beginning.complete
+    await table.write([item("a", 1), item("b", 2, deleted=True)], [None, None])
+    await table.write([item("a", 1)], [9])  # the same again
+    await table.write([item("b", 1), item("c", 3)], [None, None])  # b is refused
+    first = await table.changes(beginning.cursor)
+    assert first.complete
+    assert first.hashes.tolist() == hashes("a", "b", "a", "c").tolist()
+    assert first.deleted.tolist() == [False, True, False, False]
+    again = await table.changes(first.cursor)
+    assert (again.hashes.tolist(), again.complete, again.cursor) == ([], True, first.cursor)
+    await table.write([item("c", 4, deleted=True)], [3])
+    second = await table.changes(first.cursor)
+    assert (second.hashes.tolist(), second.deleted.tolist()) == (hashes("c").tolist(), [True])
+    assert len((await table.changes(None)).hashes) == 0
+
+
+async def test_the_feed_of_large_writes(table: ItemTable) -> None:
+    start = await table.changes(None)
+    names = [f"item {n}" for n in range(3000)]
+    for piece in range(0, 3000, 1000):
+        await table.write([item(name, piece) for name in names[piece : piece + 1000]], [None] * 1000)
+    changes = await table.changes(start.cursor)
+    assert changes.complete
+    assert changes.hashes.tolist() == hashes(*names).tolist()
+
+
+async def test_a_reader_that_was_away_too_long_is_told(table: ItemTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(item_feed, "MAX_ENTRIES", 10)
+    monkeypatch.setattr(item_redis, "ENTRIES_PER_READ", 100)
+    if isinstance(table, MemoryItemTable):
+        monkeypatch.setattr(table, "_max_changes", 10)
+    empty = await table.changes(None)
+    await table.write([item("a", 0)], [None])
+    one = await table.changes(empty.cursor)
+    assert one.complete
+    for offset in range(1, 400):
+        await table.write([item("a", offset)], [offset - 1])
+    for cursor in (empty.cursor, one.cursor):
+        late = await table.changes(cursor)
+        assert not late.complete
+        assert len(late.hashes) == 0
+        await table.write([item("a", 400)], [399])
+        assert (await table.changes(late.cursor)).hashes.tolist() == hashes("a").tolist()
+
+
+async def test_close_twice(table: ItemTable) -> None:
+    await table.close()
+    await table.close()
+
+
+async def test_collections_do_not_see_each_other(redis_settings: Settings) -> None:
+    first = RedisItemTable(connect(redis_settings), redis_settings, "items_v1", DIM)
+    second = RedisItemTable(connect(redis_settings), redis_settings, "items_v2", DIM)
+    cursor = (await second.changes(None)).cursor
+    await first.write([item("a", 1)], [None])
+    assert await second.read(["a"]) == [None]
+    assert len((await second.changes(cursor)).hashes) == 0
+    assert await second.write([item("a", 0)], [None]) == [True]
+    assert await first.read(["a"]) == [item("a", 1)]
+    await first.close()
+    await second.close()
+
+
+async def test_only_deleted_records_expire(redis_settings: Settings) -> None:
+    client = connect(redis_settings)
+    table = RedisItemTable(client, redis_settings, COLLECTION, DIM)
+    key = keys.item_record(redis_settings, COLLECTION, hash64("a"))
+    await table.write([item("a", 0)], [None])
+    assert await client.pttl(key) == -1
+    await table.write([item("a", 1, deleted=True)], [0])
+    assert 0 < await client.pttl(key) <= item_redis.DELETED_TTL_MS
+    await table.write([item("a", 2)], [1])
+    assert await client.pttl(key) == -1
+    await table.close()
+
+
+async def test_records_that_cannot_be_read_are_named(redis_settings: Settings) -> None:
+    client = connect(redis_settings)
+    table = RedisItemTable(client, redis_settings, COLLECTION, DIM)
+    await table.write([item("a", 0)], [None])
+    await client.set(keys.item_record(redis_settings, COLLECTION, hash64("newer")), b"\x09" + bytes(60))
+    await client.set(keys.item_record(redis_settings, COLLECTION, hash64("short")), b"\x01")
+    with pytest.raises(RowRefused) as caught:
+        await table.read(["nobody", "newer", "a", "short"])
+    assert caught.value.rows == [1, 3]
+    vectors, known = await table.vectors(hashes("newer", "a", "short"))
+    assert known.tolist() == [False, True, False]
+    assert not vectors[[0, 2]].any()
+    await table.close()
+
+
+async def test_a_feed_that_vanished_is_incomplete(redis_settings: Settings) -> None:
+    client = connect(redis_settings)
+    table = RedisItemTable(client, redis_settings, COLLECTION, DIM)
+    await table.write([item("a", 0)], [None])
+    cursor = (await table.changes(None)).cursor
+    await client.delete(keys.item_feed(redis_settings, COLLECTION))
+    assert not (await table.changes(cursor)).complete
+    await table.write([item("a", 1)], [0])
+    assert not (await table.changes(cursor)).complete
+    await table.close()
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+async def test_an_unreachable_server_is_a_dependency_error(namespace: str, cluster: bool) -> None:
+    settings = load_settings(
+        redis_url="redis://127.0.0.1:1", redis_cluster=cluster, namespace=namespace, store_timeout_ms=300
+    )
+    table = RedisItemTable(connect(settings), settings, COLLECTION, DIM)
+    with pytest.raises(DependencyError):
+        await table.read(["a"])
+    with pytest.raises(DependencyError):
+        await table.write([item("a")], [None])
+    with pytest.raises(DependencyError):
+        await table.vectors(hashes("a"))
+    with pytest.raises(DependencyError):
+        await table.changes(None)
+    with suppress(DependencyError):
+        await table.close()
