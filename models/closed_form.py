@@ -58,7 +58,8 @@ def solve(
         return np.vstack([top @ scaled, bottom @ scaled])
 
     def backward(b: Float32) -> Float32:
-        return scale[:, None] * (top.T @ b[: len(columns)] + bottom.T @ b[len(columns) :])
+        scaled: Float32 = scale[:, None] * (top.T @ b[: len(columns)] + bottom.T @ b[len(columns) :])
+        return scaled
 
     rank_possible = min(rank, items, len(a))
     start = np.random.default_rng(seed).standard_normal((items, min(rank + OVERSAMPLING, items))).astype(np.float32)

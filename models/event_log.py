@@ -86,7 +86,7 @@ class EventLog:
             self.value[rows],
             self.timestamp_ms[rows],
             self.profiles if profiles is None else profiles,
-            [self.contexts[row] for row in np.flatnonzero(rows)] if self.contexts else (),
+            [self.contexts[row] for row in np.flatnonzero(rows).tolist()] if self.contexts else (),
         )
 
 

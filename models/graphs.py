@@ -74,14 +74,11 @@ class Graph:
 
     def serialize(self) -> bytes:
         """The checked model."""
-        declared = [
-            [
-                helper.make_tensor_value_info(name, _element_type(array.type), ["batch", *array.shape])
-                for name, array in side.items()
-            ]
+        inputs, outputs = (
+            [helper.make_tensor_value_info(n, _element_type(a.type), ["batch", *a.shape]) for n, a in side.items()]
             for side in (self._inputs, self._outputs)
-        ]
-        graph = helper.make_graph(self._nodes, "tower", *declared, self._constants)
+        )
+        graph = helper.make_graph(self._nodes, "tower", inputs, outputs, self._constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
         onnx.checker.check_model(model, full_check=True)
         data: bytes = model.SerializeToString()

@@ -114,7 +114,8 @@ def _gradients(
 
 
 def _through_unit(gradient: Float32, scaled: Float32, length: Float32) -> Float32:
-    return (gradient - scaled * (gradient * scaled).sum(1, keepdims=True)) / length
+    through: Float32 = (gradient - scaled * (gradient * scaled).sum(1, keepdims=True)) / length
+    return through
 
 
 class _Adam:

@@ -41,8 +41,8 @@ class Requests:
 def is_target(log: EventLog, encoding: Encoding) -> NDArray[np.bool_]:
     """bool[N]: the rows that are what a good recommendation leads to."""
     target = encoding.spec.target
-    rows = log.action == np.uint64(hash64(target.action))
-    return rows if target.at_least is None else rows & (log.value >= np.float32(target.at_least))
+    rows: NDArray[np.bool_] = log.action == np.uint64(hash64(target.action))
+    return rows if target.at_least is None else np.logical_and(rows, log.value >= np.float32(target.at_least))
 
 
 def target_requests(log: EventLog, rows: NDArray[np.int64], encoding: Encoding) -> tuple[Requests, NDArray[np.int64]]:
@@ -51,7 +51,7 @@ def target_requests(log: EventLog, rows: NDArray[np.int64], encoding: Encoding) 
     pairs = np.stack([log.user[rows].astype(np.int64), steps])
     _, first, request = np.unique(pairs, axis=1, return_index=True, return_inverse=True)
     rows_of_requests = rows[first]
-    contexts = [log.contexts[row] for row in rows_of_requests] if log.contexts else [None] * len(first)
+    contexts = [log.contexts[row] for row in rows_of_requests.tolist()] if log.contexts else [None] * len(first)
     users, times = log.user[rows_of_requests].astype(np.int64), log.timestamp_ms[rows_of_requests]
     return Requests(users, times, contexts), request.reshape(-1)
 
@@ -73,7 +73,13 @@ def build_samples(
     times = log.timestamp_ms[positives]
     age_days = ((times.max(initial=0) - times) / 86_400_000).astype(np.float32)
     history = sp.vstack(parts, format="csr") if parts else sp.csr_matrix((0, len(catalogue)), dtype=np.float32)
-    return Samples(history, np.concatenate(dense) if dense else np.zeros((0, 0)), request, index[positives], age_days)
+    return Samples(
+        history,
+        np.concatenate(dense) if dense else np.zeros((0, 0), dtype=np.float32),
+        request,
+        index[positives],
+        age_days,
+    )
 
 
 def chunks(log: EventLog, requests: Requests, encoding: Encoding) -> Iterator[tuple[Requests, UserFeatures]]:
@@ -113,7 +119,8 @@ def user_fields(encoding: Encoding) -> dict[str, Field]:
 def design(field: Field, name: str, values: NDArray[Any], encoding: Encoding) -> Float32:
     """float32[R, width]: one-hot of codes, or the values themselves."""
     if field.kind in {"category", "bucket"}:
-        return np.eye(width(field, name, encoding.vocabularies), dtype=np.float32)[values]
+        one_hot: Float32 = np.eye(width(field, name, encoding.vocabularies), dtype=np.float32)[values]
+        return one_hot
     return values.astype(np.float32).reshape(len(values), -1)
 
 

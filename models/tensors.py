@@ -119,20 +119,13 @@ def log_features(
     end = _last_before(log.user[order].astype(np.int64), times_sorted, offsets, user, limit_ms)
     window = end[:, None] + np.arange(-MAX_HISTORY_ROWS, 0)
     valid = window >= offsets[user][:, None]
-    rows = order[np.where(valid, window, 0)] if len(order) else np.zeros(window.shape, dtype=np.int64)
-    codes = event_codes(log.action, log.value, spec)
+    rows = np.append(order, len(order))[np.where(valid, window, len(order))]  # the row behind the last is nobody's
+    items = np.append(log.item, np.uint64(0))[rows]
+    codes = np.append(event_codes(log.action, log.value, spec), 0)[rows]
+    times = np.append(log.timestamp_ms, 0)[rows]
     profiles = _profiles_at(log, user, limit_ms, spec)
-    if len(order) == 0:
-        shape = (len(user), spec.history.length)
-        items, kept_codes, times = (np.zeros(shape, dtype=kind) for kind in (np.uint64, np.int64, np.int64))
-    else:
-        items, kept_codes, times = _newest(
-            log.item[rows], codes[rows], log.timestamp_ms[rows], valid & (log.item[rows] != 0), spec.history.length
-        )
     return _assemble(
-        items,
-        kept_codes,
-        times,
+        *_newest(items, codes, times, valid & (items != 0), spec.history.length),
         counts=end - offsets[user],
         known=(end > offsets[user]) | np.array([bool(profile) for profile in profiles], dtype=bool),
         unreadable=np.zeros(len(user), dtype=bool),
@@ -231,7 +224,7 @@ def build_vocabularies(
     log: EventLog, item_ids: Sequence[str], attributes: Sequence[Mapping[str, Any]], spec: Spec
 ) -> Vocabularies:
     """The values that the fit sees, sorted."""
-    rows = {
+    rows: dict[str, Sequence[Mapping[str, Any]]] = {
         "profile": [change[2] for change in log.profiles],
         "context": [context for context in log.contexts if context],
         "item": attributes,

@@ -147,7 +147,8 @@ class RecallAgent:
         problems: list[tuple[Any, Problem]] = []
         records: list[Any] = []
         requests: list[Incoming] = []
-        for record in batch.records:
+        raw: Sequence[Any] = batch.records
+        for record in raw:
             try:
                 requests.append(Incoming(codec.decode_request(record.value), record.timestamp))
                 records.append(record)

@@ -11,7 +11,7 @@ import structlog
 from numpy.typing import NDArray
 
 from models import tensors
-from models.spec import Spec
+from models.tensors import Encoding
 from schemas.recall import CandidateList, Reason, RecallRequest, Status, Timings
 from schemas.records import UserRecord, hash64, seen_items
 from workers import select
@@ -69,7 +69,7 @@ class Incoming:
 class View:
     """What one bundle fixes for its answers."""
 
-    spec: Spec
+    encoding: Encoding
     dim: int
     model_version: str
     collection: str
@@ -164,7 +164,7 @@ class RecallPipeline:
             failed.append(Reason.FEATURES_UNAVAILABLE)
             stored = [StoredUser(record=None, seen=b"")] * len(batch)
         visible_before_ms = np.array([_visible_before_ms(request) for request in requests], dtype=np.int64)
-        features = tensors.user_features([user.record for user in stored], visible_before_ms, view.spec)
+        features = tensors.user_features([user.record for user in stored], visible_before_ms, view.encoding)
 
         # 2. history vectors of the items in them
         vectors = await _attempt(self._items.vectors(features.item_hashes), watch.at_most(timeouts.store_ms))
@@ -174,7 +174,9 @@ class RecallPipeline:
 
         # 3. inputs
         as_of_ms = np.array([incoming.as_of_ms for incoming in batch], dtype=np.int64)
-        inputs = tensors.user_inputs(features, vectors, as_of_ms, [request.context for request in requests], view.spec)
+        inputs = tensors.user_inputs(
+            features, vectors, as_of_ms, [request.context for request in requests], view.encoding
+        )
         features_ms = watch.lap_ms()
 
         # 4. tower
@@ -204,7 +206,7 @@ class RecallPipeline:
             reasons.append(Reason.FEATURES_STALE)
         seen = np.zeros(0, dtype=np.uint64)
         if request.exclude_seen:
-            seen = seen_items(user.seen, None if request.timestamp_ms is None else _floor(request, self._view.spec))
+            seen = seen_items(user.seen, None if request.timestamp_ms is None else _floor(request, self._view.encoding))
         excluded = np.array([hash64(item_id) for item_id in request.exclude_items], dtype=np.uint64)
         return _Row(incoming, newest_ms, seen, excluded, reasons)
 
@@ -323,9 +325,9 @@ def _visible_before_ms(request: RecallRequest) -> int:
     return EVERYTHING if request.timestamp_ms is None else request.timestamp_ms
 
 
-def _floor(request: RecallRequest, spec: Spec) -> int:
+def _floor(request: RecallRequest, encoding: Encoding) -> int:
     """The as-of time in whole steps of the spec's time resolution: what happened in the same step is not seen."""
-    step_ms = spec.time_resolution_ms
+    step_ms = encoding.spec.history.time_resolution_ms
     return (request.timestamp_ms or 0) // step_ms * step_ms
 
 

@@ -1,0 +1,96 @@
+"""`recall dead-letters list`: what could not be processed, and why."""
+
+import asyncio
+import base64
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import orjson
+import typer
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
+from rich.console import Console
+from rich.table import Table
+
+from schemas.dead_letter import DeadLetter, from_message
+from workers.errors import ConfigurationError, DependencyUnavailable
+from workers.local.discover import with_local_stack
+from workers.settings import Settings, load_settings
+
+SHOWN_BYTES = 60
+
+
+def list_(
+    limit: Annotated[int, typer.Option(min=1, help="How many of the newest.")] = 20,
+    topic: Annotated[str | None, typer.Option(help="Only those that came from this topic.")] = None,
+    code: Annotated[str | None, typer.Option(help="Only those with this error code.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show the newest dead letters, oldest first."""
+    settings = with_local_stack(load_settings())
+    letters = [
+        letter
+        for letter in asyncio.run(read_dead_letters(settings))
+        if (topic is None or letter.topic in {topic, settings.topic(topic)}) and (code is None or letter.code == code)
+    ]
+    shown = sorted(letters, key=lambda letter: letter.timestamp_ms)[-limit:]
+    if as_json:
+        print(orjson.dumps({"count": len(letters), "dead_letters": [_as_dict(letter) for letter in shown]}).decode())
+        return
+    if not letters:
+        print("no dead letters")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("time", "topic", "offset", "code", "message", "key", "value"):
+        table.add_column(column, overflow="fold")
+    for letter in shown:
+        time = datetime.fromtimestamp(letter.timestamp_ms / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")
+        offset = f"{letter.partition}:{letter.offset}"
+        table.add_row(time, letter.topic, offset, letter.code, letter.message, _shown(letter.key), _shown(letter.value))
+    Console().print(table)
+    print(f"{len(shown)} of {len(letters)} dead letters")
+
+
+async def read_dead_letters(settings: Settings) -> list[DeadLetter]:
+    """All dead letters that Kafka still holds, by partition and offset."""
+    topic = settings.topic("recall-dead-letters")
+    consumer = AIOKafkaConsumer(
+        topic,
+        bootstrap_servers=settings.kafka_bootstrap,
+        group_id=None,
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+    )
+    letters = []
+    try:
+        await consumer.start()
+        ends = await consumer.end_offsets(consumer.assignment())
+        while any([await consumer.position(partition) < end for partition, end in ends.items()]):
+            for records in (await consumer.getmany(timeout_ms=500)).values():
+                letters += [from_message(record.key, record.value, record.headers) for record in records]
+    except UnknownTopicOrPartitionError as error:
+        raise ConfigurationError(f"topic {topic} does not exist; `recall topics apply` creates it") from error
+    except KafkaError as error:
+        raise DependencyUnavailable("kafka", f"{settings.kafka_bootstrap} does not answer; is the stack up?") from error
+    finally:
+        await consumer.stop()
+    return letters
+
+
+def _as_dict(letter: DeadLetter) -> dict[str, Any]:
+    """Bytes as text where they are UTF-8, else in base64 under `..._base64`."""
+    fields = {name: getattr(letter, name) for name in letter.__struct_fields__ if name not in {"key", "value"}}
+    fields["headers"] = [[name, (value or b"").decode(errors="replace")] for name, value in letter.headers]
+    for name, data in (("key", letter.key), ("value", letter.value)):
+        try:
+            fields[name] = None if data is None else data.decode()
+        except UnicodeDecodeError:
+            fields[f"{name}_base64"] = base64.b64encode(data or b"").decode()
+    return fields
+
+
+def _shown(data: bytes | None) -> str:
+    if data is None:
+        return "null"
+    text = data[:SHOWN_BYTES].decode(errors="replace")
+    return text + ("..." if len(data) > SHOWN_BYTES else "")

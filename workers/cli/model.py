@@ -1,0 +1,71 @@
+"""`recall model fit`: a bundle in closed form, from a data set or from events of your own."""
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from workers.errors import ConfigurationError, RecallError
+from workers.settings import Settings, load_settings
+
+
+def fit(
+    data: Annotated[str | None, typer.Option(help="movielens-1m, movielens-100k, generated or marketplace.")] = None,
+    items: Annotated[Path | None, typer.Option(help="JSON lines of item updates, with --activity and --spec.")] = None,
+    activity: Annotated[Path | None, typer.Option(help="JSON lines of user activity.")] = None,
+    spec: Annotated[Path | None, typer.Option(help="A features.toml; a data set brings its own.")] = None,
+    dim: Annotated[int, typer.Option(help="Dimension of the vectors: 32, 64, 128 or 256.")] = 64,
+    polish: Annotated[
+        bool | None, typer.Option("--polish/--no-polish", help="A softmax epoch on top; chosen by size when left out.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed and data give the same bundle.")] = 0,
+    until_ms: Annotated[int | None, typer.Option(help="Use only what happened before this time (epoch ms).")] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Fit on what is before the data set's test window and report on it.")
+    ] = False,
+    no_activate: Annotated[bool, typer.Option("--no-activate", help="Leave the active bundle as it is.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Fit both towers and make their bundle the active one."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy is loaded: one thread is as fast here, and repeatable
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from workers.fitting import Job, read_source, run_fit
+
+    settings = load_settings()
+    console = Console(stderr=True)
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True
+    ) as bar:
+        task = bar.add_task("reading events")
+        started = time.perf_counter()
+        source = read_source(data, items, activity, spec, console.print)
+        decode_s = time.perf_counter() - started
+        cut_ms = until_ms if until_ms is not None else (source.test_ms if evaluate else None)
+        if evaluate and source.test_ms is None:
+            raise ConfigurationError("--evaluate needs --data, whose test window is known")
+        job = Job(dim=dim, polish=polish, seed=seed, until_ms=cut_ms, evaluate=evaluate)
+        result = run_fit(source, job, settings, lambda what: bar.update(task, description=what))
+    result = {"decode_s": round(decode_s, 2)} | result
+    if not no_activate:
+        _activate(settings, result)
+    if as_json:
+        print(orjson.dumps(result).decode())
+        return
+    for name, value in result.items():
+        print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
+
+
+def _activate(settings: Settings, result: dict[str, Any]) -> None:
+    from workers import views
+    from workers.local.discover import with_local_stack
+
+    try:
+        asyncio.run(views.activate(with_local_stack(settings), Path(result["path"]), result["version"]))
+    except RecallError as error:
+        raise RecallError(f"the bundle {result['version']} is written but not active: {error}") from error

@@ -1,0 +1,85 @@
+"""`recall status`: what runs, where, and how far behind it is."""
+
+import asyncio
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from workers import views
+from workers.errors import RecallError
+from workers.kafka_client import group_lag
+from workers.local.discover import with_local_stack
+from workers.local.process import start_time
+from workers.local.ready import health
+from workers.local.state import StackState, running
+from workers.settings import Settings, load_settings
+
+
+def status(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """Show the local stack, its workers and the active bundle."""
+    settings = load_settings()
+    state = running(settings.data_dir)
+    if state is None:
+        if as_json:
+            print(orjson.dumps({"running": False, "workers": []}).decode())
+        else:
+            print("nothing runs here; `recall up` starts the stack")
+        return
+    report = asyncio.run(_report(with_local_stack(settings), state))
+    if as_json:
+        print(orjson.dumps(report).decode())
+    else:
+        _print(report)
+
+
+async def _report(settings: Settings, state: StackState) -> dict[str, Any]:
+    try:
+        view = await views.read_active(settings)
+    except RecallError:
+        view = None
+    report: dict[str, Any] = {"running": True, "supervisor": state.supervisor_pid}
+    addresses = {"kafka": "bootstrap", "redis": "url", "milvus": "uri"}
+    for name, service in state.services.items():
+        up = start_time(service.pid) > 0
+        report[name] = {addresses[name]: service.address, "version": service.version, "pid": service.pid, "up": up}
+    report["active"] = None if view is None else {"version": view.version, "collection": view.collection}
+    topics = {"activity": "user-activity", "items": "item-updates", "recall": "recall-requests"}
+    groups = {"activity": "recall-activity", "recall": "recall-requests"}
+    if view is not None:
+        groups["items"] = f"recall-items.{view.collection}"
+    report["workers"] = []
+    for worker in state.workers:
+        lag = await _lag(settings, groups.get(worker.kind), topics[worker.kind])
+        report["workers"].append({"kind": worker.kind, "pid": worker.pid, "health": health(worker), "lag": lag})
+    return report
+
+
+async def _lag(settings: Settings, group: str | None, topic: str) -> int | None:
+    try:
+        return None if group is None else await group_lag(settings, settings.group(group), settings.topic(topic))
+    except RecallError:
+        return None
+
+
+def _print(report: dict[str, Any]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("what", "state", "pid", "where", "version"):
+        table.add_column(column)
+    for name, address in (("kafka", "bootstrap"), ("redis", "url"), ("milvus", "uri")):
+        service = report[name]
+        table.add_row(
+            name, "up" if service["up"] else "down", str(service["pid"]), service[address], service["version"]
+        )
+    for worker in report["workers"]:
+        lag = "" if worker["lag"] is None else f"{worker['lag']} behind"
+        table.add_row(f"worker {worker['kind']}", worker["health"], str(worker["pid"]), lag, "")
+    console = Console()
+    console.print(table)
+    active = report["active"]
+    if active is None:
+        console.print("no bundle is active; make one: recall model fit --data movielens-1m")
+    else:
+        console.print(f"active bundle {active['version']}, collection {active['collection']}")

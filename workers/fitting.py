@@ -1,0 +1,123 @@
+"""Fitting as commands do it: where events come from, the fit, and its report."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models import datasets, signature
+from models.bundle import Bundle
+from models.evaluation import protocol
+from models.evaluation.protocol import Window
+from models.event_log import Catalogue, EventLog
+from models.fit import FitError, FitOptions, fit
+from models.jsonl import JsonLinesError, read_activities, read_items
+from models.spec import Spec, SpecError, builtin_spec, load_spec
+from models.tensors import Inputs
+from workers.errors import ConfigurationError, RecallError
+from workers.settings import Settings
+from workers.towers.onnx import OnnxTower
+
+Say = Callable[[str], None]
+TOWER_TIMEOUT_MS = 60_000
+
+
+@dataclass(frozen=True)
+class Source:
+    """Events to fit on. `known_until` gives the catalogue as of a time; `test_ms` is None for events of one's own."""
+
+    log: EventLog
+    known_until: Callable[[int | None], Catalogue]
+    spec: Spec
+    features: str
+    test_ms: int | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to fit."""
+
+    dim: int
+    polish: bool | None
+    seed: int
+    until_ms: int | None
+    evaluate: bool
+
+
+def read_source(data: str | None, items: Path | None, activity: Path | None, spec: Path | None, say: Say) -> Source:
+    """A data set by name, or two files and a spec. Raises ConfigurationError, RecallError with one line."""
+    try:
+        if data is not None:
+            if items is not None or activity is not None:
+                raise ConfigurationError("--data and --items/--activity exclude each other")
+            dataset = datasets.load(data, say)
+            path = spec or builtin_spec(dataset.spec)
+            return Source(dataset.log, dataset.catalogue, load_spec(path), path.read_text(), dataset.test_ms)
+        if items is None or activity is None or spec is None:
+            raise ConfigurationError("either --data NAME, or all of --items FILE, --activity FILE and --spec FILE")
+        catalogue = Catalogue.from_updates(read_items(items))
+        log = EventLog.from_activities(read_activities(activity))
+        return Source(log, lambda _: catalogue, load_spec(spec), spec.read_text(), None)
+    except SpecError as error:
+        raise ConfigurationError(str(error)) from error
+    except (datasets.DatasetError, JsonLinesError) as error:
+        raise RecallError(str(error)) from error
+
+
+def run_fit(source: Source, job: Job, settings: Settings, say: Say) -> dict[str, Any]:
+    """Fit, and evaluate when that is asked for. Raises RecallError, ConfigurationError."""
+    bundle = fit_bundle(source, job, settings.data_dir / "bundles", say)
+    result: dict[str, Any] = {"version": bundle.version, "path": str(bundle.path), "dim": bundle.dim}
+    result |= {name: bundle.manifest.figures[name] for name in ("fit_s", "requests", "positives", "items", "polished")}
+    if job.evaluate and source.test_ms is not None:
+        say("evaluating")
+        catalogue = source.known_until(None)
+        asked = protocol.window(source.log, catalogue, bundle.encoding, source.test_ms)
+        ranks = exact_ranks(source, catalogue, bundle, asked, lambda part: say(f"evaluating {part:.0%}"))
+        for name, chosen in protocol.subsets(asked).items():
+            figures = protocol.metrics(ranks[chosen])
+            result |= figures if name == "all" else {f"{name} {key}": value for key, value in figures.items()}
+        popular = protocol.popularity_ranks(source.log, catalogue, bundle.encoding, asked, source.test_ms)
+        result |= {f"popular {key}": value for key, value in protocol.metrics(popular).items()}
+    return result
+
+
+def fit_bundle(source: Source, job: Job, folder: Path, say: Say) -> Bundle:
+    """Fit on what happened before `job.until_ms`."""
+    log = source.log if job.until_ms is None else source.log.before(job.until_ms)
+    options = FitOptions(dim=job.dim, polish=job.polish, seed=job.seed)
+    try:
+        return fit(
+            log,
+            source.known_until(job.until_ms),
+            source.spec,
+            source.features,
+            folder,
+            options,
+            lambda what, part: say(f"{what} {part:.0%}"),
+        )
+    except FitError as error:
+        raise RecallError(str(error)) from error
+
+
+def exact_ranks(
+    source: Source, catalogue: Catalogue, bundle: Bundle, asked: Window, progress: Callable[[float], None]
+) -> Any:
+    """float64[P]: exact ranks through the bundle's own ONNX towers, end to end."""
+    encoding, dim = bundle.encoding, bundle.dim
+    users = OnnxTower(
+        bundle.user_tower, signature.user_inputs(encoding, dim), signature.user_outputs(dim), TOWER_TIMEOUT_MS
+    )
+    items = OnnxTower(bundle.item_tower, signature.item_inputs(encoding), signature.item_outputs(dim), TOWER_TIMEOUT_MS)
+
+    def embed_users(inputs: Inputs) -> Any:
+        return users.run(inputs)[signature.USER_EMBEDDING]
+
+    def embed_items(inputs: Inputs) -> Any:
+        outputs = items.run(inputs)
+        return outputs[signature.ITEM_EMBEDDING], outputs[signature.HISTORY_EMBEDDING]
+
+    ranks = protocol.exact_ranks(source.log, catalogue, encoding, asked, (embed_users, embed_items), progress)
+    return np.asarray(ranks)
