@@ -34,7 +34,7 @@ async def read_active(settings: Settings) -> ActiveView | None:
             stored = await client.get(keys.active_view(settings))
     finally:
         await client.aclose()
-    return None if stored is None else _decode(stored, keys.active_view(settings))
+    return None if stored is None else _decode(stored, keys.active_view(settings).decode())
 
 
 async def activate(settings: Settings, bundle: Path, version: str) -> ActiveView:
