@@ -1,4 +1,7 @@
-"""What all tests share: one stack of real servers per run, and settings in a namespace of the test's own."""
+"""What all tests share: one stack of real servers per run, and settings in a namespace of the test's own.
+
+`RECALL_TEST_STACK=.recall pytest ...` uses the stack that `recall up` runs in that folder instead of starting one.
+"""
 
 import os
 import shutil
@@ -12,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from workers.local.state import running
 from workers.settings import Settings, load_settings
 
+RUNNING_VARIABLE = "RECALL_TEST_STACK"
 FOLDER_VARIABLE = "RECALL_TEST_FOLDER"  # tells xdist workers which stack is the run's
 START_WITHIN_S = 110.0
 STOP_WITHIN_S = 60.0
@@ -41,7 +46,7 @@ class Stack:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start the keeper of the stack, in the process that leads the run; the stack itself starts when it is wanted."""
-    if hasattr(config, "workerinput"):
+    if hasattr(config, "workerinput") or os.environ.get(RUNNING_VARIABLE):
         return
     folder = tempfile.mkdtemp(prefix="recall-test-")
     os.environ[FOLDER_VARIABLE] = folder
@@ -66,6 +71,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def stack() -> Stack:
     """Real Kafka, Redis and Milvus, shared by the whole run."""
+    if os.environ.get(RUNNING_VARIABLE):
+        return _running(Path(os.environ[RUNNING_VARIABLE]).absolute())
     folder = Path(os.environ[FOLDER_VARIABLE])
     (folder / "wanted").touch()
     end = time.monotonic() + START_WITHIN_S
@@ -76,6 +83,14 @@ def stack() -> Stack:
         time.sleep(0.05)
     kafka, redis, milvus = (folder / "ready").read_text().splitlines()
     return Stack(kafka, redis, milvus, folder / "data")
+
+
+def _running(data_dir: Path) -> Stack:
+    state = running(data_dir)
+    if state is None:
+        pytest.fail(f"no stack runs in {data_dir}")
+    kafka, redis, milvus = (state.services[name].address for name in ("kafka", "redis", "milvus"))
+    return Stack(kafka, redis, milvus, data_dir)
 
 
 @pytest.fixture

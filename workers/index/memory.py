@@ -68,10 +68,10 @@ class MemoryItemIndex:
         products: Float32 = vectors @ matrix.T
         if self._collection.metric == "IP":
             return products
-        lengths = np.linalg.norm(vectors, axis=1)[:, None], np.linalg.norm(matrix, axis=1)[None, :]
         if self._collection.metric == "COSINE":
-            scale = lengths[0] * lengths[1]
+            scale = np.linalg.norm(vectors, axis=1)[:, None] * np.linalg.norm(matrix, axis=1)[None, :]
             cosines: Float32 = np.divide(products, scale, out=np.zeros_like(products), where=scale > 0)
             return cosines
-        negated: Float32 = 2 * products - lengths[0] ** 2 - lengths[1] ** 2
-        return negated
+        wide, rows = vectors.astype(np.float64), matrix.astype(np.float64)  # 32 bits would cancel near a match
+        distances = (wide**2).sum(axis=1)[:, None] - 2 * wide @ rows.T + (rows**2).sum(axis=1)[None, :]
+        return -distances.astype(np.float32)

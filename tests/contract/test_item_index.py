@@ -1,0 +1,363 @@
+"""What every item index does: Milvus and memory, every dimension and metric that is supported.
+
+Creating a collection takes seconds, so one per dimension and metric is shared by the run; each test keeps to a prefix
+of ids of its own and to a direction of its own, where its items stand far before all others.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+from workers.errors import ConfigurationError, DependencyError, DependencyUnavailable, RowRefused
+from workers.index.memory import MemoryItemIndex
+from workers.index.milvus import MilvusItemIndex
+from workers.index.milvus_client import MilvusClient
+from workers.index.milvus_collection import open_index, prepare_index
+from workers.index.schema import Collection, Metric
+from workers.ports import Float32, Hits, IndexRows
+from workers.settings import Settings, load_settings
+
+DIMS = (32, 64, 128, 256)
+METRICS = get_args(Metric)
+VERSION = "contract"
+VISIBLE_WITHIN_S = 10.0
+HOSTILE = [
+    "it's", 'say "x"', "back\\slash", "\\", "new\nline", "tab\t", "nul\0", "🎬 film", "é" * 122, "%_*?", "a,b]", "'",
+    "\u2028", "or 1 == 1",
+]  # fmt: skip
+
+Index = MemoryItemIndex | MilvusItemIndex
+
+
+def collection(dim: int, metric: Metric) -> Collection:
+    return Collection(f"contract_{dim}_{metric.lower()}", dim, metric, VERSION)
+
+
+@pytest.fixture(scope="session")
+def collections(stack: Any) -> Settings:
+    """Settings of a server that holds every collection; making them all at once takes little longer than one."""
+    settings: Settings = stack.settings(index_timeout_ms=5000)
+
+    async def make() -> None:
+        prepared = await asyncio.gather(
+            *(prepare_index(settings, collection(d, m), 100) for d in DIMS for m in METRICS)
+        )
+        await asyncio.gather(*(index.close() for index in prepared))
+
+    asyncio.run(make())
+    return settings
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """An index and this test's part of it."""
+
+    index: Index
+    dim: int
+    metric: Metric
+    prefix: str
+    away: Float32  # float32[dim]: where this test's items lie
+
+    def ids(self, *names: str) -> list[str]:
+        return [f"{self.prefix}{name}" for name in names]
+
+    def vectors(self, count: int, seed: int = 0) -> Float32:
+        """Vectors about this test's direction: under every metric nearer to its queries than other tests' are."""
+        noise = np.random.default_rng(seed).standard_normal((count, self.dim)).astype(np.float32)
+        return self.away + 0.3 * noise
+
+    def scores(self, queries: Float32, vectors: Float32) -> Float32:
+        """float64[B, N] by the definition of the metric."""
+        wide, rows = queries.astype(np.float64), vectors.astype(np.float64)
+        if self.metric == "L2":
+            return -((wide[:, None, :] - rows[None, :, :]) ** 2).sum(axis=2)
+        products = wide @ rows.T
+        if self.metric == "COSINE":
+            products /= np.linalg.norm(wide, axis=1)[:, None] * np.linalg.norm(rows, axis=1)[None, :]
+        return products
+
+    async def upsert(self, ids: Sequence[str], vectors: Float32, attributes: dict[str, Any] | None = None) -> None:
+        await self.index.upsert(IndexRows(ids, vectors, [attributes or {}] * len(ids)))
+        await self.until(self.all_visible(ids, there=True))
+
+    async def delete(self, ids: Sequence[str]) -> None:
+        await self.index.delete(ids)
+        await self.until(self.all_visible(ids, there=False))
+
+    async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
+        """Ask until it holds: what was written is seen a moment later."""
+        end = time.monotonic() + VISIBLE_WITHIN_S
+        while not await condition():
+            assert time.monotonic() < end, "not seen in time"
+            await asyncio.sleep(0.01)
+
+    async def search(self, queries: Float32, k: int) -> Hits:
+        hits = await self.index.search(queries, k)
+        assert len(hits.item_ids) == len(hits.scores) == len(queries)
+        for ids, scores in zip(hits.item_ids, hits.scores, strict=True):
+            assert scores.dtype == np.float32
+            assert scores.shape == (len(ids),)
+            assert len(set(ids)) == len(ids)
+            assert (np.diff(scores) <= 0).all()
+        return hits
+
+    def assert_best(self, hits: Hits, queries: Float32, ids: Sequence[str], vectors: Float32, k: int) -> None:
+        """The k best and their scores, in order; items whose scores 32 bits cannot tell apart may change places."""
+        exact = self.scores(queries, vectors)
+        error = 4e-6 * np.abs(exact).max()
+        position = {item_id: n for n, item_id in enumerate(ids)}
+        for found, scores, row in zip(hits.item_ids, hits.scores, exact, strict=True):
+            assert len(found) == k
+            assert np.allclose(scores, np.sort(row)[::-1][:k], rtol=0, atol=error)
+            assert np.allclose(scores, row[[position[item_id] for item_id in found]], rtol=0, atol=error)
+
+    def all_visible(self, ids: Sequence[str], *, there: bool) -> Callable[[], Awaitable[bool]]:
+        async def check() -> bool:
+            return all(seen is there for seen in await self.index.visible(ids))
+
+        return check
+
+
+def _away(prefix: str, dim: int) -> Float32:
+    direction = np.random.default_rng(list(prefix.encode())).standard_normal(dim)
+    return (direction / np.linalg.norm(direction) * 10).astype(np.float32)
+
+
+@pytest.fixture(params=["memory", "milvus"])
+async def shelf(
+    request: pytest.FixtureRequest, collections: Settings, dim: int, metric: Metric
+) -> AsyncIterator[Shelf]:
+    index: Index = MemoryItemIndex(collection(dim, metric))
+    if request.param == "milvus":
+        index = await open_index(collections, collection(dim, metric))
+    prefix = f"{uuid.uuid4().hex[:8]}:"
+    yield Shelf(index, dim, metric, prefix, _away(prefix, dim))
+    await index.close()
+
+
+every = pytest.mark.parametrize(("dim", "metric"), [(dim, metric) for dim in DIMS for metric in METRICS])
+one = pytest.mark.parametrize(("dim", "metric"), [(32, "IP")])
+each_metric = pytest.mark.parametrize(("dim", "metric"), [(64, metric) for metric in METRICS])
+pytestmark = pytest.mark.xdist_group("item_index")
+
+
+@every
+async def test_answers_are_exact_and_in_order(shelf: Shelf) -> None:
+    ids = shelf.ids(*(f"item {n}" for n in range(200)))
+    vectors, queries = shelf.vectors(200, 1), shelf.vectors(16, 2)
+    await shelf.upsert(ids, vectors)
+    hits = await shelf.search(queries, 20)
+    shelf.assert_best(hits, queries, ids, vectors, 20)
+
+
+@every
+async def test_a_batch_equals_its_rows(shelf: Shelf) -> None:
+    await shelf.upsert(shelf.ids(*(f"item {n}" for n in range(64))), shelf.vectors(64, 1))
+    queries = shelf.vectors(64, 2)
+    batch = await shelf.search(queries, 10)
+    for n in (0, 1, 31, 63):
+        alone = await shelf.search(queries[n : n + 1], 10)
+        assert alone.item_ids == [batch.item_ids[n]]
+        assert np.allclose(alone.scores[0], batch.scores[n], rtol=1e-5, atol=1e-4)
+
+
+@each_metric
+async def test_upsert_replaces_and_delete_removes(shelf: Shelf) -> None:
+    ids, vectors = shelf.ids("a", "b", "c"), shelf.vectors(3, 1)
+    await shelf.upsert(ids, vectors)
+    query = vectors[:1]
+    await shelf.index.upsert(IndexRows(ids[:1], vectors[1:2] * 0.5, [{}]))
+    wanted = shelf.scores(query, vectors[1:2] * 0.5)[0, 0]
+
+    async def replaced() -> bool:
+        hits = await shelf.search(query, 3)
+        at = hits.item_ids[0].index(ids[0]) if ids[0] in hits.item_ids[0] else None
+        return at is not None and bool(np.isclose(hits.scores[0][at], wanted, rtol=1e-4, atol=1e-4))
+
+    await shelf.until(replaced)
+    await shelf.delete([ids[1], "nobody's"])
+    assert ids[1] not in (await shelf.search(query, 3)).item_ids[0]
+    await shelf.delete([ids[1]])
+    await shelf.upsert(ids[1:2], vectors[1:2])
+    assert ids[1] in (await shelf.search(vectors[1:2], 3)).item_ids[0]
+
+
+@each_metric
+async def test_equal_scores_all_come(shelf: Shelf) -> None:
+    ids = shelf.ids(*(f"twin {n}" for n in range(8)))
+    same = np.repeat(shelf.vectors(1), 8, axis=0)
+    await shelf.upsert(ids, same)
+    hits = await shelf.search(same[:1], 8)
+    assert sorted(hits.item_ids[0]) == sorted(ids)
+    assert np.ptp(hits.scores[0]) <= 1e-3
+
+
+@each_metric
+async def test_a_k_larger_than_what_exists(shelf: Shelf) -> None:
+    ids = shelf.ids("a", "b")
+    await shelf.upsert(ids, shelf.vectors(2))
+    for k in (1000, 16_384, 50_000):
+        hits = await shelf.search(shelf.vectors(2), k)
+        count = await shelf.index.count()
+        for found in hits.item_ids:
+            assert set(ids) <= set(found)
+            assert len(found) <= count
+
+
+@one
+async def test_nothing_asked_and_nothing_written(shelf: Shelf) -> None:
+    hits = await shelf.index.search(np.zeros((0, shelf.dim), dtype=np.float32), 10)
+    assert hits == Hits([], [])
+    await shelf.index.upsert(IndexRows([], np.zeros((0, shelf.dim), dtype=np.float32), []))
+    await shelf.index.delete([])
+    assert await shelf.index.visible([]) == []
+
+
+@one
+async def test_hostile_ids_are_found_and_deleted(shelf: Shelf) -> None:
+    ids = shelf.ids(*HOSTILE)
+    assert max(len(item_id.encode()) for item_id in ids) > 250
+    vectors = shelf.vectors(len(ids))
+    await shelf.upsert(ids, vectors, {"title": 'it\'s "quoted" \\ \n', "genres": ["'", '"']})
+    hits = await shelf.search(vectors, len(ids))
+    assert all(set(ids) <= set(found) for found in hits.item_ids)
+    for n, item_id in enumerate(ids):
+        await shelf.delete([item_id])
+        assert await shelf.index.visible(ids) == [False] * (n + 1) + [True] * (len(ids) - n - 1)
+
+
+@one
+async def test_an_id_of_256_bytes(shelf: Shelf) -> None:
+    ids = [shelf.prefix + "x" * (256 - len(shelf.prefix)), shelf.prefix + "é" * ((256 - len(shelf.prefix)) // 2)]
+    assert [len(item_id.encode()) for item_id in ids] == [256, 255]
+    await shelf.upsert(ids, shelf.vectors(2))
+    await shelf.delete(ids)
+
+
+@each_metric
+async def test_refused_rows_are_named_and_nothing_is_written(shelf: Shelf) -> None:
+    ids = shelf.ids("good", "bad", "good too", "x" * 256)
+    vectors = shelf.vectors(4)
+    vectors[1, 5] = np.nan
+    with pytest.raises(RowRefused) as caught:
+        await shelf.index.upsert(IndexRows(ids, vectors, [{}] * 4))
+    assert caught.value.rows == [1, 3]
+    assert await shelf.index.visible(ids[:3]) == [False] * 3
+
+
+@one
+async def test_a_wrong_dimension_is_refused(shelf: Shelf) -> None:
+    wrong = np.ones((1, shelf.dim + 1), dtype=np.float32)
+    with pytest.raises(RowRefused):
+        await shelf.index.upsert(IndexRows(shelf.ids("a"), wrong, [{}]))
+    with pytest.raises(RowRefused):
+        await shelf.index.search(wrong, 3)
+    with pytest.raises(RowRefused):
+        await shelf.index.search(np.full((1, shelf.dim), np.inf, dtype=np.float32), 3)
+
+
+@each_metric
+async def test_of_a_repeated_id_the_last_row_counts_and_is_the_only_one(shelf: Shelf) -> None:
+    [item_id] = shelf.ids("again")
+    vectors = shelf.vectors(5)
+    await shelf.upsert([item_id] * 5, vectors)
+    hits = await shelf.search(vectors[4:], 10)
+    at = hits.item_ids[0].index(item_id)
+    assert np.isclose(hits.scores[0][at], shelf.scores(vectors[4:], vectors[4:])[0, 0], rtol=1e-4, atol=1e-4)
+    await shelf.delete([item_id])
+    assert item_id not in (await shelf.search(vectors[4:], 10)).item_ids[0]
+
+
+@pytest.mark.parametrize(("dim", "metric"), [(256, "IP")])
+async def test_a_large_batch(shelf: Shelf) -> None:
+    ids = shelf.ids(*(f"item {n}" for n in range(2500)))
+    vectors = shelf.vectors(2500)
+    rows = IndexRows(ids, vectors, [{"text": "x" * 3000}] * 2500)
+    await shelf.index.upsert(rows)
+    await shelf.until(shelf.all_visible(ids[-900:], there=True))
+    await shelf.until(shelf.all_visible(ids[:900], there=True))
+    shelf.assert_best(await shelf.search(vectors[:4], 1000), vectors[:4], ids, vectors, 1000)
+    await shelf.index.delete(ids)
+    await shelf.until(shelf.all_visible(ids[-900:], there=False))
+
+
+@one
+async def test_close_twice(shelf: Shelf) -> None:
+    await shelf.index.close()
+    await shelf.index.close()
+
+
+async def test_a_closed_connection_is_unavailable(collections: Settings) -> None:
+    index = await open_index(collections, collection(32, "IP"))
+    await index.close()
+    with pytest.raises(DependencyUnavailable):
+        await index.search(np.ones((1, 32), dtype=np.float32), 3)
+
+
+async def test_an_unreachable_server_fails_within_its_deadline(collections: Settings) -> None:
+    with pytest.raises(DependencyUnavailable):
+        await open_index(load_settings(milvus_uri="http://127.0.0.1:1"), collection(32, "IP"))
+    # a server that takes connections and never answers
+    silent = await asyncio.start_server(lambda reader, writer: asyncio.sleep(60), "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    client = MilvusClient(load_settings(milvus_uri=f"http://127.0.0.1:{port}"))
+    index = MilvusItemIndex(client, collection(32, "IP"), "FLAT", 64, timeout_s=0.5)
+    for call in (
+        index.search(np.ones((1, 32), dtype=np.float32), 3),
+        index.upsert(IndexRows(["a"], np.ones((1, 32), dtype=np.float32), [{}])),
+        index.delete(["a"]),
+    ):
+        started = time.monotonic()
+        with pytest.raises(DependencyError):
+            await call
+        assert time.monotonic() - started < 0.5 + 0.25
+    await index.close()
+    silent.close()
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        (Collection("contract_64_ip", 32, "IP", VERSION), "dimension 64, the bundle needs 32"),
+        (Collection("contract_64_ip", 64, "L2", VERSION), "metric IP, the bundle needs L2"),
+        (Collection("contract_64_ip", 64, "IP", "v2"), "model version contract, the bundle needs v2"),
+    ],
+)
+async def test_another_bundles_collection_is_refused_in_one_line(
+    collections: Settings, other: Collection, what: str
+) -> None:
+    for opened in (open_index(collections, other), prepare_index(collections, other, 100)):
+        with pytest.raises(ConfigurationError, match=what) as caught:
+            await opened
+        assert "\n" not in str(caught.value)
+
+
+async def test_a_worker_that_searches_waits_for_the_collection(collections: Settings) -> None:
+    with pytest.raises(DependencyUnavailable, match="does not exist yet"):
+        await open_index(collections, Collection("contract_missing", 32, "IP", VERSION))
+
+
+async def test_many_rows_give_a_graph_and_it_finds_the_nearest(stack: Any) -> None:
+    settings = stack.settings(index_timeout_ms=5000, index_flat_below=100)
+    rng = np.random.default_rng(3)
+    graph = Collection(f"contract_graph_{uuid.uuid4().hex[:8]}", 32, "IP", VERSION)
+    index = await prepare_index(settings, graph, 100)
+    vectors = rng.standard_normal((1000, 32)).astype(np.float32)
+    ids = [f"item {n}" for n in range(1000)]
+    await index.upsert(IndexRows(ids, vectors, [{}] * 1000))
+    shelf = Shelf(index, 32, "IP", "", vectors[0])
+    await shelf.until(shelf.all_visible(ids, there=True))
+    again = await open_index(settings, graph)
+    for k in (10, 400):  # a depth beyond ef raises ef
+        hits = await again.search(vectors[:8], k)
+        best = np.argsort(-(vectors[:8] @ vectors.T), axis=1)[:, :k]
+        found = [len({ids[n] for n in row} & set(got)) for row, got in zip(best.tolist(), hits.item_ids, strict=True)]
+        assert min(found) >= 0.9 * k
+    await index.close()
+    await again.close()
