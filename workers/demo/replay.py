@@ -1,0 +1,151 @@
+"""Replay of the test window over Kafka, in lock-step per user: a second's activity follows that second's answers."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from models.datasets import Dataset
+from models.evaluation.protocol import Window
+from schemas import codec
+from schemas.activity import UserActivity
+from schemas.recall import CandidateList, Reason, RecallRequest, Status
+from schemas.records import hash64
+from workers.client import RecallClient
+from workers.demo.sender import Sender
+from workers.kafka_client import Message
+
+K = 100
+TIMEOUT_MS = 10_000
+PARALLEL_USERS = 48
+ASK_AGAIN_AFTER_S = 0.005
+
+
+@dataclass
+class ReplayResult:
+    """Counts over every request that was sent, and the targets found among the first K candidates."""
+
+    requests: int = 0
+    answered: int = 0
+    ok: int = 0
+    stale: int = 0
+    targets: int = 0
+    found: int = 0
+    activities: int = 0
+    latencies_ms: list[float] = field(default_factory=list)
+
+    def percentile_ms(self, percent: float) -> float:
+        """Of the time from sending a request to having its answer."""
+        return round(float(np.percentile(self.latencies_ms, percent)), 1) if self.latencies_ms else 0.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One second of one user: the targets foretold, if any, and the rows of what happened in it."""
+
+    at_ms: int
+    targets: tuple[str, ...]
+    rows: tuple[int, ...]
+
+
+def history_messages(dataset: Dataset, plan: dict[int, list[Step]]) -> Iterator[Message]:
+    """Profiles and everything that the planned users did before the test window, as messages in log order."""
+    chosen = set(plan)
+    profiles = list(dataset.profile_activities())
+    for (user, _, _), activity in zip(dataset.profiles, profiles, strict=True):
+        if user in chosen:
+            yield _message(activity)
+    rows = np.flatnonzero(np.isin(dataset.user, sorted(chosen)) & (dataset.timestamp_ms < dataset.test_ms))
+    for activity in dataset.activities(rows.tolist()):
+        yield _message(activity)
+
+
+def plan_users(dataset: Dataset, asked: Window, step_ms: int) -> dict[int, list[Step]]:
+    """User index -> that user's seconds of the test window, in order."""
+    targets: dict[tuple[int, int], list[str]] = {}
+    for request, item in zip(asked.request.tolist(), asked.item.tolist(), strict=True):
+        user, at_ms = int(asked.requests.user[request]), int(asked.requests.as_of_ms[request])
+        targets.setdefault((user, at_ms // step_ms), []).append(dataset.item_ids[item])
+    users = sorted({user for user, _ in targets})
+    plan: dict[int, list[Step]] = {user: [] for user in users}
+    rows = np.flatnonzero(np.isin(dataset.user, users) & (dataset.timestamp_ms >= dataset.test_ms))
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row in rows.tolist():
+        groups.setdefault((int(dataset.user[row]), int(dataset.timestamp_ms[row]) // step_ms), []).append(row)
+    for (user, step), members in sorted(groups.items()):
+        plan[user].append(Step(step * step_ms, tuple(targets.get((user, step), ())), tuple(members)))
+    return plan
+
+
+async def replay(
+    dataset: Dataset,
+    plan: dict[int, list[Step]],
+    client: RecallClient,
+    sender: Sender,
+    progress: Callable[[float], None],
+) -> ReplayResult:
+    """Ask for every target and send every activity of the plan, users in parallel."""
+    result = ReplayResult()
+    places = asyncio.Semaphore(PARALLEL_USERS)
+    total = sum(len(steps) for steps in plan.values())
+    done = 0
+
+    async def one_user(user: int, steps: Sequence[Step]) -> None:
+        nonlocal done
+        async with places:
+            last_event: str | None = None
+            for step in steps:
+                if step.targets:
+                    await _foretell(dataset.user_ids[user], step, last_event, client, result)
+                activities = list(dataset.activities(step.rows))
+                await sender.activities(activities)
+                result.activities += len(activities)
+                # The newest row of the record: the one that no later eviction takes out first.
+                last_event = max(activities, key=lambda activity: hash64(activity.event_id)).event_id
+                done += 1
+                progress(done / total)
+
+    async with asyncio.TaskGroup() as group:
+        for user, steps in plan.items():
+            group.create_task(one_user(user, steps))
+    return result
+
+
+async def _foretell(
+    user_id: str, step: Step, last_event: str | None, client: RecallClient, result: ReplayResult
+) -> None:
+    """Ask until the answer knows the user's last event, and look for the targets in it."""
+    attempt = 0
+    while True:
+        request = RecallRequest(
+            request_id=f"{user_id}/{step.at_ms}/{attempt}",
+            user_id=user_id,
+            timestamp_ms=step.at_ms,
+            k=K,
+            timeout_ms=TIMEOUT_MS,
+            after_event_id=last_event,
+        )
+        answer = await _ask(request, client, result)
+        if Reason.FEATURES_STALE not in answer.reasons:
+            break
+        result.stale += 1
+        attempt += 1
+        await asyncio.sleep(ASK_AGAIN_AFTER_S)
+    result.targets += len(step.targets)
+    result.found += len(set(step.targets) & set(answer.item_ids))
+
+
+async def _ask(request: RecallRequest, client: RecallClient, result: ReplayResult) -> CandidateList:
+    result.requests += 1
+    started = time.perf_counter()
+    answer = await client.ask(request)
+    result.latencies_ms.append((time.perf_counter() - started) * 1000)
+    result.answered += 1
+    result.ok += answer.status is Status.OK
+    return answer
+
+
+def _message(activity: UserActivity) -> Message:
+    return activity.user_id.encode(), codec.encode_event(activity), ()

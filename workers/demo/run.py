@@ -1,0 +1,189 @@
+"""The demo from nothing to a live system: stack, fit, catalogue, history, replay, story."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from models import datasets
+from models.bundle import Bundle
+from models.datasets import Dataset
+from models.evaluation import protocol
+from models.evaluation.protocol import Window
+from models.spec import builtin_spec, load_spec
+from workers import topics, views
+from workers.cli.items import item_messages, wait_for_items
+from workers.client import RecallClient
+from workers.demo.replay import ReplayResult, Step, history_messages, plan_users, replay
+from workers.demo.sender import Sender
+from workers.demo.story import Show, Story, Teller
+from workers.errors import RecallError
+from workers.fitting import Job, Source, exact_ranks, fit_bundle
+from workers.kafka_client import group_lag, produce
+from workers.local.discover import with_local_stack
+from workers.local.ready import wait_ready
+from workers.local.stack import LocalStack, wipe
+from workers.local.workers import WorkerProcesses
+from workers.settings import Settings
+
+SEED = 20
+REQUESTS = 5000
+USERS = 200
+K = 100
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Stage:
+    """Tells a person what goes on. `progress(what, part)` while it does, `done(line)` when it is over."""
+
+    progress: Callable[[str, float | None], None]
+    done: Say
+    show: Show
+
+
+class Demo:
+    """A stack and workers of its own under `<data_dir>/demo`, wiped at start; bundles go to `<data_dir>/bundles`."""
+
+    def __init__(self, settings: Settings, stage: Stage) -> None:
+        self._bundles = settings.data_dir / "bundles"
+        self.settings = settings.model_copy(update={"data_dir": settings.data_dir / "demo", "namespace": ""})
+        self._stage = stage
+        self._stack = LocalStack(self.settings.data_dir, stage.done)
+        self._workers = WorkerProcesses(self.settings)
+
+    def run(self, data: str) -> dict[str, Any]:
+        """All stages; returns the figures. Raises RecallError."""
+        stage = self._stage
+        stage.progress("starting Kafka, Redis and Milvus", None)
+        wipe(self.settings.data_dir)
+        self._stack.start()
+        stack = {s.name: s.version for s in self._stack.services}
+        dataset, source, bundle, fit_s = self._fit(data)
+        self._start_workers(bundle)
+        catalogue = dataset.catalogue()
+        asked = protocol.window(dataset.log, catalogue, bundle.encoding, dataset.test_ms)
+        sample = asked.of_users(protocol.sample_users(asked, REQUESTS, USERS, SEED))
+        figures = {"stack": stack, "data": data, "fit_s": fit_s, "items": len(catalogue)}
+        live, story, duplicates = asyncio.run(self._live(dataset, sample, bundle.spec.history.time_resolution_ms))
+        stage.progress("computing the exact lists of the same requests offline", None)
+        ranks = exact_ranks(source, catalogue, bundle, sample, lambda part: stage.progress("ranking offline", part))
+        popular = protocol.popularity_ranks(dataset.log, catalogue, bundle.encoding, sample, dataset.test_ms)
+        figures |= _report(live, sample, duplicates, ranks, popular)
+        return figures | asdict(story)
+
+    def stop(self) -> None:
+        """End workers and stack. May be called twice."""
+        self._workers.stop()
+        self._stack.stop()
+
+    def check(self) -> None:
+        """Raise RecallError when a server or a worker has died."""
+        dead = self._stack.dead()
+        if dead is not None:
+            raise RecallError(dead.death())
+        kind = self._workers.dead()
+        if kind is not None:
+            raise RecallError(f"worker {kind} ended; its log is {self._workers.log(kind)}")
+
+    def _fit(self, data: str) -> tuple[Dataset, Source, Bundle, float]:
+        stage = self._stage
+        stage.progress(f"reading {data}", None)
+        started = time.perf_counter()
+        try:
+            dataset = datasets.load(data, stage.done)
+        except datasets.DatasetError as error:
+            raise RecallError(str(error)) from error
+        log = dataset.log
+        stage.done(
+            f"{len(log):,} activities of {len(log.user_ids):,} users, {len(dataset.item_ids):,} items "
+            f"({time.perf_counter() - started:.1f} s)"
+        )
+        path = builtin_spec(dataset.spec)
+        source = Source(log, dataset.catalogue, load_spec(path), path.read_text(), dataset.test_ms)
+        started = time.perf_counter()
+        job = Job(dim=64, polish=None, seed=0, until_ms=dataset.test_ms, evaluate=False)
+        bundle = fit_bundle(source, job, self._bundles, lambda what: stage.progress(f"fitting: {what}", None))
+        fit_s = round(time.perf_counter() - started, 2)
+        stage.done(f"two towers fitted on what happened before the test window: {bundle.version} ({fit_s} s)")
+        return dataset, source, bundle, fit_s
+
+    def _start_workers(self, bundle: Bundle) -> None:
+        self.settings = with_local_stack(self.settings)
+        self._stage.progress("starting workers", None)
+
+        async def prepare() -> None:
+            await topics.apply(self.settings)
+            await views.activate(self.settings, bundle.path, bundle.version)
+
+        asyncio.run(prepare())
+        self._workers = WorkerProcesses(self.settings)
+        self._workers.start()
+        wait_ready(self._workers, self._workers.states)
+        if self._stack.state is not None:
+            self._stack.state.workers = self._workers.states
+            self._stack.write()
+        self._stage.done("workers ready: " + ", ".join(state.kind for state in self._workers.states))
+
+    async def _live(self, dataset: Dataset, sample: Window, step_ms: int) -> tuple[ReplayResult, Story, int]:
+        stage, settings = self._stage, self.settings
+        started = time.perf_counter()
+        stage.progress("streaming the catalogue in", None)
+        await produce(settings, settings.topic("item-updates"), item_messages(list(dataset.items())))
+        await wait_for_items(settings)
+        stage.done(f"{len(dataset.item_ids):,} items embedded and indexed ({time.perf_counter() - started:.1f} s)")
+
+        plan = plan_users(dataset, sample, step_ms)
+        started = time.perf_counter()
+        stage.progress(f"sending the earlier activity of {len(plan)} users", None)
+        sent = await produce(settings, settings.topic("user-activity"), history_messages(dataset, plan))
+        await self._wait_for_activity()
+        stage.done(f"{sent:,} earlier activities of {len(plan)} users taken in ({time.perf_counter() - started:.1f} s)")
+
+        async with RecallClient(settings) as client, Sender(settings) as sender:
+            started = time.perf_counter()
+            live = await replay(dataset, plan, client, sender, lambda part: stage.progress("asking over Kafka", part))
+            live.activities += sent
+            stage.done(
+                f"{live.answered:,} of {live.requests:,} requests answered while {live.activities - sent:,} activities "
+                f"streamed in ({time.perf_counter() - started:.1f} s)"
+            )
+            teller = Teller(dataset, _talkative(plan), client, sender, stage.show)
+            story = await teller.tell()
+            return live, story, client.duplicates
+
+    async def _wait_for_activity(self, within_s: float = 300.0) -> None:
+        settings = self.settings
+        end = time.monotonic() + within_s
+        while lag := await group_lag(settings, settings.group("recall-activity"), settings.topic("user-activity")):
+            if time.monotonic() > end:
+                raise RecallError(f"{lag} activities are still waiting after {within_s:.0f} s")
+            await asyncio.sleep(0.1)
+
+
+def _talkative(plan: dict[int, list[Step]]) -> int:
+    """The user with the most seconds in the plan; of equals the first."""
+    return max(sorted(plan), key=lambda user: len(plan[user]))
+
+
+def _report(live: ReplayResult, sample: Window, duplicates: int, ranks: Any, popular: Any) -> dict[str, Any]:
+    if live.targets != len(sample.item):
+        raise RecallError(f"{live.targets} targets were asked for, the sample has {len(sample.item)}")
+    return {
+        "users": len(np.unique(sample.requests.user)),
+        "activities": live.activities,
+        "requests": live.requests,
+        "answered": live.answered,
+        "ok": live.ok,
+        "asked_again": live.stale,
+        "duplicates": duplicates,
+        "p50_ms": live.percentile_ms(50),
+        "p99_ms": live.percentile_ms(99),
+        "recall_at_100": round(live.found / live.targets, 4),
+        "recall_at_100_offline": round(float((ranks < K).mean()), 4),
+        "recall_at_100_popular": round(float((popular < K).mean()), 4),
+    }

@@ -1,0 +1,151 @@
+"""The story of one user: a list, the list after clicks, a brand-new item, a click on it, its deletion."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from models.datasets import Dataset
+from schemas.activity import UserActivity
+from schemas.items import ItemUpdate
+from schemas.recall import MAX_K, CandidateList, Reason, RecallRequest
+from workers.client import RecallClient
+from workers.clock import SystemClock
+from workers.demo.sender import Sender
+from workers.errors import RecallError
+
+WITHIN_S = 20.0
+AHEAD_MS = 60_000  # every list of the story is asked as of one time, so that only events make a difference
+NEW_ITEM = "demo-new-item"
+TOP = 10
+
+Show = Callable[[str, CandidateList], None]
+
+
+@dataclass(frozen=True)
+class Story:
+    """What was seen. Times run from Kafka's acknowledgement of the event to the first answer that shows its effect."""
+
+    click_to_change_ms: float
+    item_to_retrievable_ms: float
+    new_item_click_changes_list: bool
+    new_item_click_to_change_ms: float
+    delete_to_gone_ms: float
+
+
+class Teller:
+    """Tells the story for one user of a data set."""
+
+    def __init__(self, dataset: Dataset, user: int, client: RecallClient, sender: Sender, show: Show) -> None:
+        self._dataset = dataset
+        self._user_id = dataset.user_ids[user]
+        self._client = client
+        self._sender = sender
+        self._show = show
+        self._as_of_ms = SystemClock().now_ms() + AHEAD_MS
+
+    async def tell(self) -> Story:
+        """Raises RecallError when an effect does not show within 20 s."""
+        before = await self._ask()
+        self._show(f"what {self._user_id} is shown", before)
+
+        liked = [item_id for item_id in before.item_ids if self._attributes(item_id)][20:23]
+        after, click_ms = await self._click(liked)
+        self._show(f"after liking {self._titles(liked)} ({click_ms:.0f} ms)", after)
+        if after.item_ids == before.item_ids:
+            raise RecallError("the list did not change after clicks")
+
+        new = self._new_item(self._attributes(after.item_ids[0]))
+        await self._sender.item(new)
+        retrievable_ms = await self._until(lambda answer: NEW_ITEM in answer.item_ids, k=MAX_K)
+        shown = await self._ask()
+        clicked, new_click_ms = await self._click([NEW_ITEM])
+        changed = [i for i in shown.item_ids if i != NEW_ITEM][:TOP] != clicked.item_ids[:TOP]
+        self._show(
+            f"after liking the brand-new {(new.attributes or {}).get('title')!r} ({new_click_ms:.0f} ms)", clicked
+        )
+
+        fresh = self._new_item(self._attributes(clicked.item_ids[0]), f"{NEW_ITEM}-2")
+        await self._sender.item(fresh)
+        await self._until(lambda answer: fresh.item_id in answer.item_ids, k=MAX_K)
+        now_ms = SystemClock().now_ms()
+        await self._sender.item(ItemUpdate(item_id=fresh.item_id, op="delete", timestamp_ms=now_ms))
+        gone_ms = await self._until(lambda answer: fresh.item_id not in answer.item_ids, k=MAX_K)
+        return Story(click_ms, retrievable_ms, changed, new_click_ms, gone_ms)
+
+    async def _ask(self, k: int = 100, after_event_id: str | None = None) -> CandidateList:
+        return await self._client.ask(
+            RecallRequest(
+                request_id=str(uuid.uuid4()),
+                user_id=self._user_id,
+                timestamp_ms=self._as_of_ms,
+                k=k,
+                timeout_ms=5000,
+                after_event_id=after_event_id,
+            )
+        )
+
+    async def _click(self, item_ids: list[str]) -> tuple[CandidateList, float]:
+        """Like some items; the first list that knows it, and how long that took."""
+        spec_action, value = self._dataset.actions[-1], 5.0 if self._dataset.spec == "movielens" else None
+        now_ms = SystemClock().now_ms()
+        clicks = [
+            UserActivity(
+                event_id=str(uuid.uuid4()),
+                user_id=self._user_id,
+                action=spec_action,
+                timestamp_ms=now_ms + n,
+                item_id=item_id,
+                value=value,
+            )
+            for n, item_id in enumerate(item_ids)
+        ]
+        await self._sender.activities(clicks)
+        started = time.perf_counter()
+
+        async def known() -> CandidateList | None:
+            answer = await self._ask(after_event_id=clicks[-1].event_id)
+            return None if Reason.FEATURES_STALE in answer.reasons else answer
+
+        return await _poll(known), _elapsed_ms(started)
+
+    async def _until(self, holds: Callable[[CandidateList], bool], k: int) -> float:
+        started = time.perf_counter()
+
+        async def look() -> CandidateList | None:
+            answer = await self._ask(k=k)
+            return answer if holds(answer) else None
+
+        await _poll(look)
+        return _elapsed_ms(started)
+
+    def _attributes(self, item_id: str) -> Mapping[str, Any]:
+        index = self._index.get(item_id)
+        return {} if index is None else self._dataset.attributes[index]
+
+    @property
+    def _index(self) -> dict[str, int]:
+        return {item_id: n for n, item_id in enumerate(self._dataset.item_ids)}
+
+    def _titles(self, item_ids: list[str]) -> str:
+        return ", ".join(repr(self._attributes(item_id).get("title", item_id)) for item_id in item_ids)
+
+    def _new_item(self, like: Mapping[str, Any], item_id: str = NEW_ITEM) -> ItemUpdate:
+        """An item that nobody has ever seen, with the attributes of another."""
+        attributes = {**like, "title": f"New: a film like {like.get('title', 'others')}"}
+        return ItemUpdate(item_id=item_id, op="upsert", timestamp_ms=SystemClock().now_ms(), attributes=attributes)
+
+
+async def _poll(look: Callable[[], Awaitable[CandidateList | None]]) -> CandidateList:
+    end = time.monotonic() + WITHIN_S
+    while (answer := await look()) is None:
+        if time.monotonic() > end:
+            raise RecallError(f"an event had no effect on the answers within {WITHIN_S:.0f} s")
+        await asyncio.sleep(0.002)
+    return answer
+
+
+def _elapsed_ms(started: float) -> float:
+    return round((time.perf_counter() - started) * 1000, 1)
