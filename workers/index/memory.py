@@ -74,4 +74,5 @@ class MemoryItemIndex:
             return cosines
         wide, rows = vectors.astype(np.float64), matrix.astype(np.float64)  # 32 bits would cancel near a match
         distances = (wide**2).sum(axis=1)[:, None] - 2 * wide @ rows.T + (rows**2).sum(axis=1)[None, :]
-        return -distances.astype(np.float32)
+        negated: Float32 = -distances.astype(np.float32)
+        return negated
