@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
 import orjson
@@ -12,10 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from schemas.recall import CandidateList
 from workers.settings import load_settings
-
-ROWS = 10
 
 
 def demo(
@@ -47,7 +45,7 @@ def demo(
             if as_json:
                 print(orjson.dumps(figures).decode(), flush=True)
             if sys.stdin.isatty() and sys.stdout.isatty():
-                _stay(console, live)
+                _stay(console, live, figures)
         finally:
             bar.stop()
             live.stop()
@@ -60,10 +58,10 @@ class _Show:
     def __init__(self, console: Console) -> None:
         self._console = console
 
-    def __call__(self, heading: str, answer: CandidateList) -> None:
-        self._console.print(f"\n[bold]{heading}[/bold]", highlight=False)
-        for rank, (item_id, score) in enumerate(zip(answer.item_ids[:ROWS], answer.scores[:ROWS], strict=True), 1):
-            self._console.print(f"  {rank:>2}  {score:.3f}  {item_id}", highlight=False, markup=False)
+    def __call__(self, heading: str, rows: Sequence[tuple[float, str]]) -> None:
+        self._console.print(f"\n{heading}", style="bold", highlight=False, markup=False)
+        for rank, (score, title) in enumerate(rows, 1):
+            self._console.print(f"  {rank:>2}  {score:.3f}  {title}", highlight=False, markup=False)
 
 
 def _print(console: Console, figures: dict[str, Any]) -> None:
@@ -79,13 +77,13 @@ def _print(console: Console, figures: dict[str, Any]) -> None:
     )
 
 
-def _stay(console: Console, live: Any) -> None:
+def _stay(console: Console, live: Any, figures: dict[str, Any]) -> None:
     """Keep everything up until Ctrl-C."""
     folder = live.settings.data_dir
     console.print(
         f"\nIt is all still running. In another terminal:\n"
         f"  RECALL_DATA_DIR={folder} recall status\n"
-        f"  RECALL_DATA_DIR={folder} recall ask 1m_1\n"
+        f"  RECALL_DATA_DIR={folder} recall ask {figures['user']}\n"
         f"Ctrl-C ends it. Then, for a system that stays: recall up -d",
         highlight=False,
     )

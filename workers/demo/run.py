@@ -152,8 +152,7 @@ class Demo:
                 f"{live.answered:,} of {live.requests:,} requests answered while {live.activities - sent:,} activities "
                 f"streamed in ({time.perf_counter() - started:.1f} s)"
             )
-            teller = Teller(dataset, _talkative(plan), client, sender, stage.show)
-            story = await teller.tell()
+            story = await Teller(dataset, _talkative(plan), client, sender, stage.show).tell()
             return live, story, client.duplicates
 
     async def _wait_for_activity(self, within_s: float = 300.0) -> None:

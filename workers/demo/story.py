@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +21,15 @@ AHEAD_MS = 60_000  # every list of the story is asked as of one time, so that on
 NEW_ITEM = "demo-new-item"
 TOP = 10
 
-Show = Callable[[str, CandidateList], None]
+Show = Callable[[str, Sequence[tuple[float, str]]], None]
+"""Shows a heading and the head of a list: scores and titles."""
 
 
 @dataclass(frozen=True)
 class Story:
     """What was seen. Times run from Kafka's acknowledgement of the event to the first answer that shows its effect."""
 
+    user: str
     click_to_change_ms: float
     item_to_retrievable_ms: float
     new_item_click_changes_list: bool
@@ -44,18 +46,19 @@ class Teller:
         self._client = client
         self._sender = sender
         self._show = show
+        self._index = {item_id: n for n, item_id in enumerate(dataset.item_ids)}
         self._as_of_ms = SystemClock().now_ms() + AHEAD_MS
 
     async def tell(self) -> Story:
         """Raises RecallError when an effect does not show within 20 s."""
         before = await self._ask()
-        self._show(f"what {self._user_id} is shown", before)
+        self._shown(f"what {self._user_id} is shown", before)
 
         liked = [item_id for item_id in before.item_ids if self._attributes(item_id)][20:23]
         after, click_ms = await self._click(liked)
-        self._show(f"after liking {self._titles(liked)} ({click_ms:.0f} ms)", after)
+        self._shown(f"after liking {self._titles(liked)} ({click_ms:.0f} ms)", after)
         if after.item_ids == before.item_ids:
-            raise RecallError("the list did not change after clicks")
+            raise RecallError("the list did not change after the clicks")
 
         new = self._new_item(self._attributes(after.item_ids[0]))
         await self._sender.item(new)
@@ -63,9 +66,8 @@ class Teller:
         shown = await self._ask()
         clicked, new_click_ms = await self._click([NEW_ITEM])
         changed = [i for i in shown.item_ids if i != NEW_ITEM][:TOP] != clicked.item_ids[:TOP]
-        self._show(
-            f"after liking the brand-new {(new.attributes or {}).get('title')!r} ({new_click_ms:.0f} ms)", clicked
-        )
+        title = (new.attributes or {}).get("title")
+        self._shown(f"after liking the brand-new {title!r} ({new_click_ms:.0f} ms)", clicked)
 
         fresh = self._new_item(self._attributes(clicked.item_ids[0]), f"{NEW_ITEM}-2")
         await self._sender.item(fresh)
@@ -73,7 +75,7 @@ class Teller:
         now_ms = SystemClock().now_ms()
         await self._sender.item(ItemUpdate(item_id=fresh.item_id, op="delete", timestamp_ms=now_ms))
         gone_ms = await self._until(lambda answer: fresh.item_id not in answer.item_ids, k=MAX_K)
-        return Story(click_ms, retrievable_ms, changed, new_click_ms, gone_ms)
+        return Story(self._user_id, click_ms, retrievable_ms, changed, new_click_ms, gone_ms)
 
     async def _ask(self, k: int = 100, after_event_id: str | None = None) -> CandidateList:
         return await self._client.ask(
@@ -125,12 +127,19 @@ class Teller:
         index = self._index.get(item_id)
         return {} if index is None else self._dataset.attributes[index]
 
-    @property
-    def _index(self) -> dict[str, int]:
-        return {item_id: n for n, item_id in enumerate(self._dataset.item_ids)}
+    def _titles(self, item_ids: Sequence[str]) -> str:
+        return ", ".join(repr(self._title(item_id)) for item_id in item_ids)
 
-    def _titles(self, item_ids: list[str]) -> str:
-        return ", ".join(repr(self._attributes(item_id).get("title", item_id)) for item_id in item_ids)
+    def _title(self, item_id: str) -> str:
+        """Title, year and genres, as far as an item has them."""
+        attributes = self._attributes(item_id)
+        year = f" ({attributes['year']})" if "year" in attributes else ""
+        kinds = attributes.get("genres") or attributes.get("tags") or []
+        return f"{attributes.get('title', item_id)}{year}" + (f" [{', '.join(kinds)}]" if kinds else "")
+
+    def _shown(self, heading: str, answer: CandidateList) -> None:
+        head = zip(answer.scores[:TOP], answer.item_ids[:TOP], strict=True)
+        self._show(heading, [(score, self._title(item_id)) for score, item_id in head])
 
     def _new_item(self, like: Mapping[str, Any], item_id: str = NEW_ITEM) -> ItemUpdate:
         """An item that nobody has ever seen, with the attributes of another."""
