@@ -257,19 +257,20 @@ async def test_a_worker_that_was_overtaken_leaves_the_others_effect(
     assert (record.partition, record.offset) == fence
 
 
-log_of_events = st.lists(
-    st.tuples(
-        st.sampled_from("ab"),
-        st.sampled_from(["upsert", "upsert", "upsert", "delete", "tombstone"]),
-        st.sampled_from([1, 2, 3, -1, 13]),
-        st.sampled_from([None, None, 1, 2]),
-    ),
-    max_size=10,
-)
+def log_of_events(values: list[float], versions: list[int | None]) -> st.SearchStrategy[Any]:
+    kinds = st.sampled_from(["upsert", "upsert", "upsert", "delete", "tombstone"])
+    return st.lists(
+        st.tuples(st.sampled_from("ab"), kinds, st.sampled_from(values), st.sampled_from(versions)), max_size=10
+    )
+
+
+# Not both at once: the version of an update that would be refused is not known while a later one supersedes it.
+refusals = log_of_events([1, 2, 3, -1, 13], [None])
+versions = log_of_events([1, 2, 3], [None, None, 1, 2, 3])
 
 
 @settings(deadline=None, max_examples=150)
-@given(log_of_events, st.lists(st.integers(0, 10), max_size=4), st.integers(0, 10))
+@given(st.one_of(refusals, versions), st.lists(st.integers(0, 10), max_size=4), st.integers(0, 10))
 def test_batches_and_redelivery_change_nothing(
     log: list[tuple[str, str, float, int | None]], cuts: list[int], again_from: int
 ) -> None:

@@ -54,7 +54,7 @@ class MilvusItemIndex:
         return int(response.fields_data[0].scalars.long_data.data[0])
 
     async def visible(self, item_ids: Sequence[str]) -> list[bool]:
-        """Whether a search may find each of these items now."""
+        """Whether each of these items is there now. A search may be one time tick (see docs) behind."""
         if not item_ids:
             return []
         request = wire.query_request(self._collection.name, wire.ids_expression(item_ids), ITEM_ID)
