@@ -86,10 +86,10 @@ class Consumer(driver.Consumer):
         if not records or self.should_stop:
             await asyncio.sleep(0)
             return
-        if not self.flow_active:  # a rebalance began meanwhile: what was fetched will be read again
+        if not self.flow_active or flight is not self.flight:
+            # A rebalance began, or came and went, meanwhile. What was fetched may have been fetched after its seek, so
+            # positions are put back to what is committed; nothing of this assignment has been delivered yet.
             await self.perform_seek()
-            return
-        if flight is not self.flight:
             return
         polled = {}
         for partition, fetched in records.items():

@@ -1,0 +1,211 @@
+"""The batch transport on a real broker: nothing is lost, whatever ends a worker, and little is sent twice."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.structs import TopicPartition
+
+from workers.kafka_client import group_lag
+from workers.local.workers import environment
+from workers.settings import Settings
+
+SCRIPT = Path(__file__).with_name("passthrough.py")
+PARTITIONS = 4
+COMMIT_INTERVAL_S = 0.5
+
+
+class Flow:
+    """A source and a target topic, workers between them, and what came through."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.settings = settings.model_copy(update={"data_dir": folder})
+        self.group, self.source, self.target = (f"{settings.namespace}.{name}" for name in ("group", "in", "out"))
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self.sent = 0
+        self._folder = folder
+        self.producer = AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap, acks="all", linger_ms=2)
+
+    async def start(self) -> None:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.settings.kafka_bootstrap)
+        await admin.start()
+        config = {"message.timestamp.type": "LogAppendTime"}
+        await admin.create_topics(
+            [NewTopic(t, PARTITIONS, 1, topic_configs=config) for t in (self.source, self.target)]
+        )
+        await admin.close()
+        await self.producer.start()
+
+    def spawn(self, work_ms: float = 2.0) -> "subprocess.Popen[bytes]":
+        """One more worker."""
+        command = [sys.executable, str(SCRIPT), self.group, self.source, self.target, str(work_ms)]
+        log = (self._folder / f"worker-{len(self.workers)}.log").open("wb")
+        with log:
+            env = os.environ | environment(self.settings)
+            self.workers.append(subprocess.Popen(command, stdout=log, stderr=log, env=env))
+        return self.workers[-1]
+
+    async def feed(self, count: int, per_second: int) -> None:
+        """Send numbered records, paced."""
+        for _ in range(count):
+            await self.producer.send(self.source, key=b"%d" % (self.sent % 97), value=b"%d" % self.sent)
+            self.sent += 1
+            if self.sent % max(1, per_second // 50) == 0:
+                await asyncio.sleep(0.02)
+        await self.producer.flush()
+
+    async def received(self) -> Counter[bytes]:
+        """Every value in the target, with how often it came."""
+        consumer = AIOKafkaConsumer(bootstrap_servers=self.settings.kafka_bootstrap)
+        await consumer.start()
+        partitions = [TopicPartition(self.target, n) for n in range(PARTITIONS)]
+        consumer.assign(partitions)
+        await consumer.seek_to_beginning()
+        ends = await consumer.end_offsets(partitions)
+        values: Counter[bytes] = Counter()
+        while any([await consumer.position(p) < end for p, end in ends.items()]):
+            for records in (await consumer.getmany(timeout_ms=500)).values():
+                values.update(record.value for record in records)
+        await consumer.stop()
+        return values
+
+    async def until(self, condition: Callable[[Counter[bytes]], bool], within_s: float = 60.0) -> Counter[bytes]:
+        """What was received once the condition holds; fails when it does not."""
+        async with asyncio.timeout(within_s):
+            while not condition(values := await self.received()):
+                await asyncio.sleep(0.2)
+        return values
+
+    async def passing(self) -> None:
+        """Wait until something of what was sent up to now comes through a worker."""
+        before = len(await self.received())
+        await self.until(lambda values: len(values) > before)
+
+    async def all_through(self, within_s: float = 60.0) -> Counter[bytes]:
+        """Everything that was sent, once it is all there and committed."""
+        try:
+            values = await self.until(lambda found: len(found) >= self.sent, within_s)
+        except TimeoutError:
+            found = await self.received()
+            logs = "\n".join(path.read_text()[-2000:] for path in sorted(self._folder.glob("*.log")))
+            pytest.fail(f"{self.sent - len(found)} of {self.sent} records are missing\n{logs}")
+        async with asyncio.timeout(20):
+            while await group_lag(self.settings, self.group, self.source):
+                await asyncio.sleep(0.1)
+        return values
+
+    async def stop(self) -> None:
+        for worker in self.workers:
+            if worker.poll() is None:
+                worker.kill()
+            worker.wait()
+        await self.producer.stop()
+
+
+@pytest.fixture
+async def flow(settings: Settings, tmp_path: Path) -> AsyncIterator[Flow]:
+    flow = Flow(settings, tmp_path)
+    await flow.start()
+    yield flow
+    await flow.stop()
+
+
+def repeats(values: Counter[bytes]) -> int:
+    return values.total() - len(values)
+
+
+async def test_kill_9_in_mid_stream_loses_nothing(flow: Flow) -> None:
+    first, _ = flow.spawn(), flow.spawn()
+    feeding = asyncio.create_task(flow.feed(15_000, 1500))
+    await flow.passing()
+    first.kill()
+    await asyncio.sleep(1)
+    flow.spawn()
+    await feeding
+    values = await flow.all_through()
+    assert len(values) == flow.sent
+    assert repeats(values) <= 1500 * (COMMIT_INTERVAL_S + 0.5), "more came twice than one commit interval holds"
+
+
+async def test_a_joining_worker_loses_and_repeats_nothing(flow: Flow) -> None:
+    flow.spawn(), flow.spawn()
+    feeding = asyncio.create_task(flow.feed(12_000, 1500))
+    await flow.passing()
+    flow.spawn()
+    await feeding
+    values = await flow.all_through()
+    assert (len(values), repeats(values)) == (flow.sent, 0)
+
+
+@pytest.mark.timeout(240)
+async def test_thirty_sigterms_under_load_repeat_nothing(flow: Flow) -> None:
+    stayer = flow.spawn()
+    done = asyncio.Event()
+
+    async def feed() -> None:
+        while not done.is_set():
+            await flow.feed(200, 1000)
+
+    feeding = asyncio.create_task(feed())
+    await flow.passing()
+    codes = []
+    for _ in range(30):
+        leaver = flow.spawn()
+        await _ready(flow, leaver)
+        leaver.send_signal(signal.SIGTERM)
+        codes.append(await asyncio.to_thread(leaver.wait, 15))
+    done.set()
+    await feeding
+    values = await flow.all_through()
+    assert codes == [0] * 30
+    assert stayer.poll() is None
+    assert (len(values), repeats(values)) == (flow.sent, 0)
+
+
+async def _ready(flow: Flow, worker: "subprocess.Popen[bytes]") -> None:
+    """Wait until this worker has joined the group: the group has two members and is stable."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=flow.settings.kafka_bootstrap)
+    await admin.start()
+    try:
+        async with asyncio.timeout(30):
+            while True:
+                assert worker.poll() is None, "the worker ended by itself"
+                (response,) = await admin.describe_consumer_groups([flow.group])
+                _, _, state, _, _, members, *_ = response.groups[0]
+                if state == "Stable" and len(members) == 2:
+                    return
+                await asyncio.sleep(0.02)
+    finally:
+        await admin.close()
+
+
+async def test_an_exception_in_an_agent_ends_the_process_and_loses_nothing(flow: Flow) -> None:
+    worker = flow.spawn()
+    await flow.feed(500, 5000)
+    await flow.producer.send_and_wait(flow.source, key=b"k", value=b"raise")
+    flow.sent += 1
+    await flow.feed(500, 5000)
+    assert await asyncio.to_thread(worker.wait, 30) == 1
+    flow.spawn()
+    values = await flow.all_through()
+    assert len(values) == flow.sent
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+async def test_compressed_batches_are_read(flow: Flow, codec: str) -> None:
+    flow.spawn()
+    producer = AIOKafkaProducer(bootstrap_servers=flow.settings.kafka_bootstrap, compression_type=codec, linger_ms=20)
+    await producer.start()
+    for n in range(300):
+        await producer.send(flow.source, key=b"%d" % n, value=b"%d" % n + b"x" * 100)
+    await producer.stop()
+    flow.sent = 300
+    assert len(await flow.all_through()) == 300

@@ -1,0 +1,128 @@
+"""Cutting polls into batches, and what may be committed."""
+
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.inflight import Batch, BatchPolicy, InFlight
+
+
+@dataclass(frozen=True)
+class Record:
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+
+
+def poll(*sizes: int, start: int = 0, gap: int = 1) -> dict[tuple[str, int], list[Record]]:
+    return {
+        ("t", p): [Record("t", p, start + n * gap, 1000 + n * 10 + p) for n in range(size)]
+        for p, size in enumerate(sizes)
+    }
+
+
+def take_all(flight: InFlight) -> list[Batch]:
+    batches = []
+    while (batch := flight.take()) is not None:
+        batch.started = True
+        batches.append(batch)
+    return batches
+
+
+def test_a_poll_is_merged_in_log_order_and_cut() -> None:
+    flight = InFlight(BatchPolicy(max_batch=3, in_flight=9))
+    flight.add(poll(3, 2))
+    first, second = take_all(flight)
+    assert [(r.partition, r.offset) for r in first.records] == [(0, 0), (1, 0), (0, 1)]
+    assert [(r.partition, r.offset) for r in second.records] == [(1, 1), (0, 2)]
+
+
+def test_the_next_poll_waits_for_a_slot_and_for_the_cut_batches() -> None:
+    flight = InFlight(BatchPolicy(max_batch=2, in_flight=2))
+    assert flight.wants_poll()
+    flight.add(poll(6))
+    first, second = take_all(flight)
+    assert not flight.wants_poll()
+    second.done()
+    (third,) = take_all(flight)
+    assert not flight.wants_poll()
+    first.done()
+    assert flight.wants_poll()
+    third.done()
+    assert not flight.unfinished()
+
+
+def test_only_a_finished_prefix_is_committed_and_only_once() -> None:
+    flight = InFlight(BatchPolicy(max_batch=2, in_flight=3))
+    flight.add(poll(6, gap=5))  # compaction leaves gaps between offsets
+    first, second, third = take_all(flight)
+    second.done()
+    assert flight.committable() == {}
+    first.done()
+    assert flight.committable() == {("t", 0): 16}
+    assert flight.committable() == {("t", 0): 16}, "not confirmed: it is committed again"
+    flight.confirm({("t", 0): 16})
+    assert flight.committable() == {}
+    third.done()
+    assert flight.committable() == {("t", 0): 26}
+
+
+def test_a_held_record_holds_back_its_partition_alone_and_no_slot() -> None:
+    flight = InFlight(BatchPolicy(max_batch=4, in_flight=1))
+    flight.add(poll(2, 2))
+    (batch,) = take_all(flight)
+    held = batch.records[0]
+    batch.hold(held)
+    assert flight.unfinished()
+    batch.done()
+    assert flight.wants_poll()
+    assert flight.committable() == {("t", 1): 2}
+    batch.done(held)
+    assert flight.committable() == {("t", 0): 2, ("t", 1): 2}
+
+
+def test_a_record_is_not_committed_before_its_time() -> None:
+    flight = InFlight(BatchPolicy())
+    flight.add(poll(3))
+    (batch,) = take_all(flight)
+    batch.done(batch.records[1], not_before_ms=500)
+    batch.done()
+    assert flight.committable(now_ms=499) == {("t", 0): 1}
+    assert flight.committable(now_ms=500) == {("t", 0): 3}
+
+
+def test_what_nobody_started_is_given_up() -> None:
+    flight = InFlight(BatchPolicy(max_batch=1, in_flight=2))
+    flight.add(poll(3))
+    first, second = flight.take(), flight.take()
+    assert first is not None
+    assert second is not None
+    first.started = True
+    flight.drop_waiting()
+    assert flight.unfinished()
+    first.done()
+    assert not flight.unfinished()
+    assert flight.committable() == {("t", 0): 1}
+
+
+@given(
+    st.lists(st.integers(0, 12), min_size=1, max_size=4),
+    st.integers(1, 7),
+    st.randoms(use_true_random=False),
+)
+def test_committing_never_passes_an_unfinished_record(sizes: list[int], size: int, random) -> None:
+    flight = InFlight(BatchPolicy(max_batch=size, in_flight=1000))
+    flight.add(poll(*sizes))
+    records = [(batch, record) for batch in take_all(flight) for record in batch.records]
+    assert len(records) == sum(sizes), "nothing is lost or repeated in cutting"
+    random.shuffle(records)
+    finished: set[tuple[int, int]] = set()
+    for batch, record in records:
+        batch.done(record)
+        finished.add((record.partition, record.offset))
+        for (_, partition), offset in flight.committable().items():
+            assert all((partition, n) in finished for n in range(offset))
+    assert flight.committable() == {("t", p): n for p, n in enumerate(sizes) if n}
+    assert not flight.unfinished()
