@@ -14,7 +14,7 @@ from workers.kafka_client import group_lag
 from workers.local.discover import with_local_stack
 from workers.local.process import start_time
 from workers.local.ready import health
-from workers.local.state import StackState, running
+from workers.local.state import StackState, last_failure, running
 from workers.settings import Settings, load_settings
 
 
@@ -23,8 +23,11 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
     settings = load_settings()
     state = running(settings.data_dir)
     if state is None:
+        failure = last_failure(settings.data_dir)
         if as_json:
-            print(orjson.dumps({"running": False, "workers": []}).decode())
+            print(orjson.dumps({"running": False, "failure": failure or None, "workers": []}).decode())
+        elif failure:
+            print(f"nothing runs here, the last one ended by itself: {failure}")
         else:
             print("nothing runs here; `recall up` starts the stack")
         return

@@ -6,19 +6,24 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import Annotated
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, NoReturn
 
 import typer
 
-from workers.errors import RecallError
+from workers.errors import ConfigurationError, RecallError
 from workers.local.discover import with_local_stack
 from workers.local.process import tail
 from workers.local.ready import wait_ready
-from workers.local.stack import LocalStack, wait_until
+from workers.local.stack import LocalStack
 from workers.local.state import running
 from workers.local.workers import WorkerProcesses
 from workers.settings import Settings, load_settings
 
+UP = "up"  # how the line begins that says so
+WRONG_CONFIGURATION = 2  # exit code
 FIT_FIRST = "no bundle is active, so no worker was started; make one: recall model fit --data movielens-1m"
 
 
@@ -44,10 +49,9 @@ def _say(line: str) -> None:
 
 def _foreground(settings: Settings, no_workers: bool) -> None:
     stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
     stack = LocalStack(settings.data_dir, _say)
     workers = WorkerProcesses(settings)
+    _on_end(_interrupt)  # at once, as long as nobody was told that it is up
     try:
         stack.start()
         settings = with_local_stack(settings)
@@ -57,13 +61,27 @@ def _foreground(settings: Settings, no_workers: bool) -> None:
         if stack.state is not None:
             stack.state.workers = workers.states
             stack.write()
-        _say("up; Ctrl-C or `recall down` ends it")
+        _on_end(lambda *_: stopping.set())
+        _say(f"{UP}; Ctrl-C or `recall down` ends it")
         while not stopping.wait(0.2):
             _check(stack, workers)
+    except RecallError as error:
+        stack.fail(str(error).splitlines()[0])
+        raise
     finally:
+        _on_end(lambda *_: stopping.set())
         workers.stop()
         stack.stop()
     _say("down")
+
+
+def _on_end(handler: Callable[..., None]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _start_workers(settings: Settings, workers: WorkerProcesses) -> None:
@@ -92,21 +110,51 @@ def _check(stack: LocalStack, workers: WorkerProcesses) -> None:
 
 
 def _detached(settings: Settings, no_workers: bool) -> None:
-    """Run the same command as a process of its own and wait until it is up."""
-    log = settings.data_dir / "logs" / "up.log"
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        output = log.open("wb")
-    except OSError as error:
-        raise RecallError(f"{settings.data_dir} cannot be written: {error.strerror}") from error
+    """Run the same command as a process of its own, and show what it says until it is up."""
+    logs = settings.data_dir / "logs"
+    log = logs / f"up.{os.getpid()}.log"  # of this try's own: another `up -d` may run at the same time
     argv = [sys.executable, "-m", "workers.cli.main", "up", *(["--no-workers"] if no_workers else [])]
-    with output:
-        child = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, env=dict(os.environ)
-        )
-    done = lambda: child.poll() is not None or b"\nup; " in b"\n" + log.read_bytes()  # noqa: E731
-    wait_until(done, 240.0)
-    text = log.read_text(errors="replace").strip()
-    if child.poll() is not None or "up; " not in text:
-        raise RecallError(text.removeprefix("recall: ") or "the stack did not start")
-    print(text.replace("up; Ctrl-C or `recall down` ends it", "up; `recall down` ends it"))
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as output:
+            child = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+    except OSError as error:
+        raise ConfigurationError(f"{logs} cannot be written: {error.strerror}") from error
+    try:
+        said = _follow(log, child)
+    except BaseException:
+        child.terminate()
+        child.wait()
+        raise
+    finally:
+        if child.poll() is None:
+            log.replace(logs / "up.log")
+        else:
+            log.unlink()
+    if child.returncode is None:
+        print(f"{UP}; `recall down` ends it")
+        return
+    failure = said.partition("recall: ")[2].strip() or "the stack did not start"
+    raise ConfigurationError(failure) if child.returncode == WRONG_CONFIGURATION else RecallError(failure)
+
+
+def _follow(log: Path, child: "subprocess.Popen[bytes]") -> str:
+    """Say the lines of a log as they come, until one says that the stack is up or its writer has ended.
+
+    Returns what was not said: the error and what follows it.
+    """
+    text = ""
+    with log.open(errors="replace") as stream:
+        while True:
+            ended = child.poll() is not None  # asked before the last read, so that no line is missed
+            text += stream.read()
+            while "\n" in text and not text.startswith("recall: "):
+                line, _, text = text.partition("\n")
+                if line.startswith(f"{UP};"):
+                    return ""
+                _say(line)
+            if ended:
+                return text
+            time.sleep(0.05)

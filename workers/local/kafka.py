@@ -4,7 +4,8 @@ import base64
 import hashlib
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from workers.errors import ConfigurationError, RecallError
@@ -17,6 +18,7 @@ ENDPOINTS = {
     "kafka": f"org.apache.kafka:kafka_2.13:{VERSION}",
     "kafka-log": "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4",
 }
+DOWNLOAD_MB = 44
 CHECKSUMS = Path(__file__).with_name("kafka_jars.sha256")
 JAVA_OPTIONS = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dlog4j2.level=WARN")
 
@@ -75,12 +77,15 @@ class Kafka(Service):
     def prepare(self, say: Say) -> None:
         """Fetch Kafka's jars (44 MB) unless they are in the cache, and check every one."""
         jars = self._jars()
-        if jars and not _damaged(jars):
+        damaged = _damaged(jars)
+        if not damaged:
             return
-        say(f"downloading Apache Kafka {VERSION} (44 MB, Apache License 2.0)")
-        for jar in jars:
-            jar.unlink()
-        self._fetch()
+        if jars:
+            say(f"{damaged[0]} in {self.cache} is missing or damaged, fetching it again")
+        else:
+            say(f"downloading Apache Kafka {VERSION} ({DOWNLOAD_MB} MB, Apache License 2.0)")
+        self._forget(damaged)
+        self._fetch(say)
         damaged = _damaged(self._jars())
         if damaged:
             raise RecallError(f"{damaged[0]} in {self.cache} is not what was published: its checksum differs")
@@ -113,18 +118,37 @@ class Kafka(Service):
         jars = [*self.cache.glob("kafka/envs/**/*.jar"), *self.cache.glob("kafka-log/envs/**/log4j-slf4j-impl-*.jar")]
         return sorted(jars)
 
-    def _fetch(self) -> None:
+    def _forget(self, damaged: Iterable[str]) -> None:
+        """Delete what must be fetched again.
+
+        That is every environment, the damaged jars in the repository that environments are linked from, and
+        descriptions cut short by an end in the middle of a download.
+        """
+        for jar in self._jars():
+            jar.unlink()
+        expected = _checksums()
+        for name in damaged:
+            for jar in self.cache.glob(f"kafka/repository/**/{name}"):
+                if _sha256(jar) != expected.get(name):
+                    jar.unlink()
+        for description in self.cache.glob("kafka/repository/**/*.pom"):
+            if not description.read_bytes().rstrip().endswith(b"</project>"):
+                description.unlink()
+
+    def _fetch(self, say: Say) -> None:
         try:
             import jgo
+            from jgo.maven import PythonResolver
         except ImportError as error:
             raise ConfigurationError(
                 "the local stack needs the extra `local`: pip install recall-worker[local]"
             ) from error
         before = os.environ.get("M2_REPO")
         os.environ["M2_REPO"] = str(self.cache / "kafka" / "repository")  # else the home folder is filled
+        resolver = PythonResolver(progress_callback=_Progress(say).of_file)
         try:
             for folder, endpoint in ENDPOINTS.items():
-                jgo.build(endpoint, update=True, cache_dir=self.cache / folder)
+                jgo.build(endpoint, update=True, cache_dir=self.cache / folder, resolver=resolver)
         except Exception as error:  # jgo raises whatever its parts raise
             raise RecallError(f"Apache Kafka cannot be downloaded: {error}") from error
         finally:
@@ -133,9 +157,36 @@ class Kafka(Service):
                 os.environ["M2_REPO"] = before
 
 
+class _Progress:
+    """Says how far the download is, four times in all."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._bytes = 0
+
+    @contextmanager
+    def of_file(self, _name: str, _size: int) -> Iterator[Callable[[int], None]]:
+        """Count the bytes of one file."""
+        yield self._add
+
+    def _add(self, count: int) -> None:
+        step = DOWNLOAD_MB * 1_000_000 // 4
+        before, self._bytes = self._bytes, self._bytes + count
+        if before // step != self._bytes // step:
+            self._say(f"  {self._bytes // 1_000_000} of {DOWNLOAD_MB} MB")
+
+
 def _damaged(jars: Iterable[Path]) -> list[str]:
     """Names of jars that are missing, unknown, or differ from our own list of checksums."""
-    lines = (line.split() for line in CHECKSUMS.read_text().splitlines())
-    expected = {name: checksum for checksum, name in lines}
-    found = {jar.name: hashlib.sha256(jar.read_bytes()).hexdigest() for jar in jars}
+    expected = _checksums()
+    found = {jar.name: _sha256(jar) for jar in jars}
     return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+
+
+def _checksums() -> dict[str, str]:
+    lines = (line.split() for line in CHECKSUMS.read_text().splitlines())
+    return {name: checksum for checksum, name in lines}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from workers.errors import ConfigurationError
+from workers.errors import ConfigurationError, RecallError
 from workers.local.service import Say, Service
 
 VERSION = "2.3.5"
@@ -65,7 +65,11 @@ class Milvus(Service):
         temporary.mkdir(parents=True)
         # The wheel's unpacker prints and logs; it runs as a child so that our output stays ours.
         code = f"import {milvus.__name__} as m; m._initialize_data_files({str(temporary)!r})"
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        unpacked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        if unpacked.returncode != 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            reason = unpacked.stderr.strip().rpartition("\n")[2]
+            raise RecallError(f"the Milvus server cannot be unpacked into {self.cache}: {reason}")
         (temporary / "complete").touch()
         shutil.rmtree(self._binaries, ignore_errors=True)
         temporary.rename(self._binaries)

@@ -51,8 +51,11 @@ class Service(ABC):
 
     def start(self) -> None:
         """Start the process; returns before it is ready. Raises RecallError."""
-        self.data.mkdir(parents=True, exist_ok=True)
-        argv, env = self.command()
+        try:
+            self.data.mkdir(parents=True, exist_ok=True)
+            argv, env = self.command()
+        except OSError as error:
+            raise RecallError(f"{self.name} cannot be started: {error.filename}: {error.strerror}") from error
         self.process = spawn(argv, self.log, self.data, env)
 
     def wait_ready(self) -> None:

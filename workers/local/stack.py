@@ -44,8 +44,7 @@ class LocalStack:
         """Start all three and wait until they answer. Raises RecallError; nothing is left running then."""
         self._lock_folder()
         try:
-            for service in self.services:
-                service.prepare(self._say)
+            self._prepare()
             self._assign_ports()
             for service in self.services:
                 service.start()
@@ -75,6 +74,12 @@ class LocalStack:
         )
         write_state(self.data_dir, self.state)
 
+    def fail(self, reason: str) -> None:
+        """Note why the stack is about to end by itself, for who asks later."""
+        if self.state is not None:
+            self.state.failure = reason
+            write_state(self.data_dir, self.state)
+
     def dead(self) -> Service | None:
         """A service that has ended by itself, or None."""
         return next((s for s in self.services if s.process is not None and s.process.poll() is not None), None)
@@ -95,23 +100,52 @@ class LocalStack:
             self._lock = None
 
     def _lock_folder(self) -> None:
-        try:
-            self.data_dir.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.data_dir / "lock").open("ab")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RecallError(f"another process is starting or running the stack in {self.data_dir}") from error
-        except OSError as error:
-            raise ConfigurationError(f"{self.data_dir} cannot be written: {error.strerror}") from error
+        self._lock = _locked(self.data_dir)
+        if self._lock is None:
+            raise RecallError(f"another process is starting or running the stack in {self.data_dir}")
+
+    def _prepare(self) -> None:
+        """Fill the cache. It is shared by all stacks of a user, so one process at a time does that."""
+        lock = _locked(cache_dir())
+        if lock is None:
+            self._say(f"waiting for another process that fills {cache_dir()}")
+            while (lock := _locked(cache_dir())) is None:
+                time.sleep(0.2)
+        with lock:
+            for service in self.services:
+                service.prepare(self._say)
 
     def _assign_ports(self) -> None:
         """The ports of the last run where all of a service's are still free, else new ones."""
         before = read_state(self.data_dir)
+        without = []
         for service in self.services:
             known = before.services.get(service.name) if before is not None else None
-            ports = known.ports if known is not None else []
-            reusable = len(ports) == service.port_count and all(is_free(port) for port in ports)
-            service.ports = ports if reusable else free_ports(service.port_count)
+            service.ports = known.ports if known is not None else []
+            if len(service.ports) != service.port_count or not all(is_free(port) for port in service.ports):
+                without.append(service)
+        kept = {port for service in self.services if service not in without for port in service.ports}
+        # Found all at once: ports that are found, given back and not yet used might be found again.
+        found = free_ports(sum(service.port_count for service in without) + len(kept))
+        new = [port for port in found if port not in kept]
+        for service in without:
+            service.ports, new = new[: service.port_count], new[service.port_count :]
+
+
+def _locked(folder: Path) -> IO[bytes] | None:
+    """The open lock file of a folder, locked until it is closed; None when another process holds it."""
+    lock = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("ab")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if lock is not None:
+            lock.close()
+        return None
+    except OSError as error:
+        raise ConfigurationError(f"{folder} cannot be written: {error.strerror}") from error
+    return lock
 
 
 def stop_running(data_dir: Path, say: Say, patience_s: float = 60.0) -> bool:
@@ -136,13 +170,22 @@ def _signal_and_wait(state: StackState, patience_s: float) -> None:
 
 
 def wipe(data_dir: Path) -> list[str]:
-    """Delete the data of a stopped stack, not the bundles and not the cache; names what it deleted."""
+    """Delete the data of a stopped stack, not the bundles and not the cache; names what it deleted.
+
+    Raises RecallError when a stack runs there or is being started.
+    """
+    if not data_dir.exists():
+        return []
+    lock = _locked(data_dir)
+    if lock is None:
+        raise RecallError(f"another process is starting or running the stack in {data_dir}: nothing was deleted")
     deleted = []
-    for name in ("kafka", "redis", "milvus", "logs"):
-        if (data_dir / name).exists():
-            shutil.rmtree(data_dir / name)
-            deleted.append(name)
-    state_file(data_dir).unlink(missing_ok=True)
+    with lock:
+        for name in ("kafka", "redis", "milvus", "logs"):
+            if (data_dir / name).exists():
+                shutil.rmtree(data_dir / name)
+                deleted.append(name)
+        state_file(data_dir).unlink(missing_ok=True)
     return deleted
 
 

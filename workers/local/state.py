@@ -26,12 +26,16 @@ class WorkerState(msgspec.Struct, kw_only=True):
 
 
 class StackState(msgspec.Struct, kw_only=True):
-    """The whole stack. `ports` outlive a stop, so that a restart listens where its clients expect it."""
+    """The whole stack. `ports` outlive a stop, so that a restart listens where its clients expect it.
+
+    `failure` tells why the stack ended by itself; empty while it runs and after it was stopped.
+    """
 
     supervisor_pid: int
     supervisor_started: float
     services: dict[str, ServiceState] = {}
     workers: list[WorkerState] = []
+    failure: str = ""
 
     def runs(self) -> bool:
         """Whether its supervisor still lives (and is not another process with the same pid)."""
@@ -55,6 +59,14 @@ def running(data_dir: Path) -> StackState | None:
     """The state of the stack that runs now, or None."""
     state = read_state(data_dir)
     return state if state is not None and state.runs() else None
+
+
+def last_failure(data_dir: Path) -> str:
+    """Why the last stack of this folder ended by itself; empty when it runs or was stopped."""
+    state = read_state(data_dir)
+    if state is None or state.runs():
+        return ""
+    return state.failure
 
 
 def write_state(data_dir: Path, state: StackState) -> None:
