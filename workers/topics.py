@@ -14,6 +14,8 @@ from workers.settings import Settings
 DELETE_RETENTION_MS = 7 * 86_400_000
 MAX_MESSAGE_BYTES = 1_100_000  # a value of 1,000,000 bytes, its key and headers
 TOPIC_ALREADY_EXISTS = 36
+EXACT = ("cleanup.policy", "message.timestamp.type")
+AT_LEAST = ("max.message.bytes", "min.insync.replicas")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +59,11 @@ async def apply(settings: Settings) -> list[Finding]:
                 findings.append(await _create(admin, settings, topic, config))
                 continue
             partitions, found = existing[topic]
+            finding = _compare(topic, config, found)
             if partitions < settings.partitions:
-                await admin.create_partitions({topic: NewPartitions(settings.partitions)})
-                findings.append(Finding(topic, "grown", f"from {partitions} to {settings.partitions} partitions"))
-            findings.append(_compare(topic, config, found))
+                grown = await _grow(admin, topic, partitions, settings.partitions)
+                finding = grown if finding.result == "ok" else finding
+            findings.append(finding)
     except KafkaError as error:
         raise DependencyUnavailable("kafka", f"{settings.kafka_bootstrap}: {error}") from error
     finally:
@@ -111,6 +114,14 @@ async def _create(admin: Any, settings: Settings, topic: str, config: Mapping[st
     return Finding(topic, "created" if code == 0 else "ok")
 
 
+async def _grow(admin: Any, topic: str, partitions: int, wanted: int) -> Finding:
+    response = await admin.create_partitions({topic: NewPartitions(wanted)})
+    code, message = response.topic_errors[0][1], response.topic_errors[0][2]
+    if code != 0:
+        raise ConfigurationError(f"topic {topic} cannot grow: {message or for_code(code).__name__}")
+    return Finding(topic, "grown", f"from {partitions} to {wanted} partitions")
+
+
 async def _describe(admin: Any, settings: Settings) -> dict[str, tuple[int, dict[str, str]]]:
     """Existing topics of ours: name -> (partitions, configuration)."""
     names = set(await admin.list_topics()) & expected_configs(settings).keys()
@@ -126,10 +137,10 @@ async def _describe(admin: Any, settings: Settings) -> dict[str, tuple[int, dict
 
 
 def _compare(topic: str, expected: Mapping[str, str], found: Mapping[str, str]) -> Finding:
-    for name in ("cleanup.policy", "message.timestamp.type"):  # the rest is the operator's to choose
-        if found.get(name) != expected[name]:
-            todo = (
-                f"kafka-configs --alter --entity-type topics --entity-name {topic} --add-config {name}={expected[name]}"
-            )
-            return Finding(topic, "differs", f"{name} is {found.get(name)}, must be {expected[name]}: {todo}")
+    for name in (*EXACT, *AT_LEAST):  # the rest is the operator's to choose
+        want, have = expected[name], found.get(name, "")
+        if (name in EXACT and have != want) or (name in AT_LEAST and int(have or 0) < int(want)):
+            must = "must be" if name in EXACT else "must be at least"
+            todo = f"kafka-configs --alter --entity-type topics --entity-name {topic} --add-config {name}={want}"
+            return Finding(topic, "differs", f"{name} is {have}, {must} {want}: {todo}")
     return Finding(topic, "ok")

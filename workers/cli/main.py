@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 ended by Ctrl-C.
 """
 
+import logging
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -37,6 +38,8 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script; always ends the process."""
     arguments = sys.argv[1:] if argv is None else argv
     debug = "--debug" in arguments
+    if not debug:
+        logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # else it prints beside the one line
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         code = build(arguments)(arguments, standalone_mode=False, prog_name="recall")
