@@ -25,7 +25,7 @@ check: setup
 	$(BIN)/python -m schemas.generate --check
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 demo: setup
 	$(BIN)/recall demo

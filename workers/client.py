@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from schemas import codec
-from schemas.recall import CandidateList, RecallRequest
+from schemas.recall import DEFAULT_TIMEOUT_MS, CandidateList, RecallRequest
 from workers.errors import ConfigurationError, DependencyTimeout, DependencyUnavailable
 from workers.settings import Settings
 
@@ -27,7 +27,7 @@ class RecallClient:
         self._producer: Any = None
         self._consumer: Any = None
         self._reader: asyncio.Task[None] | None = None
-        self._waiting: dict[str, asyncio.Future[CandidateList]] = {}
+        self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._answered: set[str] = set()
         self.duplicates = 0
 
@@ -60,23 +60,34 @@ class RecallClient:
 
         Raises DependencyTimeout when none came, DependencyUnavailable when the request could not be sent.
         """
-        answer: asyncio.Future[CandidateList] = asyncio.get_running_loop().create_future()
-        self._waiting[request.request_id] = answer
+        record = await self.ask_record(request, headers)
+        return codec.decode_candidates(record.value)
+
+    async def ask_record(self, request: RecallRequest, headers: Headers = ()) -> Any:
+        """The same, but the answer as the Kafka record it came in: with its partition and headers."""
+        value, key = codec.encode_event(request), request.user_id.encode()
+        return await self._exchange(request.request_id, value, key, headers, request.timeout_ms)
+
+    async def ask_raw(self, request_id: str, value: bytes) -> CandidateList:
+        """Send bytes as they are, good or bad, and wait for the answer to `request_id`."""
+        return codec.decode_candidates((await self._exchange(request_id, value, None, (), DEFAULT_TIMEOUT_MS)).value)
+
+    async def _exchange(
+        self, request_id: str, value: bytes, key: bytes | None, headers: Headers, timeout_ms: int
+    ) -> Any:
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting[request_id] = answer
+        topic = self._settings.topic("recall-requests")
         try:
-            await self._producer.send_and_wait(
-                self._settings.topic("recall-requests"),
-                key=request.user_id.encode(),
-                value=codec.encode_event(request),
-                headers=list(headers),
-            )
-            return await asyncio.wait_for(answer, request.timeout_ms / 1000 + 1)
+            await self._producer.send_and_wait(topic, key=key, value=value, headers=list(headers))
+            return await asyncio.wait_for(answer, timeout_ms / 1000 + 1)
         except KafkaError as error:
             raise DependencyUnavailable("kafka", f"the request was not sent: {error}") from error
         except TimeoutError as error:
-            line = f"no answer to request {request.request_id}; is a recall worker running? (`recall status`)"
+            line = f"no answer to request {request_id}; is a recall worker running? (`recall status`)"
             raise DependencyTimeout("recall", line) from error
         finally:
-            del self._waiting[request.request_id]
+            del self._waiting[request_id]
 
     async def close(self) -> None:
         """End the reader and both connections. May be called twice."""
@@ -91,10 +102,10 @@ class RecallClient:
 
     async def _read(self) -> None:
         async for record in self._consumer:
-            answer = codec.decode_candidates(record.value)
-            waiting = self._waiting.get(answer.request_id)
-            if answer.request_id in self._answered:
+            request_id = dict(record.headers).get("request_id", b"").decode(errors="replace")
+            waiting = self._waiting.get(request_id)
+            if request_id in self._answered:
                 self.duplicates += 1
             elif waiting is not None and not waiting.done():
-                self._answered.add(answer.request_id)
-                waiting.set_result(answer)
+                self._answered.add(request_id)
+                waiting.set_result(record)

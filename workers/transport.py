@@ -35,6 +35,7 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
 )
 from aiokafka.partitioner import murmur2
+from faust.exceptions import ConsumerNotStarted
 from faust.transport import drivers
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage
@@ -340,9 +341,13 @@ class Liveness:
 def liveness(app: Any) -> Liveness:
     """Facts for health pages; asks nobody."""
     consumer = app._consumer
-    if consumer is None or app.rebalancing or not app.started:
-        return Liveness(idle_s=0.0, assigned=0, lag=0)
-    assigned = consumer.assignment()
+    nothing = Liveness(idle_s=0.0, assigned=0, lag=0)
+    if consumer is None or app.rebalancing:
+        return nothing
+    try:
+        assigned = consumer.assignment()
+    except ConsumerNotStarted:
+        return nothing
     lag = 0
     for partition in assigned:
         highwater = consumer.highwater(partition)

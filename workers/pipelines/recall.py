@@ -11,7 +11,7 @@ import structlog
 from numpy.typing import NDArray
 
 from models import tensors
-from models.tensors import Encoding
+from models.tensors import Encoding, UserFeatures
 from schemas.recall import CandidateList, Reason, RecallRequest, Status, Timings
 from schemas.records import UserRecord, hash64, seen_items
 from workers import select
@@ -89,7 +89,7 @@ class _Row:
     """What the steps found out about one request."""
 
     incoming: Incoming
-    newest_ms: int | None  # the newest visible event; None = the user is unknown
+    newest_ms: int | None  # the newest visible event with an item; None = there is none
     seen: UInt64
     excluded: UInt64
     reasons: list[Reason]
@@ -184,12 +184,7 @@ class RecallPipeline:
         tower_ms = watch.lap_ms()
 
         # 5. search: one for every distinct depth
-        rows = [
-            self._row(incoming, user, newest_ms if known else None, failed)
-            for incoming, user, known, newest_ms in zip(
-                batch, stored, features.known.tolist(), features.newest_ms.tolist(), strict=True
-            )
-        ]
+        rows = [self._row(incoming, stored[n], features, n, failed) for n, incoming in enumerate(batch)]
         embeddings = None if outputs is None else outputs["user_embedding"]
         found = await self._search(rows, embeddings, watch)
         timings = Timings(features=features_ms, tower=tower_ms, search=watch.lap_ms())
@@ -197,13 +192,17 @@ class RecallPipeline:
         # 6. select
         return [self._select(row, *hits, timings) for row, hits in zip(rows, found, strict=True)]
 
-    def _row(self, incoming: Incoming, user: StoredUser, newest_ms: int | None, failed: list[Reason]) -> _Row:
+    def _row(self, incoming: Incoming, user: StoredUser, features: UserFeatures, n: int, failed: list[Reason]) -> _Row:
         request = incoming.request
         reasons = list(dict.fromkeys(failed))
-        if user.record is None and not failed:
-            reasons.append(Reason.COLD_START)
-        if request.after_event_id is not None and not failed and not _contains(user.record, request.after_event_id):
-            reasons.append(Reason.FEATURES_STALE)
+        if features.unreadable[n] and not failed:  # stored by a version that this one cannot read
+            reasons.append(Reason.FEATURES_UNAVAILABLE)
+        elif not failed:
+            if not features.known[n]:
+                reasons.append(Reason.COLD_START)
+            if request.after_event_id is not None and not _contains(user.record, request.after_event_id):
+                reasons.append(Reason.FEATURES_STALE)
+        newest_ms = int(features.newest_ms[n]) or None
         seen = np.zeros(0, dtype=np.uint64)
         if request.exclude_seen:
             seen = seen_items(user.seen, None if request.timestamp_ms is None else _floor(request, self._view.encoding))
