@@ -61,14 +61,17 @@ def merge(record: UserRecord, events: Sequence[UserActivity], seen_actions: froz
             continue
         row = _row(event)
         place = _find(history, row[EVENT])
+        repeated = False
         if place >= 0:
             duplicates += 1
             known = history[place : place + ROW_BYTES]
-            if not floor < row[:PAIR_BYTES] or row >= known:
-                continue
+            repeated = row == known
             # The same event with other content, against the contract: the lesser row wins, in whatever order they come.
-            history = history[:place] + history[place + ROW_BYTES :]
-            count -= known[ITEM] != NO_ITEM
+            if floor < row[:PAIR_BYTES] and row < known:
+                history = history[:place] + history[place + ROW_BYTES :]
+                count -= known[ITEM] != NO_ITEM
+            else:
+                row = b""
         elif row[:PAIR_BYTES] <= floor:
             too_late += 1
             row = b""
@@ -81,7 +84,7 @@ def merge(record: UserRecord, events: Sequence[UserActivity], seen_actions: froz
                 floor, history = history[:PAIR_BYTES], history[ROW_BYTES:]
         if event.attributes:
             profile = _merge_profile(profile, event.attributes, event.timestamp_ms)
-        if event.item_id is not None and (not seen_actions or event.action in seen_actions):
+        if event.item_id is not None and not repeated and (not seen_actions or event.action in seen_actions):
             seen.append(_pack_seen(hash64(event.item_id), event.timestamp_ms))
     merged = replace(record, history=history, floor=floor, count=count, profile=profile)
     return Merged(
