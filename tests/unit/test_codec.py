@@ -1,0 +1,161 @@
+"""Events to and from bytes: what is accepted, what is refused, and that nothing else is ever raised."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas import codec
+from schemas.activity import UserActivity
+from schemas.codec import DecodeError
+from schemas.items import ItemUpdate
+from schemas.recall import CandidateList, RecallRequest, Removed, Status, Timings
+
+ACTIVITY = {"event_id": "e", "user_id": "u", "action": "view", "timestamp_ms": 1000}
+ITEM = {"item_id": "i", "op": "upsert", "timestamp_ms": 1}
+REQUEST = {"request_id": "r", "user_id": "u"}
+NOW_MS = 10_000
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=20,
+)
+names = st.sampled_from(
+    [*UserActivity.__struct_fields__, *ItemUpdate.__struct_fields__, *RecallRequest.__struct_fields__]
+)
+
+
+def decode_all(value: bytes | None) -> None:
+    """Every decoder either gives an event that can be written again, or raises DecodeError."""
+    for decode in (
+        lambda: codec.decode_activity(value, record_timestamp_ms=NOW_MS),
+        lambda: codec.decode_item(value, b"i"),
+        lambda: codec.decode_request(value),
+    ):
+        try:
+            event = decode()
+        except DecodeError as error:
+            assert error.code
+            assert "\n" not in str(error)
+        else:
+            codec.encode_event(event)
+    codec.identify_request(value)
+
+
+@given(st.binary(max_size=300))
+def test_arbitrary_bytes(value: bytes) -> None:
+    decode_all(value)
+
+
+@settings(max_examples=300)
+@given(st.dictionaries(names, anything, max_size=8), st.sampled_from([{}, ACTIVITY, ITEM, REQUEST]))
+def test_arbitrary_objects_of_our_fields(fields: dict, base: dict) -> None:
+    decode_all(json.dumps(base | fields).encode())
+
+
+@given(st.sampled_from([ACTIVITY, ITEM, REQUEST]), st.integers(0, 60), st.binary(min_size=1, max_size=3))
+def test_a_good_event_with_damaged_bytes(event: dict, at: int, damage: bytes) -> None:
+    value = json.dumps(event).encode()
+    decode_all(value[:at] + damage + value[at + len(damage) :])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        b"",
+        b"null",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'"\xed\xa0\x80"',
+        b'{"request_id":"\\ud800","user_id":"u"}',
+    ],
+)
+def test_nasty_bytes(value: bytes | None) -> None:
+    decode_all(value)
+
+
+@given(
+    st.builds(
+        UserActivity,
+        event_id=st.text(min_size=1, max_size=60).filter(lambda s: s.isprintable()),
+        user_id=st.just("u"),
+        action=st.just("a"),
+        timestamp_ms=st.integers(0, NOW_MS),
+        item_id=st.none() | st.just("i"),
+        value=st.none() | st.floats(allow_nan=False, allow_infinity=False, width=32),
+        attributes=st.none() | st.just({"age": 3, "tags": ["x"]}),
+    )
+)
+def test_an_activity_survives_the_way_there_and_back(event: UserActivity) -> None:
+    assert codec.decode_activity(codec.encode_event(event), record_timestamp_ms=NOW_MS) == event
+
+
+def test_null_equals_absent_and_unknown_fields_are_ignored() -> None:
+    fields = dict.fromkeys(["k", "timeout_ms", "scene", "filter", "exclude_items", "exclude_seen", "context"])
+    value = json.dumps(REQUEST | fields | {"colour": "red"}).encode()
+    assert codec.decode_request(value) == RecallRequest(request_id="r", user_id="u")
+
+
+def test_ids_are_measured_in_bytes() -> None:
+    fits, too_long = "é" * 128, "é" * 129
+    codec.decode_request(json.dumps(REQUEST | {"scene": fits}).encode())
+    with pytest.raises(DecodeError) as raised:
+        codec.decode_request(json.dumps(REQUEST | {"scene": too_long}).encode())
+    assert (raised.value.code, raised.value.field) == ("invalid_id", "scene")
+
+
+def test_an_activity_may_be_a_little_ahead_of_the_broker() -> None:
+    limit_ms = NOW_MS + codec.MAX_FUTURE_MS
+    value = json.dumps(ACTIVITY | {"timestamp_ms": limit_ms}).encode()
+    assert codec.decode_activity(value, record_timestamp_ms=NOW_MS).timestamp_ms == limit_ms
+    with pytest.raises(DecodeError) as raised:
+        codec.decode_activity(value, record_timestamp_ms=NOW_MS - 1)
+    assert raised.value.code == "future_timestamp"
+
+
+def test_an_item_must_stand_under_its_own_key() -> None:
+    value = json.dumps(ITEM).encode()
+    assert codec.decode_item(value, b"i").item_id == "i"
+    with pytest.raises(DecodeError) as raised:
+        codec.decode_item(value, b"j")
+    assert raised.value.code == "key_mismatch"
+
+
+@pytest.mark.parametrize("key", [None, b"", b"\xff", b"x" * 257])
+def test_a_key_that_is_no_id(key: bytes | None) -> None:
+    with pytest.raises(DecodeError) as raised:
+        codec.decode_key(key)
+    assert raised.value.code == "invalid_key"
+
+
+def answer(scores: list[float]) -> CandidateList:
+    return CandidateList(
+        request_id="r",
+        user_id="ü",
+        scene="default",
+        status=Status.OK,
+        timestamp_ms=5,
+        item_ids=[f"i{n}" for n in range(len(scores))],
+        scores=np.array(scores, dtype=np.float32),
+        sources=["tower"] * len(scores),
+        removed=Removed(seen=3),
+        timings_ms=Timings(queue=1.5),
+    )
+
+
+def test_an_answer_survives_the_way_there_and_back() -> None:
+    written = codec.encode_candidates(answer([2.5, 1.25]))
+    read = codec.decode_candidates(written)
+    assert read.scores == [2.5, 1.25]
+    assert (read.user_id, read.status, read.removed.seen, read.timings_ms.queue) == ("ü", Status.OK, 3, 1.5)
+    assert set(json.loads(written)) == set(CandidateList.__struct_fields__)
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_a_score_that_is_not_finite_is_never_written_as_null(score: float) -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        codec.encode_candidates(answer([1.0, score]))
