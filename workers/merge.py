@@ -56,7 +56,7 @@ def merge(record: UserRecord, events: Sequence[UserActivity], seen_actions: froz
     seen: list[bytes] = []
     accepted = duplicates = too_late = forgotten = 0
     for event in events:
-        if event.timestamp_ms <= record.forgotten_ms:
+        if record.forgotten_ms and event.timestamp_ms <= record.forgotten_ms:
             forgotten += 1
             continue
         row = _row(event)

@@ -1,0 +1,94 @@
+"""What the transport relies on in Faust and aiokafka: an upgrade that changes any of it fails here, loudly."""
+
+import inspect
+from importlib.metadata import version
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.partitioner import murmur2
+from aiokafka.producer.message_accumulator import BatchBuilder
+from faust import App, Schema
+from faust.transport import drivers
+from faust.transport.consumer import Consumer as BaseConsumer
+from faust.transport.drivers import aiokafka as driver
+from faust.types.tuples import ConsumerMessage
+
+from workers.transport import Consumer, Producer
+
+CONSUMER_METHODS = {
+    "_drain_messages": ["self", "fetcher"],
+    "_wait_next_records": ["self", "timeout"],
+    "_filter_committable_offsets": ["self", "tps"],
+    "_commit_offsets": ["self", "offsets", "start_new_transaction"],
+    "perform_seek": ["self"],
+    "wait_empty": ["self"],
+    "commit_and_end_transactions": ["self"],
+    "maybe_wait_for_commit_to_finish": ["self"],
+    "commit": ["self", "topics", "start_new_transaction"],
+    "on_partitions_revoked": ["self", "revoked"],
+    "on_partitions_assigned": ["self", "assigned", "generation_id"],
+    "_new_topicpartition": ["self", "topic", "partition"],
+    "assignment": ["self"],
+    "highwater": ["self", "tp"],
+}
+
+
+def test_versions_are_the_pinned_ones() -> None:
+    assert version("faust-streaming") == "0.15.3"
+    assert version("aiokafka") == "0.14.0"
+
+
+@pytest.mark.parametrize("name", CONSUMER_METHODS)
+def test_the_consumers_methods(name: str) -> None:
+    assert list(inspect.signature(getattr(driver.Consumer, name)).parameters) == CONSUMER_METHODS[name]
+
+
+def test_what_we_override_is_what_faust_calls() -> None:
+    source = inspect.getsource(BaseConsumer)
+    assert "self._filter_committable_offsets(tps)" in source
+    assert "await self._commit_offsets(" in source
+    assert "await self.wait_empty()" in source, "the drain at stop goes through wait_empty"
+    assert "consumer.wait_empty()" in inspect.getsource(App._consumer_wait_empty), "and so does the one at revocation"
+    assert "conf.stream_wait_empty" in inspect.getsource(App._consumer_wait_empty)
+    assert "_drain_messages" in inspect.getsource(inspect.getmodule(BaseConsumer))
+
+
+@pytest.mark.parametrize("name", ["_read_offset", "_commit_fut", "callback", "transport", "app", "flow_active"])
+def test_the_consumers_attributes(name: str) -> None:
+    assert f"self.{name}" in inspect.getsource(BaseConsumer)
+
+
+def test_a_commit_that_failed_is_told() -> None:
+    source = inspect.getsource(BaseConsumer._commit_offsets)
+    assert "did_commit = await self._commit(committable_offsets)" in source
+    assert "return did_commit" in source
+
+
+def test_messages_topics_and_schemas() -> None:
+    names = list(inspect.signature(ConsumerMessage.__init__).parameters)[1:14]
+    assert names == [
+        "topic", "partition", "offset", "timestamp", "timestamp_type", "headers", "key", "value", "checksum",
+        "serialized_key_size", "serialized_value_size", "tp", "time_in",
+    ]  # fmt: skip
+    assert "generation_id" in inspect.signature(ConsumerMessage.__init__).parameters
+    assert "compile" in vars(Schema)
+    assert hasattr(drivers.TRANSPORTS, "aliases")
+
+
+def test_the_producer() -> None:
+    assert "_settings_extra" in inspect.getsource(driver.Producer._new_producer)
+    assert "enable_idempotence" in Producer._settings_extra(None)
+    assert "self._producer" in inspect.getsource(driver.Producer._ensure_producer)
+    assert list(inspect.signature(BatchBuilder.append).parameters) == ["self", "timestamp", "key", "value", "headers"]
+    parameters = list(inspect.signature(AIOKafkaProducer.send_batch).parameters)
+    assert parameters == ["self", "batch", "topic", "partition"]
+    assert murmur2(b"21") & 0x7FFFFFFF == 1_173_551_340, "routing by key as every Kafka client does it"
+
+
+def test_the_apps_state() -> None:
+    for name in ("_crashed", "_stopped"):
+        assert name in inspect.getsource(inspect.getmodule(App.__mro__[2])) or hasattr(App("t"), name)
+    app = App("t")
+    assert hasattr(app, "crash_reason")
+    assert app.rebalancing is False
+    assert Consumer.__mro__[1] is driver.Consumer
