@@ -244,17 +244,16 @@ class RecallPipeline:
         selection = select.candidates(
             item_ids, scores, k=request.k, seen=row.seen, excluded=row.excluded, deleted=self._items
         )
-        degraded = not DEGRADED.isdisjoint(row.reasons)
-        if not degraded and len(selection.item_ids) < request.k:
-            row.reasons.append(Reason.SHORT_LIST)
+        failures = [reason for reason in row.reasons if reason in DEGRADED]
+        short = [Reason.SHORT_LIST] if len(selection.item_ids) < request.k else []
         worked_ms = timings.features + timings.tower + timings.search
         return CandidateList(
             request_id=request.request_id,
             user_id=request.user_id,
             scene=request.scene,
-            status=Status.DEGRADED if degraded else Status.OK,
+            status=Status.DEGRADED if failures else Status.OK,
             timestamp_ms=now_ms,
-            reasons=[str(reason) for reason in row.reasons],
+            reasons=[str(reason) for reason in failures or [*row.reasons, *short]],
             item_ids=selection.item_ids,
             scores=selection.scores,
             sources=[SOURCE_TOWER] * len(selection.item_ids),
