@@ -15,6 +15,9 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.structs import TopicPartition
 
 from workers.kafka_client import group_lag
+from workers.local.kafka import Kafka
+from workers.local.process import free_ports
+from workers.local.stack import cache_dir
 from workers.local.workers import environment
 from workers.settings import Settings
 
@@ -209,3 +212,36 @@ async def test_compressed_batches_are_read(flow: Flow, codec: str) -> None:
     await producer.stop()
     flow.sent = 300
     assert len(await flow.all_through()) == 300
+
+
+@pytest.fixture
+async def own_kafka(settings: Settings, tmp_path: Path) -> AsyncIterator[Kafka]:
+    """A broker of the test's own, that may be killed."""
+    kafka = Kafka(tmp_path / "kafka", tmp_path / "kafka.log", cache_dir())
+    kafka.prepare(print)
+    kafka.ports = free_ports(kafka.port_count)
+    kafka.start()
+    await asyncio.to_thread(kafka.wait_ready)
+    yield kafka
+    kafka.kill()
+
+
+async def test_a_broker_that_is_killed_and_comes_back_loses_nothing(
+    settings: Settings, own_kafka: Kafka, tmp_path: Path
+) -> None:
+    flow = Flow(settings.model_copy(update={"kafka_bootstrap": own_kafka.address}), tmp_path)
+    await flow.start()
+    try:
+        first, second = flow.spawn(), flow.spawn()
+        feeding = asyncio.create_task(flow.feed(6000, 1000))
+        await flow.passing()
+        own_kafka.kill()
+        await asyncio.sleep(3)
+        own_kafka.start()
+        await asyncio.to_thread(own_kafka.wait_ready)
+        await feeding
+        values = await flow.all_through()
+        assert len(values) == flow.sent
+        assert (first.poll(), second.poll()) == (None, None), "workers outlive the broker's absence"
+    finally:
+        await flow.stop()

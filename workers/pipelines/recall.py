@@ -230,7 +230,7 @@ class RecallPipeline:
         )
         for group, hits in zip(groups.values(), results, strict=True):
             for place, position in enumerate(group):
-                if hits is None:
+                if hits is None or not np.isfinite(hits.scores[place]).all():
                     rows[position].reasons.append(Reason.INDEX_UNAVAILABLE)
                 else:
                     found[position] = hits.item_ids[place], hits.scores[place]
