@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from workers.local.state import running
 from workers.settings import Settings, load_settings
@@ -23,6 +25,11 @@ FOLDER_VARIABLE = "RECALL_TEST_FOLDER"  # tells xdist workers which stack is the
 START_WITHIN_S = 110.0
 STOP_WITHIN_S = 60.0
 KEEPER = pytest.StashKey["subprocess.Popen[bytes]"]()
+
+
+# Timing never decides a test: a busy machine is no finding.
+hypothesis_settings.register_profile("recall", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("recall")
 
 
 @dataclass(frozen=True, slots=True)
