@@ -1,7 +1,7 @@
 """The temporal streaming protocol: weights frozen at a time, features live, every later target event foretold.
 
 One request per user and step of time with a target event; its history is what happened in strictly earlier steps; all
-items are candidates but those the user had met strictly before; what counts is the exact rank of every target.
+items are candidates but those the user had seen strictly before; what counts is the exact rank of every target.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from models.event_log import Catalogue, EventLog
 from models.samples import Requests, chunks, is_target, target_requests
 from models.tensors import Encoding, Inputs, item_inputs, user_inputs
+from schemas.records import hash64
 
 Float32 = NDArray[np.float32]
 EmbedUsers = Callable[[Inputs], Float32]
@@ -132,8 +133,11 @@ def sample_users(asked: Window, requests: int, users: int, seed: int) -> list[in
 
 
 def seen_before(log: EventLog, catalogue: Catalogue, encoding: Encoding, requests: Requests) -> list[NDArray[np.int64]]:
-    """For every request the catalogue indices that its user had met in strictly earlier steps."""
-    index = catalogue.index_of(log.item)[log.order]
+    """For every request the catalogue indices that its user had seen, by the spec's rule, in strictly earlier steps."""
+    counts = np.ones(len(log), dtype=bool)
+    if encoding.spec.seen_actions:
+        counts = np.isin(log.action, np.array([hash64(name) for name in encoding.spec.seen_actions], dtype=np.uint64))
+    index = np.where(counts, catalogue.index_of(log.item), -1)[log.order]
     ends = log.offsets[requests.user] + _earlier(log, requests, encoding)
     met = [index[begin:end] for begin, end in zip(log.offsets[requests.user].tolist(), ends.tolist(), strict=True)]
     return [items[items >= 0] for items in met]

@@ -1,0 +1,121 @@
+"""The port Tower on ONNX Runtime."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+
+from models import signature, tensors
+from models.bundle import Bundle
+from models.datasets.generated import generate
+from models.signature import Array
+from tests.e2e.conftest import fit_small
+from workers.errors import ConfigurationError, DependencyTimeout, DependencyUnavailable
+from workers.towers.onnx import OnnxTower
+
+DIM = 32
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return fit_small(generate(60, 60, 2500), tmp_path_factory.mktemp("bundles"))
+
+
+def open_tower(bundle: Bundle, timeout_ms: int = 5000) -> OnnxTower:
+    inputs, outputs = signature.user_inputs(bundle.encoding, DIM), signature.user_outputs(DIM)
+    return OnnxTower(bundle.user_tower, inputs, outputs, timeout_ms)
+
+
+@pytest.fixture
+async def tower(bundle: Bundle) -> AsyncIterator[OnnxTower]:
+    tower = open_tower(bundle)
+    yield tower
+    await tower.close()
+
+
+def some_inputs(bundle: Bundle, rows: int) -> tensors.Inputs:
+    rng = np.random.default_rng(1)
+    records: list[bytes | None] = [None] * rows
+    inputs = tensors.user_inputs(
+        tensors.user_features(records, np.full(rows, tensors.EVERYTHING_MS), bundle.encoding),
+        rng.standard_normal((rows, 50, DIM)).astype(np.float32),
+        np.zeros(rows, dtype=np.int64),
+        [None] * rows,
+        bundle.encoding,
+    )
+    inputs["history_codes"] = rng.integers(0, 6, (rows, 50))
+    inputs["event_count"] = rng.integers(0, 90, rows).astype(np.float32)
+    return inputs
+
+
+async def test_a_batch_is_its_rows_one_by_one(bundle: Bundle, tower: OnnxTower) -> None:
+    inputs = some_inputs(bundle, 64)
+    together = (await tower.embed(inputs))["user_embedding"]
+    assert (together.shape, together.dtype) == ((64, DIM), np.float32)
+    for n in range(64):
+        alone = await tower.embed({name: column[n : n + 1] for name, column in inputs.items()})
+        np.testing.assert_allclose(alone["user_embedding"][0], together[n], atol=1e-6)
+
+
+async def test_an_empty_and_a_very_large_batch(bundle: Bundle, tower: OnnxTower) -> None:
+    assert (await tower.embed(some_inputs(bundle, 0)))["user_embedding"].shape == (0, DIM)
+    assert (await tower.embed(some_inputs(bundle, 5000)))["user_embedding"].shape == (5000, DIM)
+
+
+async def test_concurrent_calls(bundle: Bundle, tower: OnnxTower) -> None:
+    inputs = some_inputs(bundle, 7)
+    expected = (await tower.embed(inputs))["user_embedding"]
+    for outputs in await asyncio.gather(*(tower.embed(inputs) for _ in range(20))):
+        np.testing.assert_array_equal(outputs["user_embedding"], expected)
+
+
+async def test_wrong_inputs_are_the_towers_failure(bundle: Bundle, tower: OnnxTower) -> None:
+    inputs = some_inputs(bundle, 3)
+    for wrong in (
+        {name: column for name, column in inputs.items() if name != "gap_s"},
+        inputs | {"history_vectors": inputs["history_vectors"][:, :, :-1]},
+        inputs | {"gap_s": inputs["gap_s"].astype(np.int64)},
+    ):
+        with pytest.raises(DependencyUnavailable) as raised:
+            await tower.embed(wrong)
+        assert "\n" not in str(raised.value)
+
+
+async def test_nan_goes_through_in_its_own_row(bundle: Bundle, tower: OnnxTower) -> None:
+    inputs = some_inputs(bundle, 3)
+    inputs["history_codes"][:] = 5
+    inputs["history_vectors"][1] = np.nan
+    finite = np.isfinite((await tower.embed(inputs))["user_embedding"]).all(axis=1)
+    assert finite.tolist() == [True, False, True]
+
+
+async def test_the_deadline_is_kept(bundle: Bundle) -> None:
+    tower = open_tower(bundle, timeout_ms=1)
+    with pytest.raises(DependencyTimeout):
+        await tower.embed(some_inputs(bundle, 20_000))
+    await tower.close()
+
+
+def test_a_tower_that_is_not_the_bundles_is_refused_in_one_line(bundle: Bundle, tmp_path) -> None:
+    inputs, outputs = signature.user_inputs(bundle.encoding, DIM), signature.user_outputs(DIM)
+    cases = [
+        (inputs | {"mood": Array("int64")}, outputs, "input 'mood' is missing"),
+        (inputs, signature.user_outputs(64), "output 'user_embedding' is float32[batch, 32]"),
+        ({k: v for k, v in inputs.items() if k != "gap_s"}, outputs, "the bundle says missing"),
+    ]
+    for wrong_inputs, wrong_outputs, line in cases:
+        with pytest.raises(ConfigurationError) as raised:
+            OnnxTower(bundle.user_tower, wrong_inputs, wrong_outputs, 1000)
+        assert line in str(raised.value)
+    (tmp_path / "no.onnx").write_bytes(b"rubbish")
+    with pytest.raises(ConfigurationError, match="cannot be opened"):
+        OnnxTower(tmp_path / "no.onnx", inputs, outputs, 1000)
+
+
+async def test_closing_twice(bundle: Bundle) -> None:
+    tower = open_tower(bundle)
+    await tower.close()
+    await tower.close()
+    with pytest.raises(DependencyUnavailable):
+        await tower.embed(some_inputs(bundle, 1))

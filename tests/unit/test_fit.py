@@ -1,0 +1,136 @@
+"""The closed form on data of our own: it finds what there is to find, for any spec and size."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models import signature, tensors
+from models.bundle import Bundle
+from models.datasets import Dataset
+from models.datasets.generated import generate
+from models.datasets.marketplace import generate_marketplace
+from models.evaluation import protocol
+from models.evaluation.protocol import Window
+from models.event_log import Catalogue, EventLog
+from models.fit import FitError, FitOptions, fit
+from models.spec import builtin_spec, load_spec
+from schemas.activity import UserActivity
+from schemas.items import ItemUpdate
+from workers.towers.onnx import OnnxTower
+
+
+class Towers:
+    """A bundle's towers, run in this thread."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        encoding, dim = bundle.encoding, bundle.dim
+        self.user = OnnxTower(
+            bundle.user_tower, signature.user_inputs(encoding, dim), signature.user_outputs(dim), 1000
+        )
+        self.item = OnnxTower(bundle.item_tower, signature.item_inputs(encoding), signature.item_outputs(dim), 1000)
+
+    def embed_users(self, inputs: tensors.Inputs) -> np.ndarray:
+        return self.user.run(inputs)["user_embedding"]
+
+    def embed_items(self, inputs: tensors.Inputs) -> tuple[np.ndarray, np.ndarray]:
+        outputs = self.item.run(inputs)
+        return outputs["item_embedding"], outputs["history_embedding"]
+
+
+def fitted(dataset: Dataset, folder: Path, **options: object) -> Bundle:
+    path = builtin_spec(dataset.spec)
+    log, known = dataset.log.before(dataset.test_ms), dataset.catalogue(dataset.test_ms)
+    return fit(log, known, load_spec(path), path.read_text(), folder, FitOptions(**options), lambda *_: None)
+
+
+def evaluated(dataset: Dataset, bundle: Bundle) -> tuple[Window, np.ndarray, np.ndarray]:
+    catalogue, towers = dataset.catalogue(), Towers(bundle)
+    asked = protocol.window(dataset.log, catalogue, bundle.encoding, dataset.test_ms)
+    pair = (towers.embed_users, towers.embed_items)
+    ranks = protocol.exact_ranks(dataset.log, catalogue, bundle.encoding, asked, pair, lambda _: None)
+    popular = protocol.popularity_ranks(dataset.log, catalogue, bundle.encoding, asked, dataset.test_ms)
+    return asked, ranks, popular
+
+
+@pytest.mark.parametrize("polish", [False, True], ids=["closed form", "polished"])
+def test_films_are_foretold_better_than_by_popularity(tmp_path: Path, polish: bool) -> None:
+    dataset = generate() if polish else generate(items=600, users=500, events=40_000)
+    _, ranks, popular = evaluated(dataset, fitted(dataset, tmp_path, polish=polish))
+    found, most = protocol.metrics(ranks), protocol.metrics(popular)
+    assert found["recall_at_10"] > 1.15 * most["recall_at_10"]
+    assert found["recall_at_100"] > most["recall_at_100"]
+
+
+def test_offers_are_foretold_also_those_that_appeared_after_the_fit(tmp_path: Path) -> None:
+    dataset = generate_marketplace()
+    asked, ranks, popular = evaluated(dataset, fitted(dataset, tmp_path))
+    assert protocol.metrics(ranks)["recall_at_50"] > 2 * protocol.metrics(popular)["recall_at_50"]
+    late = dataset.item_added_ms[asked.item] >= dataset.test_ms
+    assert late.sum() > 50
+    by_chance = 100 / len(dataset.item_ids)
+    assert protocol.metrics(ranks[late])["recall_at_100"] > 3 * by_chance, "content places them"
+
+
+@pytest.mark.parametrize("dim", [32, 64, 128, 256])
+def test_every_dimension_also_with_fewer_items_than_that(tmp_path: Path, dim: int) -> None:
+    bundle = fitted(generate(items=40, users=50, events=1500), tmp_path, dim=dim)
+    items, history = Towers(bundle).embed_items(tensors.item_inputs(["film-0", "new"], [{}, {}], bundle.encoding))
+    assert items.shape == history.shape == (2, dim)
+    assert np.isfinite(items).all()
+
+
+def test_the_same_data_and_seed_give_the_same_bundle(tmp_path: Path) -> None:
+    dataset = generate(items=80, users=60, events=3000)
+    first = fitted(dataset, tmp_path / "a", polish=True)
+    assert fitted(dataset, tmp_path / "b", polish=True).version == first.version
+    assert fitted(dataset, tmp_path / "c", polish=True, seed=1).version != first.version
+
+
+def test_an_item_nobody_has_seen_is_placed_by_its_content_and_moves_a_user(tmp_path: Path) -> None:
+    dataset = generate(items=600, users=500, events=40_000)
+    bundle = fitted(dataset, tmp_path, polish=True)
+    towers = Towers(bundle)
+    counts = np.bincount(dataset.item, minlength=600)
+    model = int(np.argmax(counts))
+    new, history = towers.embed_items(tensors.item_inputs(["new"], [dataset.attributes[model]], bundle.encoding))
+    assert np.linalg.norm(new[0]) == pytest.approx(0.7, abs=1e-3), "shorter than a learned vector"
+
+    def user(vector: np.ndarray | None) -> np.ndarray:
+        inputs = tensors.user_inputs(
+            tensors.user_features([None], np.array([tensors.EVERYTHING_MS]), bundle.encoding),
+            np.zeros((1, 50, bundle.dim), np.float32),
+            np.array([0]),
+            [None],
+            bundle.encoding,
+        )
+        if vector is not None:
+            inputs["history_vectors"][0, -1] = vector
+            inputs["history_codes"][0, -1] = 5
+            inputs["event_count"][0] = 1
+        return towers.embed_users(inputs)[0]
+
+    assert np.abs(user(history[0]) - user(None)).max() > 1e-3
+    assert user(history[0]) @ new[0] > user(None) @ new[0], "towards items like the one that was liked"
+
+
+def test_nothing_to_learn_is_one_line(tmp_path: Path) -> None:
+    path = builtin_spec("movielens")
+    log = EventLog.from_activities(
+        [UserActivity(event_id="e", user_id="u", action="rate", timestamp_ms=1, item_id="x", value=5)]
+    )
+    catalogue = Catalogue.from_updates([ItemUpdate(item_id="y", op="upsert", timestamp_ms=1)])
+    with pytest.raises(FitError, match="no 'rate' event that is a target names an item of the catalogue"):
+        fit(log, catalogue, load_spec(path), path.read_text(), tmp_path, FitOptions(), lambda *_: None)
+    with pytest.raises(FitError, match="dim is 48"):
+        fit(log, catalogue, load_spec(path), path.read_text(), tmp_path, FitOptions(dim=48), lambda *_: None)
+
+
+def test_one_user_one_item_is_enough(tmp_path: Path) -> None:
+    path = builtin_spec("movielens")
+    log = EventLog.from_activities(
+        [UserActivity(event_id="e", user_id="u", action="rate", timestamp_ms=1, item_id="x", value=5)]
+    )
+    catalogue = Catalogue.from_updates([ItemUpdate(item_id="x", op="upsert", timestamp_ms=1)])
+    bundle = fit(log, catalogue, load_spec(path), path.read_text(), tmp_path, FitOptions(), lambda *_: None)
+    assert bundle.manifest.figures["positives"] == 1

@@ -1,0 +1,65 @@
+"""features.toml: what is accepted, and one clear line for every mistake."""
+
+import pytest
+
+from models.spec import SpecError, builtin_spec, load_spec, parse_spec
+
+GOOD = """
+name = "shop"
+[history]
+length = 10
+[[history.codes]]
+action = "buy"
+[target]
+action = "buy"
+[profile]
+age = { kind = "bucket", edges = [18, 30] }
+[item]
+price = { kind = "number", log = true }
+"""
+
+
+@pytest.mark.parametrize("name", ["movielens", "marketplace"])
+def test_the_specs_that_come_with_the_package(name: str) -> None:
+    spec = load_spec(builtin_spec(name))
+    assert spec.name == name
+    assert spec.hash == load_spec(builtin_spec(name)).hash
+
+
+def test_layout_and_comments_do_not_change_the_hash_but_meaning_does() -> None:
+    spec = parse_spec(GOOD)
+    assert parse_spec(GOOD.replace("length = 10", "length   =   10  # newest")).hash == spec.hash
+    assert parse_spec(GOOD.replace("length = 10", "length = 11")).hash != spec.hash
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (("length = 10", "length = 65"), "history.length is 65, a record holds 1 to 64"),
+        (("length = 10", "length = 10\ntime_resolution_ms = 0"), "time_resolution_ms is 0"),
+        (
+            ('[target]\naction = "buy"', '[target]\naction = "sell"'),
+            "target.action 'sell' has no entry in history.codes",
+        ),
+        (("edges = [18, 30]", "edges = [30, 18]"), "profile.age: edges must rise"),
+        (('kind = "bucket", edges = [18, 30]', 'kind = "bucket"'), "profile.age: edges belong to kind bucket"),
+        (('kind = "number", log', 'kind = "category", log'), "item.price: log belongs to kind number"),
+        (("age =", '"a b" ='), "profile.a b: a field's name must be a word"),
+        (('name = "shop"', ""), "missing required field `name`"),
+        (("[history]", "[historie]"), "Object"),
+        (('kind = "number"', 'kind = "numeric"'), "Invalid enum value 'numeric'"),
+        (('name = "shop"', "name = "), "Invalid value"),
+        (("[target]", '[[history.codes]]\naction = "buy"\n[target]'), "same action and range twice"),
+    ],
+)
+def test_a_mistake_gives_one_line(change: tuple[str, str], line: str) -> None:
+    assert change[0] in GOOD
+    with pytest.raises(SpecError) as raised:
+        parse_spec(GOOD.replace(*change, 1))
+    assert line in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_is_not_there(tmp_path) -> None:
+    with pytest.raises(SpecError, match="No such file"):
+        load_spec(tmp_path / "features.toml")
