@@ -76,11 +76,10 @@ def run_fit(source: Source, job: Job, settings: Settings, say: Say) -> dict[str,
         catalogue = source.known_until(None)
         asked = protocol.window(source.log, catalogue, bundle.encoding, source.test_ms)
         ranks = exact_ranks(source, catalogue, bundle, asked, lambda part: say(f"evaluating {part:.0%}"))
-        for name, chosen in protocol.subsets(asked).items():
-            figures = protocol.metrics(ranks[chosen])
-            result |= figures if name == "all" else {f"{name} {key}": value for key, value in figures.items()}
+        result |= protocol.metrics(ranks)
+        result["subsets"] = {name: protocol.metrics(ranks[rows]) for name, rows in protocol.subsets(asked).items()}
         popular = protocol.popularity_ranks(source.log, catalogue, bundle.encoding, asked, source.test_ms)
-        result |= {f"popular {key}": value for key, value in protocol.metrics(popular).items()}
+        result["popular"] = protocol.metrics(popular)
     return result
 
 

@@ -22,7 +22,7 @@ def test_movielens_100k(tmp_path: Path) -> None:
     result = model_fit(tmp_path, "--data", "movielens-100k", "--evaluate")
     assert result["recall_at_10"] >= 0.19
     assert result["recall_at_100"] >= 0.61
-    assert result["recall_at_100"] > result["popular recall_at_100"] + 0.1
+    assert result["recall_at_100"] > result["popular"]["recall_at_100"] + 0.1
     assert (Path(result["path"]) / "bundle.json").exists()
 
 

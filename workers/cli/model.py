@@ -14,6 +14,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from workers.errors import ConfigurationError, RecallError
 from workers.settings import Settings, load_settings
 
+METRICS = ("recall_at_", "ndcg_at_")
+
 
 def fit(
     data: Annotated[str | None, typer.Option(help="movielens-1m, movielens-100k, generated or marketplace.")] = None,
@@ -57,8 +59,14 @@ def fit(
     if as_json:
         print(orjson.dumps(result).decode())
         return
+    lists = {"all": result, **result.pop("subsets", {}), "most popular": result.pop("popular", {})}
     for name, value in result.items():
-        print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
+        if not name.startswith(METRICS):
+            print(f"{name}: {value}")
+    for name, figures in lists.items():
+        shown = [f"{metric} {value:.4f}" for metric, value in figures.items() if metric.startswith(METRICS)]
+        if shown:
+            print(f"{name}: {', '.join(shown)}")
 
 
 def _activate(settings: Settings, result: dict[str, Any]) -> None:
