@@ -84,8 +84,8 @@ class RecallClient:
         except KafkaError as error:
             raise DependencyUnavailable("kafka", f"the request was not sent: {error}") from error
         except TimeoutError as error:
-            line = f"no answer to request {request_id}; is a recall worker running? (`recall status`)"
-            raise DependencyTimeout("recall", line) from error
+            line = f"no answer to request {request_id}; is one running? (`recall status`)"
+            raise DependencyTimeout("recall worker", line) from error
         finally:
             del self._waiting[request_id]
 

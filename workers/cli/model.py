@@ -67,6 +67,8 @@ def fit(
         shown = [f"{metric} {value:.4f}" for metric, value in figures.items() if metric.startswith(METRICS)]
         if shown:
             print(f"{name}: {', '.join(shown)}")
+    if not no_activate:
+        print("it is the active bundle now; `recall up` starts workers with it (restart those that run)")
 
 
 def _activate(settings: Settings, result: dict[str, Any]) -> None:
