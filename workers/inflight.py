@@ -62,6 +62,11 @@ class Batch:
         if not self._open:
             self._flight.release(self)
 
+    @property
+    def void(self) -> bool:
+        """Whether it was given up before anybody started it: its records will be polled again, here or elsewhere."""
+        return not self._flight.is_running(self)
+
     def hold(self, record: Record) -> None:
         """Keep one record unfinished without keeping the batch's slot; finish it later with `done(record)`."""
         self._open.discard((record.topic, record.partition, record.offset))
@@ -112,6 +117,10 @@ class InFlight:
         """Give up what nobody has started; it will be polled again."""
         self._waiting.clear()
         self._running = {batch for batch in self._running if batch.started}
+
+    def is_running(self, batch: Batch) -> bool:
+        """Whether a batch has a slot."""
+        return batch in self._running
 
     def unfinished(self) -> bool:
         """Whether batches are being worked on."""

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from workers.errors import ConfigurationError
@@ -36,8 +36,7 @@ class Settings(BaseSettings):
     activity_retention_ms: int = 7 * 86_400_000
     requests_retention_ms: int = 86_400_000
 
-    user_ttl_ms: int = 90 * 86_400_000  # must be longer than activity_retention_ms: a record outlives its events
-    max_future_ms: int = 300_000
+    user_ttl_ms: int = 90 * 86_400_000
 
     index_type: Literal["auto", "FLAT", "HNSW"] = "auto"  # auto: FLAT for fewer than index_flat_below rows, else HNSW
     index_flat_below: int = 10_000
@@ -54,6 +53,12 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _records_outlive_events(self) -> "Settings":
+        if self.user_ttl_ms <= self.activity_retention_ms:
+            raise ValueError("user_ttl_ms must be longer than activity_retention_ms: a record outlives its events")
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -86,17 +91,19 @@ class Settings(BaseSettings):
 
 def load_settings(**overrides: object) -> Settings:
     """Read settings; raises ConfigurationError with one line that names the setting. `overrides` win."""
-    for name, path in list(os.environ.items()):
+    values: dict[str, object] = {}
+    for name, path in os.environ.items():
         if name.startswith("RECALL_") and name.endswith("_FILE") and name.removesuffix("_FILE") not in os.environ:
             try:
-                os.environ[name.removesuffix("_FILE")] = Path(path).read_text().strip()
+                secret = Path(path).read_text().strip()
             except OSError as error:
                 raise ConfigurationError(f"{name}: {path}: {error.strerror}") from error
+            values[name.removeprefix("RECALL_").removesuffix("_FILE").lower()] = secret
     try:
-        return Settings(**overrides)  # type: ignore[arg-type]  # pydantic validates them
+        return Settings(**(values | overrides))  # type: ignore[arg-type]  # pydantic validates them
     except ValidationError as error:
         first = error.errors()[0]
-        name = "_".join(str(part) for part in first["loc"])
-        raise ConfigurationError(f"setting {name}: {first['msg']}") from error
+        name = "".join(f" {part}" for part in first["loc"])
+        raise ConfigurationError(f"setting{name}: {first['msg'].removeprefix('Value error, ')}") from error
     except ValueError as error:  # recall.toml that is not TOML
         raise ConfigurationError(f"recall.toml: {error}") from error

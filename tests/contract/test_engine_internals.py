@@ -21,6 +21,7 @@ CONSUMER_METHODS = {
     "_filter_committable_offsets": ["self", "tps"],
     "_commit_offsets": ["self", "offsets", "start_new_transaction"],
     "perform_seek": ["self"],
+    "verify_all_partitions_active": ["self"],
     "wait_empty": ["self"],
     "commit_and_end_transactions": ["self"],
     "maybe_wait_for_commit_to_finish": ["self"],

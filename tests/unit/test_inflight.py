@@ -102,6 +102,7 @@ def test_what_nobody_started_is_given_up() -> None:
     first.started = True
     flight.drop_waiting()
     assert flight.unfinished()
+    assert (first.void, second.void) == (False, True), "an agent that finds it in its queue leaves it alone"
     first.done()
     assert not flight.unfinished()
     assert flight.committable() == {("t", 0): 1}
