@@ -77,6 +77,11 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True):
         return frozenset(self.seen.actions)
 
     @property
+    def actions(self) -> frozenset[str]:
+        """Every action that the spec names; others are kept in the history and have no weight."""
+        return frozenset({code.action for code in self.history.codes} | {self.target.action, *self.seen.actions})
+
+    @property
     def hash(self) -> str:
         """sha256 over the canonical form: equal for equal meaning, whatever the layout of the file."""
         canonical = msgspec.json.encode(self, order="deterministic")

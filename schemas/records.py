@@ -1,15 +1,16 @@
 """The stored forms of a user and of an item: bytes that workers write and read in Redis. Independent of any bundle.
 
-User record, big-endian, 43 bytes of head, then the history, then the profile:
+User record, big-endian, 51 bytes of head, then the history, then the profile:
 
     offset  size  field
          0     1  format, 1
          1     8  token: random, new at every write; what the compare-and-set compares
          9     8  count: accepted events that named an item
         17     8  forgotten_ms: events at or before this time no longer exist (0 = never forgotten)
-        25    16  floor: (timestamp_ms, event hash) of the greatest evicted history row (zeros = none)
-        41     2  number of history rows
-        43  36*n  history, oldest first: HISTORY_ROW, whose bytes sort like (timestamp_ms, event hash)
+        25     8  forget_taken_ms: the broker's time of the newest tombstone; one that is not newer is a repeat
+        33    16  floor: (timestamp_ms, event hash) of the greatest evicted history row (zeros = none)
+        49     2  number of history rows
+        51  36*n  history, oldest first: HISTORY_ROW, whose bytes sort like (timestamp_ms, event hash)
       ....        profile: msgpack array of [field, value, timestamp_ms], sorted by field
 
 Beside it, in the same hash slot, stands the seen set: SEEN_ENTRY rows in any order, where an item may stand several
@@ -53,12 +54,12 @@ HISTORY_ROW = np.dtype(
 
 SEEN_ENTRY = np.dtype([("item", "<u8"), ("timestamp_ms", "<u8")])
 
-_USER_HEAD = struct.Struct(">B8sQQ16sH")
+_USER_HEAD = struct.Struct(">B8sQQQ16sH")
 _ITEM_HEAD = struct.Struct(">BBIQqHHB")
 _ITEM_FENCE = struct.Struct(">IQ")
 _ITEM_SIZES = struct.Struct(">HH")  # length of the id, dimension: the part of the head that finds the vector
 _ITEM_SIZES_AT = 22
-_pack_profile = msgspec.msgpack.Encoder().encode
+_pack_profile = msgspec.msgpack.Encoder(order="deterministic").encode  # the order of keys in a value tells nothing
 _unpack_profile = msgspec.msgpack.Decoder(list[tuple[str, Any, int]]).decode
 
 ProfileField = tuple[str, Any, int]
@@ -102,6 +103,7 @@ class UserRecord:
     token: bytes = bytes(TOKEN_BYTES)
     count: int = 0
     forgotten_ms: int = 0
+    forget_taken_ms: int = 0
     floor: bytes = bytes(16)
     history: bytes = b""
     profile: tuple[ProfileField, ...] = ()
@@ -109,22 +111,22 @@ class UserRecord:
     def encode(self) -> bytes:
         """The stored bytes."""
         rows = len(self.history) // HISTORY_ROW.itemsize
-        head = _USER_HEAD.pack(RECORD_FORMAT, self.token, self.count, self.forgotten_ms, self.floor, rows)
+        forgotten = (self.forgotten_ms, self.forget_taken_ms)
+        head = _USER_HEAD.pack(RECORD_FORMAT, self.token, self.count, *forgotten, self.floor, rows)
         return head + self.history + _pack_profile(self.profile)
 
     @classmethod
     def decode(cls, data: bytes) -> "UserRecord":
         """Read stored bytes. Raises RecordFormatError for another format or truncated bytes."""
         try:
-            version, token, count, forgotten_ms, floor, rows = _USER_HEAD.unpack_from(data)
+            version, token, count, forgotten_ms, forget_taken_ms, floor, rows = _USER_HEAD.unpack_from(data)
             end = _USER_HEAD.size + rows * HISTORY_ROW.itemsize
             if version != RECORD_FORMAT or len(data) <= end:
                 raise RecordFormatError(f"user record of format {version}, {len(data)} bytes, cannot be read")
-            return cls(
-                token, count, forgotten_ms, floor, data[_USER_HEAD.size : end], tuple(_unpack_profile(data[end:]))
-            )
+            history, profile = data[_USER_HEAD.size : end], tuple(_unpack_profile(data[end:]))
         except (struct.error, msgspec.DecodeError) as error:
             raise RecordFormatError(f"user record cannot be read: {error}") from error
+        return cls(token, count, forgotten_ms, forget_taken_ms, floor, history, profile)
 
     def rows(self) -> NDArray[np.void]:
         """The history as a read-only structured array HISTORY_ROW[n], oldest first."""

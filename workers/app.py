@@ -121,7 +121,7 @@ async def build(settings: Settings, kind: AgentKind, opened: AsyncExitStack) -> 
 async def _activity(settings: Settings, worker: Worker, context: Context, bundle: Bundle, _: views.ActiveView) -> None:
     users = RedisUserTable(connect(settings), settings)
     worker.opened.push_async_callback(users.close)
-    pipeline = ActivityPipeline(users, bundle.spec.seen_actions)
+    pipeline = ActivityPipeline(users, bundle.spec.seen_actions, bundle.spec.actions)
     attach(worker.app, settings.topic("user-activity"), EventAgent(context, decode_activity, pipeline.run))
 
 

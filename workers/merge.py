@@ -90,7 +90,7 @@ def merge(record: UserRecord, events: Sequence[UserActivity], seen_actions: froz
     return Merged(
         record=merged,
         seen=b"".join(seen),
-        changed=bool(seen) or merged != record,
+        changed=bool(seen) or merged.encode() != record.encode(),  # values may be equal and not the same: 1, 1.0, true
         accepted=accepted,
         duplicates=duplicates,
         too_late=too_late,
@@ -99,10 +99,16 @@ def merge(record: UserRecord, events: Sequence[UserActivity], seen_actions: froz
 
 
 def forget(record: UserRecord, taken_ms: int) -> UserRecord:
-    """The record of a user to be forgotten: empty, and closed to every event up to the newest time known."""
+    """The record of a user to be forgotten: empty, and closed to every event up to the newest time known.
+
+    `taken_ms` is the broker's time of the tombstone. One that was taken in before changes nothing: what came after it
+    stays, however often it is delivered.
+    """
+    if taken_ms <= record.forget_taken_ms:
+        return record
     newest_ms = int.from_bytes(record.history[-ROW_BYTES:][:8], "big")
     times_ms = [taken_ms, record.forgotten_ms, newest_ms, *(timestamp_ms for _, _, timestamp_ms in record.profile)]
-    return UserRecord(token=record.token, forgotten_ms=max(times_ms))
+    return UserRecord(token=record.token, forgotten_ms=max(times_ms), forget_taken_ms=taken_ms)
 
 
 def _row(event: UserActivity) -> bytes:

@@ -43,7 +43,7 @@ async def test_a_marketplace_is_served(settings: Settings, tmp_path: Path) -> No
     result = await items.run([ItemEvent(u.item_id, u, codec.encode_event(u), 0, n) for n, u in enumerate(updates)])
     assert result.outcomes == {"upserted": 300}
 
-    activity = ActivityPipeline(users, bundle.spec.seen_actions)
+    activity = ActivityPipeline(users, bundle.spec.seen_actions, bundle.spec.actions)
     late = next(n for n, added_ms in enumerate(dataset.item_added_ms) if added_ms >= dataset.test_ms)
     now_ms = SystemClock().now_ms()
 

@@ -43,6 +43,9 @@ def take(batches: list[list[UserActivity]], actions: frozenset[str] = ALL) -> tu
     return record.encode(), compact_seen(seen)
 
 
+# 1, 1.0 and true are equal in Python and are not the same value; the order of keys tells nothing.
+PROFILE_VALUES = st.sampled_from([1, 1.0, True, "x", ["a"], None, {"a": 1, "b": 2}, {"b": 2, "a": 1}])
+
 # Few ids, times and fields, so that they meet: the same event again, with other content, at equal times.
 activities = st.builds(
     UserActivity,
@@ -53,7 +56,7 @@ activities = st.builds(
     item_id=st.one_of(st.none(), st.integers(0, 4).map("item {}".format)),
     value=st.sampled_from([None, 1.0, 4.5]),
     attributes=st.one_of(
-        st.none(), st.dictionaries(st.sampled_from(["age", "city", "tags"]), st.sampled_from([1, 2, "x", ["a"], None]))
+        st.none(), st.dictionaries(st.sampled_from(["age", "city", "tags"]), PROFILE_VALUES)
     ),
 )
 
@@ -165,6 +168,14 @@ def test_a_forgotten_user_is_closed_to_everything_before() -> None:
     assert again.record.rows()["event"].tolist() == [hash64("event 2")]
     assert again.record.profile == ()
     assert forget(gone, 500).forgotten_ms == 500
+
+
+def test_a_tombstone_that_comes_again_leaves_what_came_after_it() -> None:
+    gone = forget(merge(UserRecord(), [event(1, 100)], ALL).record, 90)
+    later = merge(gone, [event(2, 150)], ALL).record
+    assert forget(later, 90) == later
+    assert forget(later, 80) == later
+    assert forget(later, 91).forgotten_ms == 150
 
 
 def test_nothing_changed_needs_no_write() -> None:

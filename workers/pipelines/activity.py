@@ -5,15 +5,17 @@ import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from schemas.activity import UserActivity
 from schemas.codec import ErrorCode
 from schemas.records import MAX_SEEN_ITEMS, SEEN_ENTRY, TOKEN_BYTES, RecordFormatError, UserRecord, compact_seen
 from workers.errors import DependencyUnavailable, InvalidInput
-from workers.merge import Merged, forget, merge
+from workers.merge import forget, merge
 from workers.ports import UserChange, UserTable
 
 MAX_TRIES = 8
+OUTCOMES = ("accepted", "duplicate", "too_late", "forgotten")
 COMPACT_ABOVE_BYTES = 2 * MAX_SEEN_ITEMS * SEEN_ENTRY.itemsize
 
 
@@ -28,7 +30,11 @@ class ActivityEvent:
 
 @dataclass(slots=True)
 class ActivityResult:
-    """Per event of the batch, in order: None, or why it is a dead letter. Counts by outcome."""
+    """Per event of the batch, in order: None, or why it is a dead letter. Counts of the others by outcome.
+
+    Outcomes: accepted, duplicate, too_late, forgotten (a tombstone, or an event that one has ended). Beside them stands
+    unknown_action: how many activities, whatever came of them, have an action that the spec does not name.
+    """
 
     errors: list[InvalidInput | None]
     outcomes: dict[str, int] = field(default_factory=dict)
@@ -39,25 +45,60 @@ class ActivityResult:
             self.outcomes[outcome] = self.outcomes.get(outcome, 0) + events
 
 
+@dataclass(slots=True)
+class _Taken:
+    """One user after some events: the record, and what is appended to the seen set, or takes its place if `emptied`."""
+
+    record: UserRecord
+    seen: bytes = b""
+    emptied: bool = False
+    changed: bool = False
+    outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
+
+    def merge(self, events: Sequence[UserActivity], seen_actions: frozenset[str]) -> None:
+        """Take activities in."""
+        merged = merge(self.record, events, seen_actions)
+        self.record, self.seen, self.changed = merged.record, self.seen + merged.seen, self.changed or merged.changed
+        self.outcomes["accepted"] += merged.accepted
+        self.outcomes["duplicate"] += merged.duplicates
+        self.outcomes["too_late"] += merged.too_late
+        self.outcomes["forgotten"] += merged.forgotten
+
+    def forget(self, taken_ms: int) -> None:
+        """Take a tombstone in."""
+        record = forget(self.record, taken_ms)
+        if record is self.record:
+            self.outcomes["duplicate"] += 1
+        else:
+            self.record, self.seen, self.emptied, self.changed = record, b"", True, True
+            self.outcomes["forgotten"] += 1
+
+
 class ActivityPipeline:
     """Takes batches of activities into the user table. Running a batch again changes nothing."""
 
-    def __init__(self, users: UserTable, seen_actions: frozenset[str]) -> None:
+    def __init__(self, users: UserTable, seen_actions: frozenset[str], known_actions: frozenset[str]) -> None:
         self._users = users
         self._seen_actions = seen_actions
+        self._known_actions = known_actions
 
     async def run(self, batch: Sequence[ActivityEvent]) -> ActivityResult:
-        """Raises DependencyError when the table fails, or when other writers keep getting in the way."""
+        """Raises DependencyError when the table fails, or when other writers keep getting in the way.
+
+        Events of a user whose stored record cannot be read are dead letters (`record_unreadable`); the others go on.
+        """
         result = ActivityResult(errors=[None] * len(batch))
+        activities = [event.activity for event in batch if event.activity is not None]
+        result.count("unknown_action", sum(activity.action not in self._known_actions for activity in activities))
         waiting: dict[str, list[int]] = {}
         for position, event in enumerate(batch):
             waiting.setdefault(event.user_id, []).append(position)
         for attempt in range(MAX_TRIES):
-            if not waiting:
-                return result
             if attempt:  # somebody else wrote in between: read again, a little apart from them
                 await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311  # jitter
             waiting = await self._try(batch, waiting, result)
+            if not waiting:
+                return result
         raise DependencyUnavailable("redis", f"{len(waiting)} users are written by others all the time")
 
     async def _try(
@@ -69,7 +110,7 @@ class ActivityPipeline:
         stored = await self._users.records(user_ids)
 
         # 2. merge
-        merges: dict[str, Merged] = {}
+        merges: dict[str, _Taken] = {}
         changes: list[UserChange] = []
         for user_id, data in zip(user_ids, stored, strict=True):
             try:
@@ -78,12 +119,12 @@ class ActivityPipeline:
                 for position in waiting[user_id]:
                     result.errors[position] = InvalidInput(ErrorCode.RECORD_UNREADABLE, str(error))
                 continue
-            merged, emptied = self._merge(record, [batch[position] for position in waiting[user_id]])
-            merges[user_id] = merged
-            if merged.changed:
-                new = merged.record.with_token(os.urandom(TOKEN_BYTES)).encode()
+            taken = self._take(record, [batch[position] for position in waiting[user_id]])
+            merges[user_id] = taken
+            if taken.changed:
+                new = taken.record.with_token(os.urandom(TOKEN_BYTES)).encode()
                 token = b"" if data is None else record.token
-                changes.append(UserChange(user_id, token, new, merged.seen, replace_seen=emptied))
+                changes.append(UserChange(user_id, token, new, taken.seen, replace_seen=taken.emptied))
 
         # 3. compare and set
         applied = await self._users.write(changes)
@@ -93,42 +134,31 @@ class ActivityPipeline:
         for change, done in zip(changes, applied, strict=True):
             if done.written and done.seen_bytes > COMPACT_ABOVE_BYTES:
                 await self._compact(change.user_id)
-        for user_id, merged in merges.items():
+        for user_id, taken in merges.items():
             if user_id not in lost:
-                result.count("accepted", merged.accepted)
-                result.count("duplicate", merged.duplicates)
-                result.count("too_late", merged.too_late)
-                result.count("forgotten", merged.forgotten)
+                for outcome, events in taken.outcomes.items():
+                    result.count(outcome, events)
         return {user_id: positions for user_id, positions in waiting.items() if user_id in lost}
 
-    def _merge(self, record: UserRecord, events: Sequence[ActivityEvent]) -> tuple[Merged, bool]:
-        """The record after the events in their order, and whether the stored seen set is to be replaced."""
-        last_forget = max((n for n, event in enumerate(events) if event.activity is None), default=-1)
-        before = [event.activity for event in events[: last_forget + 1] if event.activity is not None]
-        after = [event.activity for event in events[last_forget + 1 :] if event.activity is not None]
-        if last_forget < 0:
-            return merge(record, after, self._seen_actions), False
-        emptied = forget(merge(record, before, self._seen_actions).record, events[last_forget].taken_ms)
-        merged = merge(emptied, after, self._seen_actions)
-        changed = merged.changed or emptied != record
-        return (
-            Merged(
-                record=merged.record,
-                seen=merged.seen,
-                changed=changed,
-                accepted=merged.accepted,
-                duplicates=merged.duplicates,
-                too_late=merged.too_late,
-                forgotten=merged.forgotten + len(before) + 1,
-            ),
-            True,
-        )
+    def _take(self, record: UserRecord, events: Sequence[ActivityEvent]) -> _Taken:
+        """The user after the events in their order: activities are merged, a tombstone ends what came before it."""
+        taken = _Taken(record)
+        for of_tombstones, run in groupby(events, key=lambda event: event.activity is None):
+            if of_tombstones:
+                for event in run:
+                    taken.forget(event.taken_ms)
+            else:
+                taken.merge([event.activity for event in run if event.activity is not None], self._seen_actions)
+        return taken
 
     async def _compact(self, user_id: str) -> None:
         """Rewrite a seen set without repeats; when the record changes meanwhile, a later batch will do it."""
         (user,) = await self._users.read([user_id])
         if user.record is None:
             return
-        record = UserRecord.decode(user.record)
+        try:
+            record = UserRecord.decode(user.record)
+        except RecordFormatError:  # written by a newer version since: it compacts for itself
+            return
         new = record.with_token(os.urandom(TOKEN_BYTES)).encode()
         await self._users.write([UserChange(user_id, record.token, new, compact_seen(user.seen), replace_seen=True)])
