@@ -65,12 +65,16 @@ class Consumer(driver.Consumer):
         self.flight = InFlight(self.policy)
         self.last_poll = time.monotonic()
         self.wake = asyncio.Event()
+        self._resumed = False  # since the last assignment
 
     async def _drain_messages(self, fetcher: Any) -> None:
         """Poll, cut and deliver until stopped. Replaces Faust's loop over single messages."""
         try:
             while not (self.should_stop or fetcher.should_stop):
                 self.last_poll = time.monotonic()
+                if not self._resumed:
+                    await asyncio.sleep(0.01)
+                    continue
                 if self.flight.wants_poll():
                     await self._poll()
                 await self._deliver()
@@ -156,13 +160,24 @@ class Consumer(driver.Consumer):
 
     async def on_partitions_revoked(self, revoked: Any) -> None:
         """Faust drains and commits through `wait_empty`; afterwards acknowledgements of this assignment are void."""
+        self._resumed = False
         await super().on_partitions_revoked(revoked)
         self.flight = InFlight(self.policy)
 
     async def on_partitions_assigned(self, assigned: Any, generation_id: int = 0) -> None:
         """A new assignment starts from the committed offsets."""
+        self._resumed = False
         self.flight = InFlight(self.policy)
         await super().on_partitions_assigned(assigned, generation_id)
+
+    def resume_flow(self) -> None:
+        """The last step of an assignment: positions are at the committed offsets, the agents' queues were emptied.
+
+        Polling waits for it. What is polled earlier, which Faust allows at the first assignment, can be delivered just
+        before the queues are emptied: it would be in flight for ever, and its slots with it.
+        """
+        self._resumed = True
+        super().resume_flow()
 
 
 class Producer(driver.Producer):

@@ -8,6 +8,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
 from faust import App, Schema
+from faust.tables.recovery import Recovery
 from faust.transport import drivers
 from faust.transport.consumer import Consumer as BaseConsumer
 from faust.transport.drivers import aiokafka as driver
@@ -21,6 +22,7 @@ CONSUMER_METHODS = {
     "_filter_committable_offsets": ["self", "tps"],
     "_commit_offsets": ["self", "offsets", "start_new_transaction"],
     "perform_seek": ["self"],
+    "resume_flow": ["self"],
     "verify_all_partitions_active": ["self"],
     "wait_empty": ["self"],
     "commit_and_end_transactions": ["self"],
@@ -57,6 +59,12 @@ def test_what_we_override_is_what_faust_calls() -> None:
 @pytest.mark.parametrize("name", ["_read_offset", "_commit_fut", "callback", "transport", "app", "flow_active"])
 def test_the_consumers_attributes(name: str) -> None:
     assert f"self.{name}" in inspect.getsource(BaseConsumer)
+
+
+def test_resuming_is_the_last_step_of_an_assignment_after_the_queues_are_emptied() -> None:
+    source = inspect.getsource(Recovery._resume_streams)
+    steps = [source.index(step) for step in ("perform_seek()", "flow_control.resume()", "consumer.resume_flow()")]
+    assert steps == sorted(steps)
 
 
 def test_a_commit_that_failed_is_told() -> None:
