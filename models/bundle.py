@@ -98,7 +98,7 @@ def load_bundle(path: Path) -> Bundle:
         manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
     except OSError as error:
         raise BundleError(f"{path} is not a bundle: {MANIFEST}: {error.strerror}") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BundleError(f"{path / MANIFEST}: {error}") from error
     if manifest.format != FORMAT:
         raise BundleError(f"{path}: bundle format {manifest.format}, this version reads {FORMAT}")
@@ -109,10 +109,12 @@ def load_bundle(path: Path) -> Bundle:
     for name, expected in manifest.files.items():
         if _sha256(path / name) != expected:
             raise BundleError(f"{path / name} is not the file that was packed: its checksum differs")
+    if not manifest.version.endswith(f"-{_identity(manifest.files, manifest.dim, manifest.metric)}"):
+        raise BundleError(f"{path / MANIFEST}: version, dim, metric and files are not those that were packed together")
     try:
         spec = load_spec(path / FEATURES)
         words = msgspec.json.decode((path / VOCABULARIES).read_bytes(), type=_VocabularyFile)
-    except (SpecError, msgspec.DecodeError) as error:
+    except (SpecError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BundleError(f"{path}: {error}") from error
     if spec.hash != manifest.spec_hash:
         raise BundleError(f"{path / FEATURES} is not the spec that the towers were made for")
@@ -144,10 +146,9 @@ def write_bundle(
         VOCABULARIES: msgspec.json.encode(words),
     }
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    identity = hashlib.sha256("".join(sums[name] for name in FILES).encode() + f"{dim}{metric}".encode()).hexdigest()
     manifest = Manifest(
         format=FORMAT,
-        version=f"{encoding.spec.name}-{identity[:12]}",
+        version=f"{encoding.spec.name}-{_identity(sums, dim, metric)}",
         dim=dim,
         metric=metric,
         spec_hash=encoding.spec.hash,
@@ -163,12 +164,21 @@ def write_bundle(
         for name, content in contents.items():
             (temporary / name).write_bytes(content)
         (temporary / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
+        if path.is_dir():  # the same content: whoever reads it meanwhile finds every file whole
+            for name in (*FILES, MANIFEST):
+                (temporary / name).replace(path / name)
+            temporary.rmdir()
+        else:
+            temporary.rename(path)
     except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
         raise BundleError(f"{folder} cannot be written: {error.strerror}") from error
     return load_bundle(path)
+
+
+def _identity(sums: Mapping[str, str], dim: int, metric: str) -> str:
+    """What a version ends with: 12 hexadecimal digits of everything that the towers' work depends on."""
+    return hashlib.sha256(("".join(sums[name] for name in FILES) + f"{dim}{metric}").encode()).hexdigest()[:12]
 
 
 def _sha256(path: Path) -> str:

@@ -1,6 +1,8 @@
 """features.toml: what the towers see of a user, a request and an item. Checked against itself at load."""
 
 import hashlib
+import math
+import re
 import tomllib
 from pathlib import Path
 from typing import Literal
@@ -13,6 +15,7 @@ from schemas.records import MAX_HISTORY_ROWS
 Kind = Literal["category", "multi", "number", "bucket"]
 FilterType = Literal["number", "string", "bool", "strings"]
 MAX_CODES = 64
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # of files, collections and consumer groups
 NOT_A_WORD = "a field's name must be a word of letters, digits and underscores"
 
 
@@ -91,9 +94,11 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True):
 def load_spec(path: Path) -> Spec:
     """Read and check a features.toml. Raises SpecError with one line."""
     try:
-        return parse_spec(path.read_text())
+        return parse_spec(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SpecError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}: not UTF-8") from error
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error
 
@@ -117,20 +122,39 @@ def builtin_spec(name: str) -> Path:
 def _mistakes(spec: Spec) -> list[str]:
     found = []
     history = spec.history
+    if not NAME.fullmatch(spec.name):
+        found.append(f"name is {spec.name!r}, must be 1 to 64 letters, digits, underscores and hyphens")
     if not 1 <= history.length <= MAX_HISTORY_ROWS:
         found.append(f"history.length is {history.length}, a record holds 1 to {MAX_HISTORY_ROWS}")
     if history.time_resolution_ms < 1:
         found.append(f"history.time_resolution_ms is {history.time_resolution_ms}, must be at least 1")
+    if history.session_ms < 1:
+        found.append(f"history.session_ms is {history.session_ms}, must be at least 1")
     if not 1 <= len(history.codes) <= MAX_CODES:
         found.append(f"history.codes has {len(history.codes)} entries, 1 to {MAX_CODES} are possible")
     if len({(code.action, code.at_least, code.below) for code in history.codes}) < len(history.codes):
         found.append("history.codes names the same action and range twice")
     if not any(code.action == spec.target.action for code in history.codes):
         found.append(f"target.action {spec.target.action!r} has no entry in history.codes")
+    for number, code in enumerate(history.codes, 1):
+        found += _code_mistakes(f"history.codes, entry {number}", code)
+    if spec.target.at_least is not None and not math.isfinite(spec.target.at_least):
+        found.append("target.at_least must be a finite number")
+    if "code" in spec.item:
+        found.append("item.code: the item tower's input item_code is the item's place in the vocabulary")
     for section in ("profile", "context", "item"):
         for name, field in getattr(spec, section).items():
             found += _field_mistakes(f"{section}.{name}", name, field)
     return found + [f"filterable.{name}: {NOT_A_WORD}" for name in spec.filterable if not name.isidentifier()]
+
+
+def _code_mistakes(where: str, code: Code) -> list[str]:
+    numbers = [number for number in (code.weight, code.at_least, code.below) if number is not None]
+    if not all(math.isfinite(number) for number in numbers):
+        return [f"{where}: weight, at_least and below must be finite numbers"]
+    if code.at_least is not None and code.below is not None and code.at_least >= code.below:
+        return [f"{where}: no value is at least {code.at_least} and below {code.below}"]
+    return []
 
 
 def _field_mistakes(where: str, name: str, field: Field) -> list[str]:
@@ -139,8 +163,8 @@ def _field_mistakes(where: str, name: str, field: Field) -> list[str]:
         found.append(f"{where}: {NOT_A_WORD}")
     if (field.kind == "bucket") != bool(field.edges):
         found.append(f"{where}: edges belong to kind bucket, and it needs them")
-    if list(field.edges) != sorted(set(field.edges)):
-        found.append(f"{where}: edges must rise")
+    if list(field.edges) != sorted(set(field.edges)) or not all(math.isfinite(edge) for edge in field.edges):
+        found.append(f"{where}: edges must be finite and rise")
     if field.log and field.kind != "number":
         found.append(f"{where}: log belongs to kind number")
     return found

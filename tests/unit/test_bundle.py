@@ -68,10 +68,34 @@ def test_a_missing_file_is_named(bundle: Path, name: str) -> None:
         ({"spec_hash": "0"}, "is not the spec that the towers were made for"),
         ({"files": {}}, "files must be"),
         ({"version": 3}, "Expected `str`, got `int`"),
+        ({"version": "movielens-0123456789ab"}, "are not those that were packed together"),
+        ({"metric": "COSINE"}, "are not those that were packed together"),
+        ({"dim": 64}, "are not those that were packed together"),
     ],
 )
 def test_a_wrong_manifest_is_refused(bundle: Path, fields: dict, line: str) -> None:
     assert line in refused(change(bundle, **fields))
+
+
+def test_a_manifest_that_is_not_text(bundle: Path) -> None:
+    (bundle / MANIFEST).write_bytes((bundle / MANIFEST).read_bytes().replace(b"movielens", b"movi\xffens"))
+    assert MANIFEST in refused(bundle)
+
+
+def test_writing_it_again_mends_a_damaged_one(bundle: Path, fitted: Bundle) -> None:
+    towers = fitted.user_tower.read_bytes(), fitted.item_tower.read_bytes()
+    (bundle / FILES[0]).write_bytes(b"")
+    written = write_bundle(
+        bundle.parent,
+        towers=towers,
+        features=(fitted.path / "features.toml").read_text(),
+        encoding=fitted.encoding,
+        dim=fitted.dim,
+        metric=fitted.metric,
+        figures={},
+    )
+    assert written.path == bundle
+    assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
 
 
 def test_the_version_is_made_from_the_content(fitted: Bundle, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_layout_and_comments_do_not_change_the_hash_but_meaning_does() -> None:
             ('[target]\naction = "buy"', '[target]\naction = "sell"'),
             "target.action 'sell' has no entry in history.codes",
         ),
-        (("edges = [18, 30]", "edges = [30, 18]"), "profile.age: edges must rise"),
+        (("edges = [18, 30]", "edges = [30, 18]"), "profile.age: edges must be finite and rise"),
         (('kind = "bucket", edges = [18, 30]', 'kind = "bucket"'), "profile.age: edges belong to kind bucket"),
         (('kind = "number", log', 'kind = "category", log'), "item.price: log belongs to kind number"),
         (("age =", '"a b" ='), "profile.a b: a field's name must be a word"),
@@ -50,6 +50,16 @@ def test_layout_and_comments_do_not_change_the_hash_but_meaning_does() -> None:
         (('kind = "number"', 'kind = "numeric"'), "Invalid enum value 'numeric'"),
         (('name = "shop"', "name = "), "Invalid value"),
         (("[target]", '[[history.codes]]\naction = "buy"\n[target]'), "same action and range twice"),
+        (('name = "shop"', 'name = "../shop"'), "name is '../shop', must be 1 to 64 letters"),
+        (("length = 10", "length = 10\nsession_ms = 0"), "history.session_ms is 0"),
+        (("edges = [18, 30]", "edges = [18, nan]"), "profile.age: edges must be finite and rise"),
+        (("[target]", "weight = nan\n[target]"), "history.codes, entry 1: weight, at_least and below must be finite"),
+        (
+            ("[target]", "at_least = 2\nbelow = 1\n[target]"),
+            "history.codes, entry 1: no value is at least 2.0 and below 1.0",
+        ),
+        (("[profile]", "at_least = inf\n[profile]"), "target.at_least must be a finite number"),
+        (("price =", "code ="), "item.code: the item tower's input item_code is"),
     ],
 )
 def test_a_mistake_gives_one_line(change: tuple[str, str], line: str) -> None:
@@ -58,6 +68,12 @@ def test_a_mistake_gives_one_line(change: tuple[str, str], line: str) -> None:
         parse_spec(GOOD.replace(*change, 1))
     assert line in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_is_not_text(tmp_path) -> None:
+    (tmp_path / "features.toml").write_bytes(b"name = '\xff'")
+    with pytest.raises(SpecError, match="not UTF-8"):
+        load_spec(tmp_path / "features.toml")
 
 
 def test_a_file_that_is_not_there(tmp_path) -> None:
