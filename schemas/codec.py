@@ -75,6 +75,15 @@ _decode_identity = msgspec.json.Decoder(_Identity).decode
 _decode_answer = msgspec.json.Decoder(CandidateList).decode
 _encode_event = msgspec.json.Encoder().encode
 
+_ABSENT = (b"", b"null")
+_decode_fields: dict[type, Callable[[bytes], Any]] = {
+    kind: msgspec.json.Decoder(
+        msgspec.defstruct(kind.__name__, [(name, msgspec.Raw, msgspec.Raw()) for name in kind.__struct_fields__])
+    ).decode
+    for kind in (UserActivity, ItemUpdate, RecallRequest)
+}
+"""Each event with its fields as the bytes they are written in."""
+
 _PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 _MISSING = re.compile(r"missing required field `(?P<name>[^`]*)`")
 
@@ -206,10 +215,7 @@ def _decode(decode: Callable[[bytes], E], kind: type[E], value: bytes | None) ->
         except msgspec.ValidationError as error:
             if "got `null`" not in str(error):
                 raise
-            fields = msgspec.json.decode(value)  # null equals absent: read again without the nulls
-            if not isinstance(fields, dict):
-                raise
-            return msgspec.convert({name: field for name, field in fields.items() if field is not None}, kind)
+            return decode(_without_nulls(value, kind))  # null equals absent
     except msgspec.ValidationError as error:
         raise _translate(str(error)) from error
     except RecursionError as error:
@@ -221,10 +227,17 @@ def _decode(decode: Callable[[bytes], E], kind: type[E], value: bytes | None) ->
         raise DecodeError(code, str(error)) from error
 
 
+def _without_nulls(value: bytes, kind: type[E]) -> bytes:
+    """The same object without fields that are null; unknown fields go too, unread as everywhere."""
+    fields = _decode_fields[kind](value)
+    texts = ((name, bytes(getattr(fields, name))) for name in kind.__struct_fields__)
+    return b"{" + b",".join(b'"%b":%b' % (name.encode(), text) for name, text in texts if text not in _ABSENT) + b"}"
+
+
 def _translate(message: str) -> DecodeError:
     """msgspec's message as a DecodeError with code and field."""
     at = _PATH.search(message)
-    path = at["path"] if at else ""
+    path = at["path"].partition("[...]")[0] if at else ""  # inside an object of free form: the object is guilty
     missing = _MISSING.search(message)
     if missing:
         field = f"{path}.{missing['name']}" if path else missing["name"]

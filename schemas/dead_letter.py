@@ -54,7 +54,7 @@ def to_headers(letter: DeadLetter) -> Headers:
 
 def from_message(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> DeadLetter:
     """Read a record of the dead-letter topic. Raises ValueError when its headers are not ours."""
-    own = {name: text.decode(errors="replace") for name, text in headers if name.startswith(PREFIX)}
+    own = {name: (text or b"").decode(errors="replace") for name, text in headers if name.startswith(PREFIX)}
     try:
         return DeadLetter(
             topic=own[TOPIC],

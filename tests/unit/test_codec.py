@@ -100,6 +100,21 @@ def test_null_equals_absent_and_unknown_fields_are_ignored() -> None:
     assert codec.decode_request(value) == RecallRequest(request_id="r", user_id="u")
 
 
+@pytest.mark.parametrize("unknown", [b'"\xff"', b"1" * 5000, b"null", b'{"k": 3}'])
+def test_nulls_change_nothing_about_unknown_fields(unknown: bytes) -> None:
+    for extra in (b"", b', "k" : null , "scene":null'):
+        value = b'{"request_id":"r","user_id":"u","colour":' + unknown + extra + b"}"
+        assert codec.decode_request(value) == RecallRequest(request_id="r", user_id="u")
+
+
+@pytest.mark.parametrize("extra", [b"", b',"k":null'])
+def test_what_is_wrong_inside_a_free_object_names_the_object(extra: bytes) -> None:
+    value = b'{"request_id":"r","user_id":"u","context":{"a":[' + b"1" * 5000 + b"]}" + extra + b"}"
+    with pytest.raises(DecodeError) as raised:
+        codec.decode_request(value)
+    assert (raised.value.code, raised.value.field) == ("out_of_range", "context")
+
+
 def test_ids_are_measured_in_bytes() -> None:
     fits, too_long = "é" * 128, "é" * 129
     codec.decode_request(json.dumps(REQUEST | {"scene": fits}).encode())
