@@ -18,12 +18,15 @@ ProfileChange = tuple[int, int, dict[str, Any]]
 
 @dataclass(frozen=True)
 class EventLog:
-    """Activities that name an item, in log order, one row each; and the profile changes of all."""
+    """Activities in log order, one row each, and their profile changes.
+
+    Those that name no item take their place in a record's history, so they stand here as well.
+    """
 
     user_ids: Sequence[str]
     user: NDArray[np.int32]  # int32[N], index into user_ids
     event: NDArray[np.uint64]  # uint64[N], hash64 of the event id
-    item: NDArray[np.uint64]  # uint64[N], hash64 of the item id
+    item: NDArray[np.uint64]  # uint64[N], hash64 of the item id, 0 = none
     action: NDArray[np.uint64]  # uint64[N], hash64 of the action
     value: NDArray[np.float32]  # float32[N], NaN = none
     timestamp_ms: NDArray[np.int64]  # int64[N]
@@ -45,9 +48,8 @@ class EventLog:
             user = users.setdefault(activity.user_id, len(users))
             if activity.attributes:
                 profiles.append((user, activity.timestamp_ms, activity.attributes))
-            if activity.item_id is None:
-                continue
-            event, item, action = hash64(activity.event_id), hash64(activity.item_id), hash64(activity.action)
+            item = 0 if activity.item_id is None else hash64(activity.item_id)
+            event, action = hash64(activity.event_id), hash64(activity.action)
             value = np.nan if activity.value is None else activity.value
             if (user, event) not in rows:
                 rows[user, event] = (user, event, item, action, value, activity.timestamp_ms)

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,6 +30,7 @@ from schemas.records import HISTORY_ROW, MAX_HISTORY_ROWS, ProfileField, RecordF
 
 Inputs = dict[str, NDArray[Any]]
 EVERYTHING_MS = np.iinfo(np.int64).max
+_encode_value = msgspec.msgpack.Encoder(order="deterministic").encode
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ def log_features(
     """
     spec, order, offsets = encoding.spec, log.order, log.offsets
     times_sorted = log.timestamp_ms[order]
+    with_item = np.append(0, np.cumsum(log.item[order] != 0))
     step_ms = spec.history.time_resolution_ms
     limit_ms = np.minimum(visible_before_ms, EVERYTHING_MS - step_ms) // step_ms * step_ms
     end = _last_before(log.user[order].astype(np.int64), times_sorted, offsets, user, limit_ms)
@@ -126,7 +129,7 @@ def log_features(
     profiles = _profiles_at(log, user, limit_ms, spec)
     return _assemble(
         *_newest(items, codes, times, valid & (items != 0), spec.history.length),
-        counts=end - offsets[user],
+        counts=with_item[end] - with_item[offsets[user]],
         known=(end > offsets[user]) | np.array([bool(profile) for profile in profiles], dtype=bool),
         unreadable=np.zeros(len(user), dtype=bool),
         profile=encode_fields("profile", spec.profile, profiles, encoding.vocabularies),
@@ -315,25 +318,17 @@ def _last_before(
 def _profiles_at(
     log: EventLog, user: NDArray[np.int64], limit_ms: NDArray[np.int64], spec: Spec
 ) -> list[dict[str, Any]]:
-    """Profile of each request: the newest value of each field before its time."""
-    changes: dict[int, list[tuple[int, dict[str, Any]]]] = {}
+    """Profile of each request: the newest value of each field before its time; of equal times the greater encoded."""
+    changes: dict[int, list[tuple[int, bytes, str, Any]]] = {}
     for who, time_ms, attributes in log.profiles:
-        changes.setdefault(who, []).append((time_ms, {k: v for k, v in attributes.items() if k in spec.profile}))
+        fields = [(name, value) for name, value in attributes.items() if name in spec.profile]
+        changes.setdefault(who, []).extend((time_ms, _encode_value(value), name, value) for name, value in fields)
     for entries in changes.values():
-        entries.sort(key=lambda entry: entry[0])
-    single = {who: entries[0] for who, entries in changes.items() if len(entries) == 1}
-    profiles: list[dict[str, Any]] = []
-    for who, limit in zip(user.tolist(), limit_ms.tolist(), strict=True):
-        if who in single:
-            time_ms, attributes = single[who]
-            profiles.append(attributes if time_ms < limit else {})
-            continue
-        merged: dict[str, Any] = {}
-        for time_ms, attributes in changes.get(who, []):
-            if time_ms < limit:
-                merged |= attributes
-        profiles.append(merged)
-    return profiles
+        entries.sort(key=lambda entry: entry[:2])
+    return [
+        {name: value for time_ms, _, name, value in changes.get(who, ()) if time_ms < limit}
+        for who, limit in zip(user.tolist(), limit_ms.tolist(), strict=True)
+    ]
 
 
 def _text(value: Any) -> str:

@@ -163,4 +163,32 @@ def test_an_empty_log_has_no_history() -> None:
     assert len(log) == 0
     log = EventLog.from_activities([UserActivity(event_id="p", user_id="u", action="x", timestamp_ms=1)])
     found = tensors.log_features(log, np.array([0]), np.array([10_000]), ENCODING)
-    assert (found.counts.tolist(), found.known.tolist()) == ([0], [False])
+    assert (found.counts.tolist(), found.known.tolist()) == ([0], [True])
+
+
+def test_events_without_an_item_and_ties_are_seen_alike() -> None:
+    """A quarter of the events are searches; many share their time; the profile changes twice in one millisecond."""
+    rng = random.Random(3)
+    genders = [{"gender": value} for value in ("M", "F", "X")]
+    events = [
+        UserActivity(
+            event_id=f"e{n}",
+            user_id="u",
+            action="rate" if n % 4 else "search",
+            timestamp_ms=1000 * (n // 3),
+            item_id=f"i{n}" if n % 4 else None,
+            value=float(rng.randint(1, 5)) if n % 4 else None,
+            attributes=genders[n % 3] if n < 12 else None,
+        )
+        for n in range(150)
+    ]
+    rng.shuffle(events)
+    before_ms = np.arange(0, 60_000, 700)
+    log = EventLog.from_activities(events)
+    straight = columns(tensors.log_features(log, np.zeros(len(before_ms), dtype=np.int64), before_ms, ENCODING))
+    for n, limit_ms in enumerate(before_ms.tolist()):
+        visible = [event for event in events if event.timestamp_ms // 1000 < limit_ms // 1000]
+        visible.sort(key=lambda event: event.timestamp_ms)  # an event below the floor would come too late to count
+        live = columns(features(record(*visible) if visible else None, before_ms=limit_ms))
+        for name, column in live.items():
+            np.testing.assert_array_equal(column, straight[name][n : n + 1], err_msg=f"{name} before {limit_ms}")
