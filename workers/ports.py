@@ -42,10 +42,14 @@ class UserChange:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """The result of one UserChange: whether it was written, and the length of the seen set after it, in bytes."""
+    """The result of one UserChange: whether it was written, and the length of the seen set after it, in bytes.
+
+    `refused`: what the backend holds in this user's place is no user's data; it was left as it is, and always will be.
+    """
 
     written: bool
     seen_bytes: int = 0
+    refused: bool = False
 
 
 class UserTable(Protocol):

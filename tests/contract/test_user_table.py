@@ -177,6 +177,18 @@ async def test_namespaces_do_not_see_each_other(redis_settings: Settings) -> Non
     await other.close()
 
 
+async def test_keys_of_another_type_are_refused_alone(redis_settings: Settings) -> None:
+    client = connect(redis_settings)
+    table = RedisUserTable(client, redis_settings)
+    await client.rpush(keys.user_record(redis_settings, "list"), "x")
+    await client.hset(keys.user_seen(redis_settings, "hash"), "x", "y")
+    changes = [UserChange(user, b"", record(1), seen(1)) for user in ("a", "list", "hash", "b")]
+    refused = Applied(written=False, refused=True)
+    assert await table.write(changes) == [Applied(True, 16), refused, refused, Applied(True, 16)]
+    assert await table.read(["list", "hash"]) == [StoredUser(None, b"")] * 2
+    await table.close()
+
+
 async def test_a_server_that_forgot_the_script_is_sent_it_again(redis_settings: Settings) -> None:
     client = connect(redis_settings)
     table = RedisUserTable(client, redis_settings)

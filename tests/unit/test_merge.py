@@ -55,9 +55,7 @@ activities = st.builds(
     timestamp_ms=st.integers(1, 6),
     item_id=st.one_of(st.none(), st.integers(0, 4).map("item {}".format)),
     value=st.sampled_from([None, 1.0, 4.5]),
-    attributes=st.one_of(
-        st.none(), st.dictionaries(st.sampled_from(["age", "city", "tags"]), PROFILE_VALUES)
-    ),
+    attributes=st.one_of(st.none(), st.dictionaries(st.sampled_from(["age", "city", "tags"]), PROFILE_VALUES)),
 )
 
 

@@ -44,6 +44,11 @@ class ActivityResult:
         if events:
             self.outcomes[outcome] = self.outcomes.get(outcome, 0) + events
 
+    def refuse(self, positions: Sequence[int], why: str) -> None:
+        """Give up the events of a user whose stored record cannot be read."""
+        for position in positions:
+            self.errors[position] = InvalidInput(ErrorCode.RECORD_UNREADABLE, why)
+
 
 @dataclass(slots=True)
 class _Taken:
@@ -72,6 +77,10 @@ class _Taken:
         else:
             self.record, self.seen, self.emptied, self.changed = record, b"", True, True
             self.outcomes["forgotten"] += 1
+
+    def change(self, user_id: str, expected_token: bytes) -> UserChange:
+        """The write that stores it, under a new token."""
+        return UserChange(user_id, expected_token, _renewed(self.record), self.seen, replace_seen=self.emptied)
 
 
 class ActivityPipeline:
@@ -116,29 +125,32 @@ class ActivityPipeline:
             try:
                 record = UserRecord() if data is None else UserRecord.decode(data)
             except RecordFormatError as error:  # never overwritten: it may be a newer version's
-                for position in waiting[user_id]:
-                    result.errors[position] = InvalidInput(ErrorCode.RECORD_UNREADABLE, str(error))
+                result.refuse(waiting[user_id], str(error))
                 continue
             taken = self._take(record, [batch[position] for position in waiting[user_id]])
             merges[user_id] = taken
             if taken.changed:
-                new = taken.record.with_token(os.urandom(TOKEN_BYTES)).encode()
-                token = b"" if data is None else record.token
-                changes.append(UserChange(user_id, token, new, taken.seen, replace_seen=taken.emptied))
+                changes.append(taken.change(user_id, b"" if data is None else record.token))
 
         # 3. compare and set
         applied = await self._users.write(changes)
-        lost = {change.user_id for change, done in zip(changes, applied, strict=True) if not done.written}
+        lost: dict[str, list[int]] = {}
+        for change, done in zip(changes, applied, strict=True):
+            if done.refused:
+                del merges[change.user_id]
+                result.refuse(waiting[change.user_id], "what is stored in the user's place is no user record")
+            elif not done.written:
+                del merges[change.user_id]
+                lost[change.user_id] = waiting[change.user_id]
+        for taken in merges.values():
+            for outcome, events in taken.outcomes.items():
+                result.count(outcome, events)
 
         # 4. compact the seen sets that have grown
         for change, done in zip(changes, applied, strict=True):
-            if done.written and done.seen_bytes > COMPACT_ABOVE_BYTES:
+            if done.seen_bytes > COMPACT_ABOVE_BYTES:
                 await self._compact(change.user_id)
-        for user_id, taken in merges.items():
-            if user_id not in lost:
-                for outcome, events in taken.outcomes.items():
-                    result.count(outcome, events)
-        return {user_id: positions for user_id, positions in waiting.items() if user_id in lost}
+        return lost
 
     def _take(self, record: UserRecord, events: Sequence[ActivityEvent]) -> _Taken:
         """The user after the events in their order: activities are merged, a tombstone ends what came before it."""
@@ -160,5 +172,9 @@ class ActivityPipeline:
             record = UserRecord.decode(user.record)
         except RecordFormatError:  # written by a newer version since: it compacts for itself
             return
-        new = record.with_token(os.urandom(TOKEN_BYTES)).encode()
-        await self._users.write([UserChange(user_id, record.token, new, compact_seen(user.seen), replace_seen=True)])
+        change = UserChange(user_id, record.token, _renewed(record), compact_seen(user.seen), replace_seen=True)
+        await self._users.write([change])
+
+
+def _renewed(record: UserRecord) -> bytes:
+    return record.with_token(os.urandom(TOKEN_BYTES)).encode()

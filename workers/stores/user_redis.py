@@ -8,14 +8,18 @@ from workers.stores import keys
 from workers.stores.connect import Client, Script, get_each, translated
 
 # KEYS record, seen. ARGV expected token, record, seen bytes, "1" = they replace the seen set, time to live in ms.
+# Returns the length of the seen set, -1 when another token stands, -2 when a key holds something else than a string.
 WRITE = """
-if redis.call('GETRANGE', KEYS[1], 1, 8) ~= ARGV[1] then return -1 end
+local token = redis.pcall('GETRANGE', KEYS[1], 1, 8)
+if type(token) == 'table' or type(redis.pcall('STRLEN', KEYS[2])) == 'table' then return -2 end
+if token ~= ARGV[1] then return -1 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[5])
 if ARGV[4] == '1' then redis.call('DEL', KEYS[2]) end
 if ARGV[3] ~= '' then redis.call('APPEND', KEYS[2], ARGV[3]) end
 redis.call('PEXPIRE', KEYS[2], ARGV[5])
 return redis.call('STRLEN', KEYS[2])
 """
+REFUSED = -2
 
 
 class RedisUserTable:
@@ -54,7 +58,7 @@ class RedisUserTable:
         ]
         with translated():
             lengths = await self._write.call_each(calls)
-        return [Applied(written=length >= 0, seen_bytes=max(0, length)) for length in lengths]
+        return [Applied(length >= 0, max(0, length), refused=length == REFUSED) for length in lengths]
 
     async def close(self) -> None:
         """Close the client."""
