@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from schemas import codec
 from schemas.recall import DEFAULT_K, DEFAULT_TIMEOUT_MS, CandidateList, RecallRequest
@@ -67,7 +68,8 @@ def print_answer(answer: CandidateList, titles: dict[str, str], elapsed_ms: floa
     if titles:
         table.add_column("title")
     for rank, (item_id, score) in enumerate(zip(answer.item_ids[:rows], answer.scores[:rows], strict=True), 1):
-        table.add_row(str(rank), f"{score:.4f}", item_id, *([titles.get(item_id, "")] if titles else []))
+        texts = [item_id, titles.get(item_id, "")] if titles else [item_id]
+        table.add_row(str(rank), f"{score:.4f}", *map(Text, texts))  # as Text: brackets in titles are no markup
     console.print(table)
     if len(answer.item_ids) > rows:
         console.print(f"... and {len(answer.item_ids) - rows} more", style="dim")

@@ -2,22 +2,26 @@
 
 import asyncio
 import base64
+import contextlib
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import orjson
 import typer
 from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
+from aiokafka.errors import KafkaError
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from schemas.dead_letter import DeadLetter, from_message
-from workers.errors import ConfigurationError, DependencyUnavailable
+from workers.errors import DependencyTimeout, DependencyUnavailable
+from workers.kafka_client import require_topic
 from workers.local.discover import with_local_stack
 from workers.settings import Settings, load_settings
 
 SHOWN_BYTES = 60
+SILENCE_S = 10.0  # without a record for so long, reading is given up
 
 
 def list_(
@@ -46,13 +50,14 @@ def list_(
     for letter in shown:
         time = datetime.fromtimestamp(letter.timestamp_ms / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")
         offset = f"{letter.partition}:{letter.offset}"
-        table.add_row(time, letter.topic, offset, letter.code, letter.message, _shown(letter.key), _shown(letter.value))
+        cells = (time, letter.topic, offset, letter.code, letter.message, _shown(letter.key), _shown(letter.value))
+        table.add_row(*(_harmless(cell) for cell in cells))
     Console().print(table)
     print(f"{len(shown)} of {len(letters)} dead letters")
 
 
 async def read_dead_letters(settings: Settings) -> list[DeadLetter]:
-    """All dead letters that Kafka still holds, by partition and offset."""
+    """All dead letters that Kafka still holds, by partition and offset; what somebody else wrote there is left out."""
     topic = settings.topic("recall-dead-letters")
     consumer = AIOKafkaConsumer(
         topic,
@@ -63,13 +68,16 @@ async def read_dead_letters(settings: Settings) -> list[DeadLetter]:
     )
     letters = []
     try:
+        await require_topic(settings, topic)
         await consumer.start()
         ends = await consumer.end_offsets(consumer.assignment())
         while any([await consumer.position(partition) < end for partition, end in ends.items()]):
-            for records in (await consumer.getmany(timeout_ms=500)).values():
-                letters += [from_message(record.key, record.value, record.headers) for record in records]
-    except UnknownTopicOrPartitionError as error:
-        raise ConfigurationError(f"topic {topic} does not exist; `recall topics apply` creates it") from error
+            found = await consumer.getmany(timeout_ms=int(SILENCE_S * 1000))
+            if not found:
+                raise DependencyTimeout("kafka", f"{topic} gave nothing for {SILENCE_S:.0f} s")
+            for record in (record for records in found.values() for record in records):
+                with contextlib.suppress(ValueError):  # not one of ours
+                    letters.append(from_message(record.key, record.value, record.headers))
     except KafkaError as error:
         raise DependencyUnavailable("kafka", f"{settings.kafka_bootstrap} does not answer; is the stack up?") from error
     finally:
@@ -87,6 +95,11 @@ def _as_dict(letter: DeadLetter) -> dict[str, Any]:
         except UnicodeDecodeError:
             fields[f"{name}_base64"] = base64.b64encode(data or b"").decode()
     return fields
+
+
+def _harmless(cell: str) -> Text:
+    """Hostile text neither styles the table nor steers the terminal."""
+    return Text("".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in cell))
 
 
 def _shown(data: bytes | None) -> str:
