@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,9 @@ def fit(
         raise FitError(f"no {spec.target.action!r} event that is a target names an item of the catalogue")
     samples_s = time.perf_counter() - started
 
-    factors = _factors(samples, options, progress)
+    scale = _dense_scale(samples.dense, encoding)
+    factors = _factors(replace(samples, dense=samples.dense / scale), options, progress)
+    dense = factors.dense / scale[:, None]
     progress("writing towers", 0.95)
     counts = history_counts(log, catalogue, encoding)
     targets = np.bincount(samples.item, minlength=len(catalogue))
@@ -95,9 +97,9 @@ def fit(
     user = graphs.UserTower(
         code_weight=code_weight,
         position_weight=position_weight,
-        aggregates=factors.dense[AGGREGATES],
-        bias=factors.dense[0],
-        fields=_field_weights(factors.dense, encoding),
+        aggregates=dense[AGGREGATES],
+        bias=dense[0],
+        fields=_field_weights(dense, encoding),
         unit_length=factors.unit_length,
     )
     towers = (
@@ -174,6 +176,16 @@ def _content(name: str, rows: Inputs, encoding: Encoding) -> Float32:
     field = encoding.spec.item[name.removeprefix("item.")]
     block = design(field, name, rows[name.replace(".", "_", 1)], encoding)
     return block / np.maximum(block.sum(1, keepdims=True), 1) if field.kind == "multi" else block
+
+
+def _dense_scale(dense: Float32, encoding: Encoding) -> Float32:
+    """float32[m]: the root mean square of numbers, 1 for other columns: a step of the polish is the same for all."""
+    scale, start = np.ones(dense.shape[1], dtype=np.float32), FIRST_FIELD
+    for name, field in user_fields(encoding).items():
+        if field.kind == "number":
+            scale[start] = np.sqrt(np.square(dense[:, start], dtype=np.float64).mean()) or 1
+        start += width(field, name, encoding.vocabularies)
+    return scale
 
 
 def _field_weights(dense: Float32, encoding: Encoding) -> dict[str, Float32]:

@@ -1,5 +1,6 @@
 """The closed form on data of our own: it finds what there is to find, for any spec and size."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from models.evaluation import protocol
 from models.evaluation.protocol import Window
 from models.event_log import Catalogue, EventLog
 from models.fit import FitError, FitOptions, fit
-from models.spec import builtin_spec, load_spec
+from models.spec import builtin_spec, load_spec, parse_spec
 from schemas.activity import UserActivity
 from schemas.items import ItemUpdate
 from workers.towers.onnx import OnnxTower
@@ -112,6 +113,31 @@ def test_an_item_nobody_has_seen_is_placed_by_its_content_and_moves_a_user(tmp_p
 
     assert np.abs(user(history[0]) - user(None)).max() > 1e-3
     assert user(history[0]) @ new[0] > user(None) @ new[0], "towards items like the one that was liked"
+
+
+@pytest.mark.parametrize("polish", [False, True], ids=["closed form", "polished"])
+def test_the_unit_of_a_number_does_not_matter(tmp_path: Path, polish: bool) -> None:
+    """Income in millions, or in single coins: the fit must not let it outweigh everything else."""
+    dataset = generate_marketplace(200, 80, 2000)
+    text = builtin_spec("marketplace").read_text().replace("[profile]", '[profile]\nincome = { kind = "number" }')
+    users = np.arange(20)
+    at_ms = np.full(20, dataset.test_ms)
+    vectors = []
+    for unit in (1, 1e6):
+        rng = np.random.default_rng(1)
+        profiles = [(who, at, {**facts, "income": unit * rng.uniform(0.5, 1)}) for who, at, facts in dataset.profiles]
+        log = replace(dataset.log, profiles=profiles)
+        options = FitOptions(dim=32, polish=polish)
+        bundle = fit(log, dataset.catalogue(), parse_spec(text), text, tmp_path, options, lambda *_: None)
+        features = tensors.log_features(log, users, at_ms, bundle.encoding)
+        _, history = Towers(bundle).embed_items(
+            tensors.item_inputs(dataset.item_ids, dataset.attributes, bundle.encoding)
+        )
+        known = history[dataset.catalogue().index_of(features.item_hashes)] * (features.item_hashes != 0)[..., None]
+        inputs = tensors.user_inputs(features, known, at_ms, [None] * 20, bundle.encoding)
+        found = Towers(bundle).embed_users(inputs)
+        vectors.append(found / np.linalg.norm(found, axis=1, keepdims=True))
+    np.testing.assert_allclose((vectors[0] * vectors[1]).sum(1), 1, atol=1e-3)
 
 
 def test_nothing_to_learn_is_one_line(tmp_path: Path) -> None:
