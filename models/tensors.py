@@ -16,6 +16,7 @@ profile values.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ from schemas.records import HISTORY_ROW, MAX_HISTORY_ROWS, ProfileField, RecordF
 
 Inputs = dict[str, NDArray[Any]]
 EVERYTHING_MS = np.iinfo(np.int64).max
+MAX_VALUES = 1000  # of a field's vocabulary: each is a column of the fit
 _encode_value = msgspec.msgpack.Encoder(order="deterministic").encode
 
 
@@ -226,7 +228,7 @@ def event_codes(actions: NDArray[np.uint64], values: NDArray[np.float32], spec: 
 def build_vocabularies(
     log: EventLog, item_ids: Sequence[str], attributes: Sequence[Mapping[str, Any]], spec: Spec
 ) -> Vocabularies:
-    """The values that the fit sees, sorted."""
+    """The values that the fit sees, sorted; of more than MAX_VALUES of a field, the most frequent."""
     rows: dict[str, Sequence[Mapping[str, Any]]] = {
         "profile": [change[2] for change in log.profiles],
         "context": [context for context in log.contexts if context],
@@ -236,8 +238,11 @@ def build_vocabularies(
     for section, facts in rows.items():
         for name, field in getattr(spec, section).items():
             if field.kind in {"category", "multi"}:
-                found = {_text(e) for row in facts for e in _elements(row.get(name))}
-                values[f"{section}.{name}"] = sorted(found - {""})
+                found = Counter(_text(e) for row in facts for e in _elements(row.get(name)))
+                del found[""]
+                values[f"{section}.{name}"] = sorted(
+                    sorted(found, key=lambda value: (-found[value], value))[:MAX_VALUES]
+                )
     return Vocabularies(values, list(item_ids))
 
 

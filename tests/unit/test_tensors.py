@@ -113,6 +113,15 @@ def test_one_column_per_field(field: Field, values: list, expected: list) -> Non
     np.testing.assert_allclose(column, expected, atol=1e-6)
 
 
+def test_a_vocabulary_holds_the_most_frequent_values() -> None:
+    genres = [{"genres": [f"g{n:04}", f"g{n % 2000:04}"]} for n in range(2200)]  # the first 200 stand there twice
+    log = EventLog.from_activities([])
+    vocabulary = tensors.build_vocabularies(log, [], [*genres, {}, {"genres": None}], SPEC).values["item.genres"]
+    assert vocabulary == sorted(vocabulary)
+    assert len(vocabulary) == tensors.MAX_VALUES
+    assert vocabulary[:200] == [f"g{n:04}" for n in range(200)]
+
+
 def test_item_inputs() -> None:
     inputs = tensors.item_inputs(["b", "zzz"], [{"genres": ["War"], "year": 1926}, {}], ENCODING)
     assert inputs["item_code"].tolist() == [2, 0]
