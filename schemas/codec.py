@@ -5,7 +5,7 @@ value) are bounded, so that whatever was accepted can be stored and written agai
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -21,7 +21,10 @@ MAX_VALUE_BYTES = 1_000_000
 MAX_DEPTH = 8
 MAX_FUTURE_MS = 300_000
 MAX_FLOAT32 = 3.4028235e38
-INT64 = range(-(2**63), 2**63)
+MIN_INT64, MAX_INT64 = -(2**63), 2**63 - 1
+
+_SURELY_FITS = MAX_ID_BYTES // 4  # characters: at most four bytes each
+_PLAIN = frozenset({str, float, bool, type(None)})
 
 Event = UserActivity | ItemUpdate | RecallRequest
 E = TypeVar("E", UserActivity, ItemUpdate, RecallRequest)
@@ -124,7 +127,7 @@ def decode_request(value: bytes | None) -> RecallRequest:
         for position, item_id in enumerate(item_ids):
             _check_ids(**{f"{name}[{position}]": item_id})
     for position, clause in enumerate(event.filter):
-        _check_object(f"filter[{position}].value", clause.value)
+        _check_object(f"filter[{position}].value", [clause.value], depth=0)
     _check_object("context", event.context)
     return event
 
@@ -133,10 +136,10 @@ def identify_request(value: bytes | None) -> tuple[str, str] | None:
     """(request_id, user_id) of a request that cannot be read otherwise, so that it is answered; None without them."""
     try:
         identity = _decode_identity(value or b"")
+        if not isinstance(identity.request_id, str) or not isinstance(identity.user_id, str):
+            return None
         _check_ids(request_id=identity.request_id, user_id=identity.user_id)
     except (DecodeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    if not isinstance(identity.request_id, str) or not isinstance(identity.user_id, str):
         return None
     return identity.request_id, identity.user_id
 
@@ -257,29 +260,30 @@ def _translate(message: str) -> DecodeError:
 def _check_ids(**ids: str | None) -> None:
     """Bounds in bytes, which msgspec does not count; text that cannot be written as UTF-8 is refused."""
     for name, value in ids.items():
-        if not isinstance(value, str):
+        if value is None or 0 < len(value) <= _SURELY_FITS:
             continue
-        if len(value) * 4 > MAX_ID_BYTES:  # at most four bytes a character: most ids are shorter than this
-            try:
-                length = len(value.encode())
-            except UnicodeEncodeError as error:
-                raise DecodeError(ErrorCode.INVALID_ID, f"{name} is not UTF-8 text", name) from error
-            if length > MAX_ID_BYTES:
-                raise DecodeError(ErrorCode.INVALID_ID, f"{name} has {length} bytes, at most 256 are allowed", name)
-        elif not value:
+        if not value:
             raise DecodeError(ErrorCode.INVALID_ID, f"{name} is empty", name)
+        try:
+            length = len(value.encode())
+        except UnicodeEncodeError as error:
+            raise DecodeError(ErrorCode.INVALID_ID, f"{name} is not UTF-8 text", name) from error
+        if length > MAX_ID_BYTES:
+            raise DecodeError(ErrorCode.INVALID_ID, f"{name} has {length} bytes, at most 256 are allowed", name)
 
 
-def _check_object(name: str, value: Any, depth: int = 1) -> None:
+def _check_object(name: str, value: dict[str, Any] | list[Any] | None, depth: int = 1) -> None:
     """A value of free form: bounded in depth, integers of at most 64 bits."""
-    kind = type(value)
-    if kind is str or kind is float or kind is bool or value is None:
-        return
-    if kind is int:
-        if value not in INT64:
-            raise DecodeError(ErrorCode.OUT_OF_RANGE, f"{name}: an integer does not fit into 64 bits", name)
+    if value is None:
         return
     if depth > MAX_DEPTH:
         raise DecodeError(ErrorCode.TOO_DEEP, f"{name} is nested more than {MAX_DEPTH} deep", name)
-    for element in value.values() if kind is dict else value:
-        _check_object(name, element, depth + 1)
+    elements: Iterable[Any] = value.values() if isinstance(value, dict) else value
+    for element in elements:
+        kind = type(element)
+        if kind in _PLAIN:
+            continue
+        if kind is not int:
+            _check_object(name, element, depth + 1)
+        elif not MIN_INT64 <= element <= MAX_INT64:
+            raise DecodeError(ErrorCode.OUT_OF_RANGE, f"{name}: an integer does not fit into 64 bits", name)

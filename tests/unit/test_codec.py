@@ -115,6 +115,32 @@ def test_what_is_wrong_inside_a_free_object_names_the_object(extra: bytes) -> No
     assert (raised.value.code, raised.value.field) == ("out_of_range", "context")
 
 
+def test_free_values_are_nested_eight_deep_at_most_wherever_they_stand() -> None:
+    def value(field: str, depth: int) -> bytes:
+        nested = b"[" * depth + b"1" + b"]" * depth
+        free = {"context": b'{"a":%b}', "filter": b'[{"field":"f","op":"eq","value":%b}]'}[field] % nested
+        return b'{"request_id":"r","user_id":"u","%b":%b}' % (field.encode(), free)
+
+    for field, fits in (("context", 7), ("filter", 8)):  # the context is itself one level
+        codec.decode_request(value(field, fits))
+        with pytest.raises(DecodeError) as raised:
+            codec.decode_request(value(field, fits + 1))
+        assert raised.value.code == "too_deep"
+
+
+@pytest.mark.parametrize(
+    ("number", "fits"), [(2**63 - 1, True), (-(2**63), True), (2**63, False), (-(2**63) - 1, False)]
+)
+def test_integers_in_free_objects_have_64_bits(number: int, fits: bool) -> None:
+    value = json.dumps(ITEM | {"attributes": {"a": {"b": [number]}}}).encode()
+    if fits:
+        assert codec.decode_item(value).attributes == {"a": {"b": [number]}}
+        return
+    with pytest.raises(DecodeError) as raised:
+        codec.decode_item(value)
+    assert (raised.value.code, raised.value.field) == ("out_of_range", "attributes")
+
+
 def test_ids_are_measured_in_bytes() -> None:
     fits, too_long = "é" * 128, "é" * 129
     codec.decode_request(json.dumps(REQUEST | {"scene": fits}).encode())
