@@ -100,6 +100,20 @@ def test_null_equals_absent_and_unknown_fields_are_ignored() -> None:
     assert codec.decode_request(value) == RecallRequest(request_id="r", user_id="u")
 
 
+def read_or_none(fields: dict) -> RecallRequest | None:
+    try:
+        return codec.decode_request(json.dumps(fields).encode())
+    except DecodeError:
+        return None
+
+
+@given(st.dictionaries(names, st.none() | st.sampled_from([1, 0, "x", "", [], ["a"], {}, {"a": None}, True, [None]])))
+def test_null_equals_absent_in_any_request(fields: dict) -> None:
+    fields = {name: field for name, field in fields.items() if name not in REQUEST} | REQUEST
+    present = {name: field for name, field in fields.items() if field is not None}
+    assert read_or_none(fields) == read_or_none(present)
+
+
 @pytest.mark.parametrize("unknown", [b'"\xff"', b"1" * 5000, b"null", b'{"k": 3}'])
 def test_nulls_change_nothing_about_unknown_fields(unknown: bytes) -> None:
     for extra in (b"", b', "k" : null , "scene":null'):
