@@ -25,7 +25,9 @@ def demo(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from workers.demo.run import Demo, Stage
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: _interrupt(stopping))
     console = Console(stderr=True) if as_json else Console()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30), TaskProgressColumn())
     started = time.perf_counter()
@@ -33,9 +35,13 @@ def demo(
         task = bar.add_task("starting", total=None)
 
         def progress(what: str, part: float | None) -> None:
+            if stopping.is_set():
+                raise KeyboardInterrupt
             bar.update(task, description=what, total=None if part is None else 1.0, completed=part or 0.0)
 
-        stage = Stage(progress, lambda line: bar.console.print(f"• {line}", highlight=False), _Show(bar.console))
+        stage = Stage(
+            progress, lambda line: bar.console.print(f"• {line}", highlight=False), _Show(bar.console), stopping.is_set
+        )
         live = Demo(load_settings(), stage)
         try:
             figures = live.run(data)
@@ -45,7 +51,7 @@ def demo(
             if as_json:
                 print(orjson.dumps(figures).decode(), flush=True)
             if sys.stdin.isatty() and sys.stdout.isatty():
-                _stay(console, live, figures)
+                _stay(console, live, figures, stopping)
         finally:
             bar.stop()
             live.stop()
@@ -77,7 +83,7 @@ def _print(console: Console, figures: dict[str, Any]) -> None:
     )
 
 
-def _stay(console: Console, live: Any, figures: dict[str, Any]) -> None:
+def _stay(console: Console, live: Any, figures: dict[str, Any], stopping: threading.Event) -> None:
     """Keep everything up until Ctrl-C."""
     folder = live.settings.data_dir
     console.print(
@@ -87,12 +93,12 @@ def _stay(console: Console, live: Any, figures: dict[str, Any]) -> None:
         f"Ctrl-C ends it. Then, for a system that stays: recall up -d",
         highlight=False,
     )
-    stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
     while not stopping.wait(0.5):
         live.check()
 
 
-def _interrupt(*_: object) -> NoReturn:
+def _interrupt(stopping: threading.Event) -> NoReturn:
+    stopping.set()  # the exception can be lost in a library's callback; this is not
     raise KeyboardInterrupt

@@ -49,19 +49,21 @@ def _say(line: str) -> None:
 
 def _foreground(settings: Settings, no_workers: bool) -> None:
     stopping = threading.Event()
-    stack = LocalStack(settings.data_dir, _say)
+    stack = LocalStack(settings.data_dir, _say, stopping.is_set)
     workers = WorkerProcesses(settings)
-    _on_end(_interrupt)  # at once, as long as nobody was told that it is up
+    _on_end(lambda *_: _interrupt(stopping))  # at once, as long as nobody was told that it is up
     try:
         stack.start()
         settings = with_local_stack(settings)
         workers = WorkerProcesses(settings)
         if not no_workers:
-            _start_workers(settings, workers)
+            _with_reason(stack, workers, lambda: _start_workers(settings, workers))
         if stack.state is not None:
             stack.state.workers = workers.states
             stack.write()
         _on_end(lambda *_: stopping.set())
+        if stopping.is_set():
+            raise KeyboardInterrupt
         _say(f"{UP}; Ctrl-C or `recall down` ends it")
         while not stopping.wait(0.2):
             _check(stack, workers)
@@ -80,7 +82,8 @@ def _on_end(handler: Callable[..., None]) -> None:
         signal.signal(number, handler)
 
 
-def _interrupt(*_: object) -> NoReturn:
+def _interrupt(stopping: threading.Event) -> NoReturn:
+    stopping.set()  # the exception can be lost in a library's callback; this is not
     raise KeyboardInterrupt
 
 
@@ -94,9 +97,19 @@ def _start_workers(settings: Settings, workers: WorkerProcesses) -> None:
     if not asyncio.run(prepare()):
         _say(FIT_FIRST)
         return
+    _say("starting the workers")
     workers.start()
     wait_ready(workers, workers.states)
     _say("workers ready: " + ", ".join(f"{worker.kind} (pid {worker.pid})" for worker in workers.states))
+
+
+def _with_reason(stack: LocalStack, workers: WorkerProcesses, work: Callable[[], None]) -> None:
+    """Do some work; when it fails because a server has died, say that instead."""
+    try:
+        work()
+    except RecallError:
+        _check(stack, workers)
+        raise
 
 
 def _check(stack: LocalStack, workers: WorkerProcesses) -> None:

@@ -44,6 +44,7 @@ class Stage:
     progress: Callable[[str, float | None], None]
     done: Say
     show: Show
+    interrupted: Callable[[], bool]
 
 
 class Demo:
@@ -53,7 +54,7 @@ class Demo:
         self._bundles = settings.data_dir / "bundles"
         self.settings = settings.model_copy(update={"data_dir": settings.data_dir / "demo", "namespace": ""})
         self._stage = stage
-        self._stack = LocalStack(self.settings.data_dir, stage.done)
+        self._stack = LocalStack(self.settings.data_dir, stage.done, stage.interrupted)
         self._workers = WorkerProcesses(self.settings)
 
     def run(self, data: str) -> dict[str, Any]:

@@ -58,12 +58,14 @@ class Service(ABC):
             raise RecallError(f"{self.name} cannot be started: {error.filename}: {error.strerror}") from error
         self.process = spawn(argv, self.log, self.data, env)
 
-    def wait_ready(self) -> None:
+    def wait_ready(self, interrupted: Callable[[], bool] = lambda: False) -> None:
         """Wait until clients are answered. Raises RecallError with the end of the log when it dies or is too slow."""
         end_at = time.monotonic() + self.ready_within_s
         while not self.probe():
             if self.process is None or self.process.poll() is not None:
                 raise RecallError(self.death())
+            if interrupted():
+                raise KeyboardInterrupt
             if time.monotonic() > end_at:
                 raise RecallError(f"{self.name} is not ready after {self.ready_within_s:.0f} s\n{tail(self.log)}")
             time.sleep(0.05)

@@ -29,7 +29,8 @@ def cache_dir() -> Path:
 class LocalStack:
     """Kafka, Redis and Milvus under one data folder, owned by this process."""
 
-    def __init__(self, data_dir: Path, say: Say) -> None:
+    def __init__(self, data_dir: Path, say: Say, interrupted: Callable[[], bool] = lambda: False) -> None:
+        """`interrupted` is asked while servers start: a signal's exception can be lost in a library's callback."""
         logs = data_dir / "logs"
         self.data_dir = data_dir
         self.kafka = Kafka(data_dir / "kafka", logs / "kafka.log", cache_dir())
@@ -38,6 +39,7 @@ class LocalStack:
         self.services: tuple[Service, ...] = (self.kafka, self.redis, self.milvus)
         self.state: StackState | None = None
         self._say = say
+        self._interrupted = interrupted
         self._lock: IO[bytes] | None = None
 
     def start(self) -> None:
@@ -50,7 +52,7 @@ class LocalStack:
                 service.start()
             for service in self.services:
                 started = time.monotonic()
-                service.wait_ready()
+                service.wait_ready(self._interrupted)
                 waited_s = time.monotonic() - started
                 self._say(f"{service.name} {service.version} at {service.address} ({waited_s:.1f} s)")
             self.write()
