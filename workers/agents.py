@@ -4,6 +4,7 @@
 """
 
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -13,16 +14,20 @@ from schemas import codec
 from schemas.codec import DecodeError, ErrorCode
 from schemas.recall import CandidateList, Reason, Status
 from workers.dead_letters import dead_letter
-from workers.errors import DependencyError, InvalidInput
+from workers.dependencies import Dependencies
+from workers.errors import InvalidInput
 from workers.inflight import Batch
 from workers.metrics import Metrics
 from workers.pipelines.activity import ActivityEvent
 from workers.pipelines.items import ItemEvent
-from workers.pipelines.recall import Incoming, RecallPipeline
+from workers.pipelines.opening import Answers
+from workers.pipelines.recall import Incoming
 from workers.ports import Clock
+from workers.publisher import Outgoing, Publisher
 from workers.retry import until_done
 from workers.settings import AgentKind, Settings
-from workers.transport import Outgoing, Publisher, batch_topic, serve
+from workers.stopwatch import Stopwatch
+from workers.transport import batch_topic, serve
 
 MAX_COPIED_HEADERS_BYTES = 4096
 REPLY_PARTITION = "reply_partition"
@@ -44,11 +49,18 @@ class Context:
     """What all agents of a worker share: where to publish, what to count, what time it is."""
 
     def __init__(
-        self, kind: AgentKind, settings: Settings, publisher: Publisher, metrics: Metrics, clock: Clock
+        self,
+        kind: AgentKind,
+        settings: Settings,
+        publisher: Publisher,
+        metrics: Metrics,
+        dependencies: Dependencies,
+        clock: Clock,
     ) -> None:
         self.kind = kind
         self.settings = settings
         self.metrics = metrics
+        self.dependencies = dependencies
         self.clock = clock
         self._publisher = publisher
 
@@ -56,7 +68,7 @@ class Context:
         """Send until it works; positions of messages that are too large to send."""
         if not messages:
             return []
-        return await until_done(lambda: self._publisher.send(topic, messages), self.count_retry)
+        return await until_done(lambda: self._publisher.send(topic, messages), self.dependencies)
 
     async def give_up(self, problems: Sequence[tuple[Any, Problem]]) -> None:
         """Send records that cannot be processed to the dead-letter topic; while it is down, their partition waits."""
@@ -66,12 +78,18 @@ class Context:
             for record, problem in problems
         ]
         await self.publish(self.settings.topic("recall-dead-letters"), letters)
-        for _, problem in problems:
-            self.metrics.dead_letters.labels(self.kind, str(problem.code)).inc()
+        codes = Counter(str(problem.code) for _, problem in problems)
+        for code, letters_of_code in codes.items():
+            self.metrics.dead_letters.labels(self.kind, code).inc(letters_of_code)
+        if problems:
+            record, problem = problems[0]
+            log.warning(
+                "dead letters", codes=dict(codes), first=str(problem), partition=record.partition, offset=record.offset
+            )
 
-    def count_retry(self, error: DependencyError) -> None:
-        """Count a batch that is tried again."""
-        self.metrics.retries.labels(self.kind, error.dependency).inc()
+    def observe(self, step: str, elapsed_ms: float) -> None:
+        """Take in the time of one step."""
+        self.metrics.step_ms.labels(self.kind, step).observe(elapsed_ms)
 
     def count_batch(self, batch: Batch, started: float) -> None:
         """Count a finished batch."""
@@ -97,6 +115,8 @@ class EventAgent(Generic[E]):
     async def handle(self, batch: Batch) -> None:
         """One batch, all of it."""
         context, started = self._context, time.perf_counter()
+        name_place(batch)
+        watch = Stopwatch(context.observe)
         problems: list[tuple[Any, Problem]] = []
         records: list[Any] = []
         events: list[E] = []
@@ -106,7 +126,8 @@ class EventAgent(Generic[E]):
                 records.append(record)
             except DecodeError as error:
                 problems.append((record, error))
-        result = await until_done(lambda: self._run(events), context.count_retry)
+        watch.lap_ms("decode")
+        result = await until_done(lambda: self._run(events), context.dependencies)
         problems += [(r, error) for r, error in zip(records, result.errors, strict=True) if error is not None]
         await context.give_up(problems)
         batch.done()
@@ -135,7 +156,7 @@ def decode_item(record: Any) -> ItemEvent:
 class RecallAgent:
     """recall-requests -> recall-candidates."""
 
-    def __init__(self, context: Context, pipeline: RecallPipeline, reply_partitions: int) -> None:
+    def __init__(self, context: Context, pipeline: Answers, reply_partitions: int) -> None:
         self._context = context
         self._pipeline = pipeline
         self._reply_partitions = reply_partitions
@@ -143,6 +164,8 @@ class RecallAgent:
     async def handle(self, batch: Batch) -> None:
         """One batch, all of it."""
         context, started = self._context, time.perf_counter()
+        name_place(batch)
+        watch = Stopwatch(context.observe)
         answers: list[tuple[Any, CandidateList]] = []
         problems: list[tuple[Any, Problem]] = []
         records: list[Any] = []
@@ -158,14 +181,25 @@ class RecallAgent:
                     problems.append((record, error))
                 else:
                     answers.append((record, rejection))
+        watch.lap_ms("decode")
         answers += zip(records, await self._pipeline.run(requests), strict=True)
+        watch = Stopwatch(context.observe)
         await self._publish(answers)
+        watch.lap_ms("publish")
         await context.give_up(problems)
         batch.done()
-        for _, answer in answers:
-            context.metrics.answers.labels(answer.status, answer.reasons[0] if answer.reasons else "none").inc()
+        self._count([answer for _, answer in answers])
         context.count_events({"answered": len(answers), "unreadable": len(problems)})
         context.count_batch(batch, started)
+
+    def _count(self, answers: Sequence[CandidateList]) -> None:
+        metrics = self._context.metrics
+        said = Counter((answer.status, answer.reasons[0] if answer.reasons else "none") for answer in answers)
+        for (status, reason), count in said.items():
+            metrics.answers.labels(status, reason).inc(count)
+        for answer in answers:
+            if answer.feature_age_ms is not None:
+                metrics.feature_age_ms.observe(answer.feature_age_ms)
 
     def _rejection(self, record: Any, error: DecodeError) -> CandidateList | None:
         """The answer to a request that cannot be done but names itself and its user; None when it does not."""
@@ -223,6 +257,12 @@ def _without_list(answer: CandidateList) -> CandidateList:
         model_version=answer.model_version,
         collection=answer.collection,
     )
+
+
+def name_place(batch: Batch) -> None:
+    """Let every log line of this batch's task say where it stands: topic, partition and offset of its first record."""
+    first: Any = batch.records[0]
+    structlog.contextvars.bind_contextvars(topic=first.topic, partition=first.partition, offset=first.offset)
 
 
 def attach(app: Any, topic: str, agent: EventAgent[Any] | RecallAgent) -> None:

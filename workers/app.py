@@ -1,17 +1,22 @@
-"""The composition root: settings and a kind in, a running worker out. Nothing is created at import.
+"""The composition root: settings and kinds in, a running worker process out. Nothing is created at import.
 
 activity   user-activity   -> ActivityPipeline -> user table
 items      item-updates    -> ItemsPipeline    -> index and item table of the active view
 recall     recall-requests -> RecallPipeline   -> recall-candidates
+
+A worker that writes waits at start for what it needs; one that answers starts as soon as Kafka is there, and answers
+`degraded` until the rest is.
 """
 
 import asyncio
 import gc
-from collections.abc import Callable, Coroutine
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from importlib.metadata import version
+from typing import Any, TypeVar
 
 import structlog
 
@@ -20,153 +25,260 @@ from models.bundle import Bundle, BundleError, load_bundle
 from workers import topics, views
 from workers.agents import Context, EventAgent, RecallAgent, attach, decode_activity, decode_item
 from workers.clock import SystemClock
-from workers.errors import ConfigurationError, DependencyError
-from workers.health import Condition, HealthServer
+from workers.dependencies import Dependencies, Probe
+from workers.errors import ConfigurationError
+from workers.health import Condition, HealthServer, all_of
 from workers.index.milvus_collection import open_index, prepare_index
-from workers.index.opening import OpeningIndex
 from workers.index.schema import Collection
 from workers.inflight import BatchPolicy
 from workers.metrics import Metrics
 from workers.pipelines.activity import ActivityPipeline
 from workers.pipelines.items import ItemsPipeline, ItemsView
+from workers.pipelines.opening import OpeningRecall
 from workers.pipelines.recall import RecallPipeline, StepTimeouts, View
+from workers.publisher import Publisher
 from workers.retry import until_done
 from workers.settings import AgentKind, Settings
-from workers.stores.connect import connect
+from workers.stores.connect import connect, ping
 from workers.stores.item_redis import RedisItemTable
 from workers.stores.user_redis import RedisUserTable
 from workers.stores.vector_cache import VectorCache
 from workers.towers.onnx import OnnxTower
-from workers.transport import Publisher, create_app, liveness, run_until_signal
+from workers.transport import Liveness, ask_broker, create_app, liveness, run_until, stopping_on_signals
 
 FEED_EVERY_S = 0.2
 LIVE_WITHIN_S = 60.0
+LOOK_EVERY_S = 0.5
+RESTARTS_VARIABLE = "RECALL_RESTARTS"  # set by the supervisor
 POLICIES: dict[AgentKind, BatchPolicy] = {
     "activity": BatchPolicy(max_batch=1024, in_flight=1),
     "items": BatchPolicy(max_batch=1024, in_flight=1),
     "recall": BatchPolicy(max_batch=64, in_flight=2),
 }
 
+T = TypeVar("T")
+
 log = structlog.get_logger()
 
 
 @dataclass
 class Worker:
-    """One agent kind with everything it holds open."""
+    """One agent kind with everything it holds open. `app` is None until what it needs at start is there."""
 
     kind: AgentKind
-    app: Any
+    settings: Settings
     metrics: Metrics
+    dependencies: Dependencies
     opened: AsyncExitStack
+    app: Any = None
+    probes: dict[str, Probe] = field(default_factory=dict)
     background: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)
-    missing: Callable[[], str | None] = lambda: None
+    waiting: Callable[[], str | None] = lambda: None
+
+    def facts(self) -> Liveness:
+        """What the engine knows of itself; nothing before it runs."""
+        return Liveness() if self.app is None else liveness(self.app)
 
     def live(self) -> Condition:
         """Fails when the poll loop has not turned for a minute."""
-        idle_s = liveness(self.app).idle_s
-        return Condition(idle_s < LIVE_WITHIN_S, f"the poll loop last turned {idle_s:.0f} s ago")
+        idle_s = self.facts().idle_s
+        return Condition(idle_s < LIVE_WITHIN_S, f"{self.kind}: the poll loop last turned {idle_s:.0f} s ago")
 
     def ready(self) -> Condition:
         """Fails while partitions or a dependency are missing."""
-        facts = liveness(self.app)
+        missing = self.dependencies.missing() or self.waiting()
+        if missing is not None:
+            return Condition(False, f"{self.kind}: waiting for {missing}")
+        if not self.facts().assigned:
+            return Condition(False, f"{self.kind}: waiting for partitions")
+        return Condition(True, "ready")
+
+    def measure(self) -> None:
+        """Set the gauges to what is so now."""
+        facts = self.facts()
         self.metrics.assigned.labels(self.kind).set(facts.assigned)
         self.metrics.lag.labels(self.kind).set(facts.lag)
-        missing = self.missing()
-        if missing is not None:
-            return Condition(False, f"waiting for {missing}")
-        return Condition(facts.assigned > 0, "ready" if facts.assigned else "waiting for partitions")
+        self.metrics.lag_age_ms.labels(self.kind).set(facts.lag_age_ms)
+        self.metrics.in_flight.labels(self.kind).set(facts.in_flight)
+        self.metrics.ready.labels(self.kind).set(self.ready().well)
 
 
-async def run(settings: Settings, kind: AgentKind) -> int:
-    """Run one worker until it is told to stop. Raises ConfigurationError; returns the exit code."""
+async def run(settings: Settings, kinds: Sequence[AgentKind]) -> None:
+    """Run workers of these kinds in this process until SIGTERM or SIGINT. Raises ConfigurationError."""
     async with AsyncExitStack() as opened:
-        worker = await build(settings, kind, opened)
+        stopping = stopping_on_signals()
+        metrics = Metrics()
+        workers = [Worker(kind, settings, metrics, Dependencies(kind, metrics), opened) for kind in kinds]
+        for kind in kinds:
+            metrics.restarts.labels(kind).set(int(os.environ.get(RESTARTS_VARIABLE, "0")))
         if settings.web_port:
-            pages = HealthServer(worker.metrics, worker.live, worker.ready)
+            pages = HealthServer(
+                partial(_render, metrics, workers),
+                lambda: all_of(worker.live() for worker in workers),
+                lambda: all_of(worker.ready() for worker in workers),
+            )
             await pages.start(settings.web_bind, settings.web_port)
             opened.push_async_callback(pages.close)
-        gc.collect()
-        gc.freeze()  # what was loaded stays: collections no longer walk it
-        log.info("worker starts", kind=kind, group=worker.app.conf.id)
-        engine = asyncio.create_task(run_until_signal(worker.app))
-        tasks = [asyncio.create_task(work()) for work in worker.background]
+        tasks = [asyncio.create_task(_work(worker, stopping)) for worker in workers]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        stopping.set()  # when one cannot work, none of this process does
+        await asyncio.gather(*tasks)
+
+
+def _render(metrics: Metrics, workers: Sequence[Worker]) -> bytes:
+    for worker in workers:
+        worker.measure()
+    return metrics.render()
+
+
+async def _work(worker: Worker, stopping: asyncio.Event) -> None:
+    """One kind: wait for what it needs, run, drain."""
+    structlog.contextvars.bind_contextvars(kind=worker.kind)
+    log.info("worker starts")
+    try:
+        if not await _unless(stopping, _compose(worker)):
+            return
+        _settle()
+        work = [worker.dependencies.watch(worker.probes), _tell_readiness(worker)]
+        work += [background() for background in worker.background]
+        tasks = [asyncio.create_task(background) for background in work]
+        for task in tasks:
+            task.add_done_callback(partial(_stop_after_failure, stopping))
         try:
-            waiting = {engine, *tasks}
-            while not engine.done():
-                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()  # a background task that failed ends the worker
-            return engine.result()
+            await run_until(worker.app, stopping)
         finally:
             for task in tasks:
                 task.cancel()
-            log.info("worker ends", kind=kind)
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(result, Exception):
+                raise result
+    finally:
+        log.info("worker ends")
 
 
-async def build(settings: Settings, kind: AgentKind, opened: AsyncExitStack) -> Worker:
-    """Compose one worker; what it opens is closed with `opened`. Waits for Kafka and Redis to be there."""
-    bundle, view = await _active_bundle(settings)
-    await until_done(lambda: topics.check(settings), _ignore)
-    group = {"activity": "recall-activity", "items": f"recall-items.{view.collection}", "recall": "recall-requests"}
-    app = create_app(settings.group(group[kind]), settings, POLICIES[kind])
-    metrics = Metrics()
-    publisher = Publisher(app, settings.publish_timeout_ms)
-    worker = Worker(kind, app, metrics, opened)
-    context = Context(kind, settings, publisher, metrics, SystemClock())
-    compose = {"activity": _activity, "items": _items, "recall": _recall}[kind]
-    await compose(settings, worker, context, bundle, view)
-    return worker
+def _stop_after_failure(stopping: asyncio.Event, task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        stopping.set()
 
 
-async def _activity(settings: Settings, worker: Worker, context: Context, bundle: Bundle, _: views.ActiveView) -> None:
-    users = RedisUserTable(connect(settings), settings)
-    worker.opened.push_async_callback(users.close)
-    pipeline = ActivityPipeline(users, bundle.spec.seen_actions, bundle.spec.actions)
-    attach(worker.app, settings.topic("user-activity"), EventAgent(context, decode_activity, pipeline.run))
+async def _unless(stopping: asyncio.Event, work: Awaitable[None]) -> bool:
+    """Do some work, or give it up when it is time to stop; whether it was done."""
+    task, stop = asyncio.ensure_future(work), asyncio.ensure_future(stopping.wait())
+    await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    if task.done():
+        task.result()
+        return True
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return False
 
 
-async def _items(settings: Settings, worker: Worker, context: Context, bundle: Bundle, view: views.ActiveView) -> None:
-    table = RedisItemTable(connect(settings), settings, view.collection, bundle.dim)
-    worker.opened.push_async_callback(table.close)
+async def _tell_readiness(worker: Worker) -> None:
+    """One log line whenever the worker becomes ready, or waits for something."""
+    before: Condition | None = None
+    while True:
+        now = worker.ready()
+        if before is None or now.well != before.well:
+            log.info("worker ready" if now.well else "worker not ready", detail=now.detail)
+        before = now
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def _compose(worker: Worker) -> None:
+    """Everything between a worker's topic and its backends."""
+    settings, dependencies = worker.settings, worker.dependencies
+    worker.waiting = lambda: "kafka"
+    await until_done(lambda: topics.check(settings), dependencies)
+    worker.waiting = lambda: None
+    await {"activity": _activity, "items": _items, "recall": _recall}[worker.kind](worker)
+
+
+async def _activity(worker: Worker) -> None:
+    bundle, _ = await until_done(lambda: _active_bundle(worker), worker.dependencies)
+    context = _context(worker, "recall-activity")
+    client = _redis(worker, worker.opened)
+    spec = bundle.spec
+    users = RedisUserTable(client, worker.settings)
+    pipeline = ActivityPipeline(users, spec.seen_actions, spec.actions, context.observe)
+    attach(worker.app, worker.settings.topic("user-activity"), EventAgent(context, decode_activity, pipeline.run))
+
+
+async def _items(worker: Worker) -> None:
+    settings = worker.settings
+    bundle, view = await until_done(lambda: _active_bundle(worker), worker.dependencies)
+    table = RedisItemTable(_redis(worker, worker.opened), settings, view.collection, bundle.dim)
     rows = len(bundle.encoding.vocabularies.item_ids)
-    index = await until_done(lambda: prepare_index(settings, _collection(bundle, view), rows), _ignore)
+    index = await until_done(lambda: prepare_index(settings, _collection(bundle, view), rows), worker.dependencies)
     worker.opened.push_async_callback(index.close)
+    worker.probes["milvus"] = index.ping
     tower = _tower(settings, bundle, "item")
     worker.opened.push_async_callback(tower.close)
+    context = _context(worker, f"recall-items.{view.collection}")
     items = ItemsView(bundle.dim, bundle.version, tuple(bundle.spec.filterable))
     inputs = partial(tensors.item_inputs, encoding=bundle.encoding)
-    pipeline = ItemsPipeline(items, table, index, tower, inputs)
+    pipeline = ItemsPipeline(items, table, index, tower, inputs, context.observe)
     attach(worker.app, settings.topic("item-updates"), EventAgent(context, decode_item, pipeline.run))
 
 
-async def _recall(settings: Settings, worker: Worker, context: Context, bundle: Bundle, view: views.ActiveView) -> None:
-    users = RedisUserTable(connect(settings), settings)
-    worker.opened.push_async_callback(users.close)
-    table = RedisItemTable(connect(settings), settings, view.collection, bundle.dim)
-    worker.opened.push_async_callback(table.close)
-    vectors = VectorCache(table, bundle.dim)
-    index = OpeningIndex(partial(open_index, settings, _collection(bundle, view)))
-    worker.opened.push_async_callback(index.close)
-    tower = _tower(settings, bundle, "user")
-    worker.opened.push_async_callback(tower.close)
-    pipeline = RecallPipeline(
-        View(bundle.encoding, bundle.dim, bundle.version, view.collection),
-        users,
-        vectors,
-        tower,
-        index,
-        context.clock,
-        StepTimeouts(settings.store_timeout_ms, settings.tower_timeout_ms, settings.index_timeout_ms),
-    )
+async def _recall(worker: Worker) -> None:
+    settings = worker.settings
     answers = settings.topic("recall-candidates")
-    reply_partitions = await until_done(lambda: topics.partition_count(settings, answers), _ignore)
-    attach(worker.app, settings.topic("recall-requests"), RecallAgent(context, pipeline, reply_partitions))
-    worker.background += [index.keep_opening, partial(_follow, vectors)]
-    worker.missing = lambda: None if index.is_open else "the index"
+    reply_partitions = await until_done(lambda: topics.partition_count(settings, answers), worker.dependencies)
+    context = _context(worker, "recall-requests")
+    opening = OpeningRecall(partial(_open_recall, worker, context), context.clock, worker.dependencies)
+    attach(worker.app, settings.topic("recall-requests"), RecallAgent(context, opening, reply_partitions))
+    await opening.try_open()
+    worker.waiting = lambda: None if opening.is_open else "the active bundle, its tables and its index"
+    worker.background.append(opening.keep_opening)
 
 
-async def _active_bundle(settings: Settings) -> tuple[Bundle, views.ActiveView]:
-    view = await until_done(lambda: views.read_active(settings), _ignore)
+async def _open_recall(worker: Worker, context: Context) -> RecallPipeline:
+    """What answers requests. Raises DependencyError while a part is missing, and holds nothing open then."""
+    settings, metrics = worker.settings, worker.metrics
+    async with AsyncExitStack() as opened:
+        bundle, view = await _active_bundle(worker)
+        client = _redis(worker, opened)
+        index = await open_index(settings, _collection(bundle, view))
+        opened.push_async_callback(index.close)
+        tower = _tower(settings, bundle, "user")
+        opened.push_async_callback(tower.close)
+        hit, miss = metrics.vector_cache.labels("hit"), metrics.vector_cache.labels("miss")
+
+        def looked_up(hits: int, misses: int) -> None:
+            hit.inc(hits)
+            miss.inc(misses)
+
+        table = RedisItemTable(client, settings, view.collection, bundle.dim)
+        vectors = VectorCache(table, bundle.dim, looked_up=looked_up)
+        pipeline = RecallPipeline(
+            View(bundle.encoding, bundle.dim, bundle.version, view.collection),
+            RedisUserTable(client, settings),
+            vectors,
+            tower,
+            index,
+            context.clock,
+            StepTimeouts(settings.store_timeout_ms, settings.tower_timeout_ms, settings.index_timeout_ms),
+            worker.dependencies,
+            context.observe,
+        )
+        following = asyncio.create_task(_follow(vectors, worker.dependencies))
+        opened.callback(following.cancel)
+        worker.probes["milvus"] = index.ping
+        worker.opened.push_async_exit(opened.pop_all())
+        _settle()
+        return pipeline
+
+
+def _settle() -> None:
+    """What was loaded stays: garbage collections no longer walk it."""
+    gc.collect()
+    gc.freeze()
+
+
+async def _active_bundle(worker: Worker) -> tuple[Bundle, views.ActiveView]:
+    """The active bundle, verified. Raises DependencyError when Redis does not answer, ConfigurationError."""
+    view = await views.read_active(worker.settings)
     if view is None:
         raise ConfigurationError("no bundle is active; make one: recall model fit --data movielens-1m")
     try:
@@ -175,7 +287,24 @@ async def _active_bundle(settings: Settings) -> tuple[Bundle, views.ActiveView]:
         raise ConfigurationError(str(error)) from error
     if bundle.version != view.version:
         raise ConfigurationError(f"{view.bundle} holds version {bundle.version}, the active one is {view.version}")
+    worker.metrics.info.labels(worker.kind, version("recall-worker"), bundle.version, view.collection).set(1)
     return bundle, view
+
+
+def _context(worker: Worker, group: str) -> Context:
+    """The engine of one consumer group, and what its agent shares."""
+    settings = worker.settings
+    worker.app = create_app(settings.group(group), settings, POLICIES[worker.kind])
+    worker.probes["kafka"] = partial(ask_broker, worker.app)
+    publisher = Publisher(worker.app, settings.publish_timeout_ms)
+    return Context(worker.kind, settings, publisher, worker.metrics, worker.dependencies, SystemClock())
+
+
+def _redis(worker: Worker, opened: AsyncExitStack) -> Any:
+    client = connect(worker.settings)
+    opened.push_async_callback(client.aclose)
+    worker.probes["redis"] = partial(ping, client)
+    return client
 
 
 def _collection(bundle: Bundle, view: views.ActiveView) -> Collection:
@@ -190,12 +319,8 @@ def _tower(settings: Settings, bundle: Bundle, side: str) -> OnnxTower:
     return OnnxTower(bundle.item_tower, signature.item_inputs(encoding), signature.item_outputs(dim), timeout_ms)
 
 
-async def _follow(vectors: VectorCache) -> None:
+async def _follow(vectors: VectorCache, dependencies: Dependencies) -> None:
     """Keep the cache of history vectors fresh, and know of deletes."""
     while True:
-        await vectors.refresh()
+        await until_done(vectors.refresh, dependencies)
         await asyncio.sleep(FEED_EVERY_S)
-
-
-def _ignore(_: DependencyError) -> None:
-    """Waiting at start is logged by the retry itself."""

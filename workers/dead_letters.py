@@ -3,7 +3,8 @@
 from typing import Any
 
 from schemas.dead_letter import DeadLetter, to_headers
-from workers.transport import MAX_REQUEST_BYTES, Outgoing
+from workers.publisher import Outgoing
+from workers.transport import MAX_REQUEST_BYTES
 
 
 def dead_letter(record: Any, *, stage: str, code: str, message: str, now_ms: int) -> Outgoing:

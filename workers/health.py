@@ -1,12 +1,11 @@
 """/healthz, /readyz and /metrics of one worker, over HTTP on loopback unless told otherwise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from aiohttp import web
 
 from workers.errors import ConfigurationError
-from workers.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +17,11 @@ class Condition:
 
 
 class HealthServer:
-    """Serves three pages until closed. `live` and `ready` are asked at every request and must not wait."""
+    """Serves three pages until closed. `metrics`, `live` and `ready` are asked at every request and must not wait."""
 
-    def __init__(self, metrics: Metrics, live: Callable[[], Condition], ready: Callable[[], Condition]) -> None:
+    def __init__(
+        self, metrics: Callable[[], bytes], live: Callable[[], Condition], ready: Callable[[], Condition]
+    ) -> None:
         self._metrics = metrics
         self._live = live
         self._ready = ready
@@ -47,7 +48,13 @@ class HealthServer:
             self._runner = None
 
     async def _render(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._metrics.render(), content_type="text/plain")
+        return web.Response(body=self._metrics(), content_type="text/plain")
+
+
+def all_of(conditions: Iterable[Condition]) -> Condition:
+    """Well when every one is; the detail is that of the first that is not."""
+    found = list(conditions)
+    return next((condition for condition in found if not condition.well), found[0])
 
 
 async def _page(condition: Condition) -> web.Response:

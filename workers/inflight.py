@@ -151,6 +151,10 @@ class InFlight:
         """The broker has taken these offsets."""
         self._confirmed.update(committed)
 
+    def oldest_ms(self) -> int | None:
+        """The log time of the oldest record that was polled and belongs to an unfinished batch; None without one."""
+        return min((batch.records[0].timestamp for batch in (*self._running, *self._waiting)), default=None)
+
     @property
     def counts(self) -> tuple[int, int, int]:
         """Batches running, batches waiting, records not committable yet."""

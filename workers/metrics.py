@@ -1,9 +1,30 @@
-"""What a worker counts, as Prometheus metrics. Names, types and meanings stand here; labels are bounded, no ids."""
+"""What a worker counts, as Prometheus metrics. Every one is declared in `Metrics`: name, type, meaning, labels.
+
+Labels are bounded: kinds, steps, codes and the like, never an id. docs/metrics.md is generated from these declarations
+(`python -m workers.metrics_doc`), and a test fails when the two have drifted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
-_RECORDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+MS_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+RECORD_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+AGE_MS_BUCKETS = tuple(float(ms) for ms in (100, 1000, 10_000, 60_000, 600_000, 3_600_000, 86_400_000, 7 * 86_400_000))
+
+KIND = "`activity`, `items`, `recall`"
+DEPENDENCY = "`kafka`, `redis`, `milvus`, `tower`"
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """One metric as a reader of /metrics finds it; `labels` are pairs of name and values."""
+
+    name: str
+    type: str
+    meaning: str
+    labels: tuple[tuple[str, str], ...]
 
 
 class Metrics:
@@ -11,45 +32,96 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.events = Counter(
-            "recall_events",
-            "Events taken from a topic, by what came of them",
-            ["kind", "outcome"],
-            registry=self.registry,
+        self.declared: list[Declared] = []
+
+        # What came in, and what came of it
+        outcomes = (
+            "activity: `accepted`, `duplicate`, `too_late`, `forgotten`, and beside them `unknown_action`; "
+            "items: `upserted`, `deleted`, `superseded`, `refused`; recall: `answered`, `unreadable`"
         )
-        self.answers = Counter(
+        self.events = self._counter(
+            "recall_events", "Events taken from a topic, by what came of them", kind=KIND, outcome=outcomes
+        )
+        self.answers = self._counter(
             "recall_answers",
             "Answers published, by status and first reason",
-            ["status", "reason"],
-            registry=self.registry,
+            status="`ok`, `degraded`, `expired`, `rejected`",
+            reason="the first of the answer's reasons, `none` without one (docs/events.md)",
         )
-        self.dead_letters = Counter(
-            "recall_dead_letters", "Events sent to the dead-letter topic", ["kind", "code"], registry=self.registry
+        self.dead_letters = self._counter(
+            "recall_dead_letters",
+            "Events sent to the dead-letter topic",
+            kind=KIND,
+            code="the letter's `dlq.error.code` (docs/events.md)",
         )
-        self.retries = Counter(
-            "recall_retries",
-            "Batches tried again because a dependency failed",
-            ["kind", "dependency"],
-            registry=self.registry,
+        self.feature_age_ms = self._histogram(
+            "recall_feature_age_ms",
+            "Age of the newest event that an answer knew of its user, ms; unknown users are not counted",
+            AGE_MS_BUCKETS,
         )
-        self.batch_records = Histogram(
-            "recall_batch_records", "Records in a batch", ["kind"], buckets=_RECORDS, registry=self.registry
+
+        # Where the time goes
+        self.batch_records = self._histogram("recall_batch_records", "Records in a batch", RECORD_BUCKETS, kind=KIND)
+        self.batch_ms = self._histogram(
+            "recall_batch_ms", "From taking a batch to acknowledging it, ms", MS_BUCKETS, kind=KIND
         )
-        self.batch_ms = Histogram(
-            "recall_batch_ms",
-            "From taking a batch to acknowledging it, ms",
-            ["kind"],
-            buckets=_MS,
-            registry=self.registry,
+        self.step_ms = self._histogram(
+            "recall_step_ms",
+            "Time of one step of a batch, ms",
+            MS_BUCKETS,
+            kind=KIND,
+            step=(
+                "all: `decode`; activity: `records`, `merge`, `write`; items: `records`, `tower`, `index`, `table`; "
+                "recall: `features`, `tower`, `search`, `select`, `publish`"
+            ),
         )
-        self.step_ms = Histogram(
-            "recall_step_ms", "Time of one step of recall, ms", ["step"], buckets=_MS, registry=self.registry
+        self.vector_cache = self._counter(
+            "recall_vector_cache", "History vectors looked up", result="`hit`, `miss` (read from Redis)"
         )
-        self.assigned = Gauge("recall_assigned_partitions", "Partitions assigned now", ["kind"], registry=self.registry)
-        self.lag = Gauge(
-            "recall_lag_records", "Records not yet taken, all partitions", ["kind"], registry=self.registry
+
+        # How far behind, and how busy
+        self.assigned = self._gauge("recall_assigned_partitions", "Partitions assigned now", kind=KIND)
+        self.lag = self._gauge("recall_lag_records", "Records not yet taken, all partitions", kind=KIND)
+        self.lag_age_ms = self._gauge(
+            "recall_lag_age_ms", "Age of the oldest record taken and not finished, ms; 0 when there is none", kind=KIND
+        )
+        self.in_flight = self._gauge("recall_in_flight_batches", "Batches being worked on now", kind=KIND)
+
+        # Whether all is well
+        self.failures = self._counter(
+            "recall_dependency_failures",
+            "Calls to a dependency that failed or took too long; what must not be lost is tried again",
+            kind=KIND,
+            dependency=DEPENDENCY,
+        )
+        self.ready = self._gauge(
+            "recall_ready", "1 while partitions are assigned and every dependency answers, else 0", kind=KIND
+        )
+        self.restarts = self._gauge("recall_restarts", "How often the supervisor started this kind again", kind=KIND)
+        self.info = self._gauge(
+            "recall_worker_info",
+            "Always 1; the labels say what runs",
+            kind=KIND,
+            version="of recall-worker",
+            model_version="of the bundle",
+            collection="in the index",
         )
 
     def render(self) -> bytes:
         """The metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+    def _counter(self, name: str, meaning: str, **labels: str) -> Counter:
+        self._declare(f"{name}_total", "counter", meaning, labels)
+        return Counter(name, meaning, tuple(labels), registry=self.registry)
+
+    def _gauge(self, name: str, meaning: str, **labels: str) -> Gauge:
+        self._declare(name, "gauge", meaning, labels)
+        return Gauge(name, meaning, tuple(labels), registry=self.registry)
+
+    def _histogram(self, name: str, meaning: str, buckets: Sequence[float], **labels: str) -> Histogram:
+        self._declare(name, "histogram", meaning, labels)
+        return Histogram(name, meaning, tuple(labels), buckets=buckets, registry=self.registry)
+
+    def _declare(self, name: str, kind: str, meaning: str, labels: dict[str, str]) -> None:
+        self.declared.append(Declared(name, kind, meaning, tuple(labels.items())))

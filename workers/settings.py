@@ -6,6 +6,7 @@
 import os
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import unquote
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -83,6 +84,15 @@ class Settings(BaseSettings):
     def key(self, name: str) -> str:
         """A Redis key prefix under the namespace."""
         return f"{self.namespace}:{name}" if self.namespace else name
+
+    def secrets(self) -> list[str]:
+        """What must never be shown: passwords and tokens, as they were given and decoded."""
+        found = [self.milvus_token.get_secret_value()]
+        for url in (self.redis_url.get_secret_value(), self.milvus_uri):
+            password = url.rpartition("@")[0].partition("://")[2].partition(":")[2]
+            found += [password, unquote(password)]
+        found += found[0].split(":", 1)[1:]  # a token is user:password
+        return [secret for secret in found if secret]
 
     def collection(self, model_version: str) -> str:
         """The Milvus collection of one bundle; letters, digits and underscores only."""

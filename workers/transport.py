@@ -17,30 +17,21 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import aiokafka
 import faust
 import structlog
-from aiokafka.errors import (
-    InvalidProducerEpoch,
-    KafkaError,
-    OutOfOrderSequenceNumber,
-    ProducerFenced,
-    UnknownTopicOrPartitionError,
-)
-from aiokafka.partitioner import murmur2
 from faust.exceptions import ConsumerNotStarted
 from faust.transport import drivers
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage
 
-from workers.errors import DependencyTimeout, DependencyUnavailable
+from workers.errors import DependencyUnavailable
 from workers.inflight import Batch, BatchPolicy, InFlight
 from workers.settings import Settings
 
@@ -48,12 +39,10 @@ log = structlog.get_logger()
 
 SCHEME = "recall"
 POLL_S = 1.0
-STOP_WITHIN_S = 8.0
-EXIT_AFTER_S = 12.0
+STOP_WITHIN_S = 7.0
+EXIT_AFTER_S = 9.5
 SESSION_TIMEOUT_S = 10.0
 MAX_REQUEST_BYTES = 1_090_000  # what a topic of ours takes, less a record batch's own overhead
-RECORD_OVERHEAD_BYTES = 64
-FATAL_FOR_PRODUCER = (OutOfOrderSequenceNumber, ProducerFenced, InvalidProducerEpoch)
 
 
 class Consumer(driver.Consumer):
@@ -161,6 +150,8 @@ class Consumer(driver.Consumer):
     async def on_partitions_revoked(self, revoked: Any) -> None:
         """Faust drains and commits through `wait_empty`; afterwards acknowledgements of this assignment are void."""
         self._resumed = False
+        if revoked:
+            log.info("partitions revoked", topic=_topics(revoked), partitions=_numbers(revoked))
         await super().on_partitions_revoked(revoked)
         self.flight = InFlight(self.policy)
 
@@ -168,6 +159,7 @@ class Consumer(driver.Consumer):
         """A new assignment starts from the committed offsets."""
         self._resumed = False
         self.flight = InFlight(self.policy)
+        log.info("partitions assigned", topic=_topics(assigned), partitions=_numbers(assigned))
         await super().on_partitions_assigned(assigned, generation_id)
 
     def resume_flow(self) -> None:
@@ -178,6 +170,14 @@ class Consumer(driver.Consumer):
         """
         self._resumed = True
         super().resume_flow()
+
+
+def _topics(partitions: Any) -> str:
+    return ",".join(sorted({partition.topic for partition in partitions}))
+
+
+def _numbers(partitions: Any) -> list[int]:
+    return sorted(partition.partition for partition in partitions)
 
 
 class Producer(driver.Producer):
@@ -276,119 +276,66 @@ def end_process() -> None:
     os._exit(1)
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A message to send. Without a partition the key decides, as in every Kafka client; without either, chance."""
-
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes], ...] = ()
-    partition: int | None = None
-
-    def size_bytes(self) -> int:
-        """An upper bound of its size in a record batch."""
-        headers = sum(len(name.encode()) + len(value or b"") + 10 for name, value in self.headers)
-        return len(self.key or b"") + len(self.value or b"") + headers + RECORD_OVERHEAD_BYTES
-
-
-class Publisher:
-    """Sends messages in record batches through the app's idempotent producer."""
-
-    def __init__(self, app: Any, timeout_ms: int) -> None:
-        self._app = app
-        self._timeout_s = timeout_ms / 1000
-
-    async def send(self, topic: str, messages: Sequence[Outgoing]) -> list[int]:
-        """Send all and wait until every in-sync replica has them; returns positions of messages too large to send.
-
-        Sizes are measured before: a batch that the broker refuses would poison the idempotent producer. Raises
-        DependencyUnavailable or DependencyTimeout; some messages may have been sent then.
-        """
-        refused = [n for n, message in enumerate(messages) if message.size_bytes() > MAX_REQUEST_BYTES]
-        if len(refused) == len(messages):
-            return refused
-        skipped = set(refused)
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._send([message for n, message in enumerate(messages) if n not in skipped], topic)
-        except FATAL_FOR_PRODUCER:
-            log.exception("the producer lost its sequence; ending without a commit", topic=topic)
-            end_process()
-        except TimeoutError as error:
-            raise DependencyTimeout("kafka", f"{topic}: not acknowledged in {self._timeout_s:.0f} s") from error
-        except KafkaError as error:
-            raise DependencyUnavailable("kafka", f"{topic}: {type(error).__name__}: {error}") from error
-        return refused
-
-    async def _send(self, messages: Sequence[Outgoing], topic: str) -> None:
-        producer: aiokafka.AIOKafkaProducer = self._app.producer._producer
-        partitions = sorted(await producer.partitions_for(topic))
-        if not partitions:
-            raise UnknownTopicOrPartitionError(topic)
-        builders: dict[int, Any] = {}
-        deliveries = []
-        for message in messages:
-            partition = message.partition
-            if partition is None:
-                number = random.getrandbits(31) if message.key is None else murmur2(message.key) & 0x7FFFFFFF
-                partition = partitions[number % len(partitions)]
-            builder = builders.get(partition)
-            if builder is None or not _append(builder, message):
-                if builder is not None:
-                    deliveries.append(await producer.send_batch(builder, topic, partition=partition))
-                builder = builders[partition] = producer.create_batch()
-                _append(builder, message)
-        for partition, builder in builders.items():
-            deliveries.append(await producer.send_batch(builder, topic, partition=partition))
-        await asyncio.gather(*deliveries)
-
-
-def _append(builder: Any, message: Outgoing) -> bool:
-    """Whether the message fitted into the record batch."""
-    appended = builder.append(key=message.key, value=message.value, timestamp=None, headers=list(message.headers))
-    return appended is not None
+def producer_of(app: Any) -> aiokafka.AIOKafkaProducer:
+    """The producer inside a started app."""
+    return app.producer._producer
 
 
 @dataclass(frozen=True, slots=True)
 class Liveness:
-    """Facts about a running app: seconds since the poll loop turned, partitions assigned, records behind."""
+    """Facts about an app: seconds since the poll loop turned, partitions assigned, records not yet taken, the age of
+    the oldest one that was taken and is not finished (0 = there is none), and batches being worked on."""
 
-    idle_s: float
-    assigned: int
-    lag: int
+    idle_s: float = 0.0
+    assigned: int = 0
+    lag: int = 0
+    lag_age_ms: int = 0
+    in_flight: int = 0
 
 
 def liveness(app: Any) -> Liveness:
     """Facts for health pages; asks nobody."""
     consumer = app._consumer
-    nothing = Liveness(idle_s=0.0, assigned=0, lag=0)
-    if consumer is None or app.rebalancing:
-        return nothing
+    if consumer is None:
+        return Liveness()
+    idle_s = time.monotonic() - consumer.last_poll
     try:
-        assigned = consumer.assignment()
+        assigned = frozenset() if app.rebalancing else consumer.assignment()
     except ConsumerNotStarted:
-        return nothing
+        return Liveness(idle_s)
     lag = 0
     for partition in assigned:
         highwater = consumer.highwater(partition)
         read = consumer._read_offset[partition]
         lag += max(0, highwater - read) if highwater is not None and read is not None else 0
-    return Liveness(idle_s=time.monotonic() - consumer.last_poll, assigned=len(assigned), lag=lag)
+    oldest_ms = consumer.flight.oldest_ms()
+    age_ms = 0 if oldest_ms is None else max(0, time.time_ns() // 1_000_000 - oldest_ms)
+    return Liveness(idle_s, len(assigned), lag, age_ms, consumer.flight.counts[0])
 
 
-async def run_until_signal(app: Any) -> int:
-    """Start the app, run it until SIGTERM or SIGINT, drain, commit, stop. Returns the exit code: 1 after a crash."""
+async def ask_broker(app: Any) -> None:
+    """One metadata request to any broker. Raises DependencyUnavailable when none answers; for a started app."""
+    if not await producer_of(app).client.force_metadata_update():
+        raise DependencyUnavailable("kafka", "no broker answers")
+
+
+def stopping_on_signals() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set, from now on, in the running loop."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    return stopping
+
+
+async def run_until(app: Any, stopping: asyncio.Event) -> None:
+    """Start the app and run it until `stopping` is set; then drain, commit, stop. A crash ends the process."""
     await app.start()
     ends = [asyncio.create_task(event.wait()) for event in (stopping, app._crashed, app._stopped)]
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     for task in ends:
         task.cancel()
-    crashed = app._crashed.is_set() or not stopping.is_set()
-    if crashed:
+    if app._crashed.is_set() or not stopping.is_set():
         log.error("the engine stopped by itself; ending without a commit", reason=repr(app.crash_reason))
         end_process()
     try:
@@ -396,4 +343,3 @@ async def run_until_signal(app: Any) -> int:
     except TimeoutError:
         log.exception("the engine did not stop in time; ending without a further commit")
         end_process()
-    return 0

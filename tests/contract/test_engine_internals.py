@@ -5,6 +5,7 @@ from importlib.metadata import version
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.client import AIOKafkaClient
 from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
 from faust import App, Schema
@@ -92,6 +93,11 @@ def test_the_producer() -> None:
     parameters = list(inspect.signature(AIOKafkaProducer.send_batch).parameters)
     assert parameters == ["self", "batch", "topic", "partition"]
     assert murmur2(b"21") & 0x7FFFFFFF == 1_173_551_340, "routing by key as every Kafka client does it"
+
+
+def test_asking_the_broker() -> None:
+    assert "self.client = AIOKafkaClient(" in inspect.getsource(AIOKafkaProducer.__init__)
+    assert "metadata updated or not" in (AIOKafkaClient.force_metadata_update.__doc__ or "")
 
 
 def test_the_apps_state() -> None:

@@ -11,8 +11,9 @@ import uvloop
 
 from workers import logs
 from workers.inflight import Batch, BatchPolicy
+from workers.publisher import Outgoing, Publisher
 from workers.settings import load_settings
-from workers.transport import Outgoing, Publisher, batch_topic, create_app, run_until_signal, serve
+from workers.transport import batch_topic, create_app, run_until, serve, stopping_on_signals
 
 
 async def main(group: str, source: str, target: str, work_ms: float) -> int:
@@ -33,7 +34,8 @@ async def main(group: str, source: str, target: str, work_ms: float) -> int:
     async def agent(stream) -> None:
         await serve(stream, handle)
 
-    return await run_until_signal(app)
+    await run_until(app, stopping_on_signals())
+    return 0
 
 
 if __name__ == "__main__":

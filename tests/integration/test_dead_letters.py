@@ -15,8 +15,9 @@ from workers.cli.dead_letters import read_dead_letters
 from workers.cli.main import main
 from workers.dead_letters import dead_letter
 from workers.inflight import Batch, BatchPolicy
+from workers.publisher import Outgoing, Publisher
 from workers.settings import Settings
-from workers.transport import MAX_REQUEST_BYTES, Outgoing, Publisher, batch_topic, create_app, serve
+from workers.transport import MAX_REQUEST_BYTES, batch_topic, create_app, serve
 
 NOW_MS = 1_795_518_423_628
 HEADERS = (("trace", b"\xff\x00"), ("none", None))

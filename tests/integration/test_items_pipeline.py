@@ -113,7 +113,7 @@ async def view(settings: Settings, shared: Collection) -> AsyncIterator[View]:
     reader = await open_index(generous, shared)
     table = RedisItemTable(connect(generous), generous, shared.name, DIM)
     cache = VectorCache(table, DIM)
-    assert await cache.refresh()
+    await cache.refresh()
     fields = ItemsView(DIM, MODEL, ("angle", "genres"))
     pipeline = ItemsPipeline(fields, table, index, AngleTower(), angle_inputs)
     view = View(pipeline, table, index, reader, cache, generous, shared.name)
@@ -165,7 +165,7 @@ async def test_an_update_moves_the_item_everywhere(view: View) -> None:
     await view.cache.vectors(hashes("a", "b")[None, :])
     await view.codes(upsert("a", 3.0, 2))
     await view.until_nearest(3.0, "a")
-    assert await view.cache.refresh()
+    await view.cache.refresh()
     assert np.allclose(
         (await view.cache.vectors(hashes("a", "b")[None, :]))[0], 2 * np.vstack([towards(3), towards(2)])
     )
@@ -177,7 +177,7 @@ async def test_a_deleted_item_is_gone(view: View, kind: Callable[[str, int], Ite
     await view.until_nearest(1.0, "a")
     gone = kind("a", 2)
     assert await view.codes(gone) == [None]
-    assert await view.cache.refresh()
+    await view.cache.refresh()
     assert view.cache.deleted(hashes("a", "b")).tolist() == [True, False]  # at once, before the index shows it
     assert await view.until_gone("a") < 1.0
     assert await view.nearest(1.0) == ["b"]

@@ -13,8 +13,10 @@ from schemas.activity import UserActivity
 from schemas.recall import RecallRequest
 from tests.e2e.conftest import fit_small
 from workers.clock import SystemClock
+from workers.dependencies import Dependencies
 from workers.index.milvus_collection import prepare_index
 from workers.index.schema import Collection
+from workers.metrics import Metrics
 from workers.pipelines.activity import ActivityEvent, ActivityPipeline
 from workers.pipelines.items import ItemEvent, ItemsPipeline, ItemsView
 from workers.pipelines.recall import Incoming, RecallPipeline, StepTimeouts, View
@@ -65,6 +67,7 @@ async def test_a_marketplace_is_served(settings: Settings, tmp_path: Path) -> No
         index,
         SystemClock(),
         StepTimeouts(5000, 5000, 5000),
+        Dependencies("recall", Metrics()),
     )
 
     async def ask(context: dict | None = None, k: int = 300) -> list[str]:

@@ -18,18 +18,20 @@ from tests.e2e.conftest import fit_small
 from workers import topics
 from workers.agents import Context, RecallAgent
 from workers.clock import SystemClock
+from workers.dependencies import Dependencies
 from workers.index.memory import MemoryItemIndex
 from workers.index.schema import Collection
 from workers.inflight import BatchPolicy, InFlight
 from workers.metrics import Metrics
 from workers.pipelines.recall import RecallPipeline, StepTimeouts, View
 from workers.ports import IndexRows
+from workers.publisher import Outgoing, Publisher
 from workers.settings import Settings
 from workers.stores.item_memory import MemoryItemTable
 from workers.stores.user_memory import MemoryUserTable
 from workers.stores.vector_cache import VectorCache
 from workers.towers.onnx import OnnxTower
-from workers.transport import MAX_REQUEST_BYTES, Outgoing, Publisher, batch_topic, create_app, serve
+from workers.transport import MAX_REQUEST_BYTES, batch_topic, create_app, serve
 
 
 @pytest.fixture
@@ -102,6 +104,8 @@ async def test_an_answer_that_is_too_large_is_said_and_its_request_kept(
     ids = [f"{n:04}" + "\x01" * 250 for n in range(1000)]  # six bytes each in JSON: 1.5 MB
     await index.upsert(IndexRows(ids, np.random.default_rng(0).random((1000, 32), dtype=np.float32), [{}] * 1000))
     clock = SystemClock()
+    metrics = Metrics()
+    dependencies = Dependencies("recall", metrics)
     pipeline = RecallPipeline(
         View(bundle.encoding, 32, bundle.version, "c"),
         MemoryUserTable(),
@@ -110,8 +114,10 @@ async def test_an_answer_that_is_too_large_is_said_and_its_request_kept(
         index,
         clock,
         StepTimeouts(1000, 1000, 1000),
+        dependencies,
     )
-    agent = RecallAgent(Context("recall", settings, publisher, Metrics(), clock), pipeline, settings.partitions)
+    context = Context("recall", settings, publisher, metrics, dependencies, clock)
+    agent = RecallAgent(context, pipeline, settings.partitions)
     flight = InFlight(BatchPolicy())
     requests = [RecallRequest(request_id=f"r{n}", user_id="u", k=k) for n, k in enumerate([1000, 3])]
     records = [

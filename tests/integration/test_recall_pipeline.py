@@ -17,13 +17,15 @@ from schemas.records import ItemRecord, UserRecord
 from tests.conftest import Stack
 from tests.e2e.conftest import fit_small
 from workers.clock import SystemClock
+from workers.dependencies import Dependencies
 from workers.errors import DependencyUnavailable
 from workers.index.memory import MemoryItemIndex
 from workers.index.milvus_collection import open_index
-from workers.index.opening import OpeningIndex
 from workers.index.schema import Collection
 from workers.local.process import free_ports
 from workers.merge import merge
+from workers.metrics import Metrics
+from workers.pipelines.opening import OpeningRecall
 from workers.pipelines.recall import Incoming, RecallPipeline, StepTimeouts, View
 from workers.ports import IndexRows, ItemIndex, Tower, UserChange, UserTable
 from workers.settings import Settings
@@ -49,9 +51,8 @@ class Parts:
     def pipeline(self, **others: object) -> RecallPipeline:
         parts = {"users": self.users, "tower": self.tower, "index": self.index} | others
         view = View(self.bundle.encoding, self.bundle.dim, self.bundle.version, "c")
-        return RecallPipeline(
-            view, parts["users"], self.vectors, parts["tower"], parts["index"], SystemClock(), TIMEOUTS
-        )
+        towers_and_tables = (parts["users"], self.vectors, parts["tower"], parts["index"])
+        return RecallPipeline(view, *towers_and_tables, SystemClock(), TIMEOUTS, Dependencies("recall", Metrics()))
 
 
 @pytest.fixture(scope="module")
@@ -186,10 +187,42 @@ async def test_a_redis_that_is_down(stack: Stack, parts: Parts) -> None:
     assert len(answer.item_ids) == 10
 
 
-async def test_a_collection_that_does_not_exist_yet(settings: Settings, parts: Parts) -> None:
+async def test_until_the_pipeline_is_open_answers_are_degraded_and_name_what_is_missing(
+    settings: Settings, parts: Parts
+) -> None:
+    metrics = Metrics()
     collection = Collection(settings.collection("none"), parts.bundle.dim, "IP", "none")
-    index = OpeningIndex(lambda: open_index(settings, collection))
-    opening = asyncio.create_task(index.keep_opening())
-    (answer,) = await parts.pipeline(index=index).run([ask()])
-    opening.cancel()
-    assert (answer.status, answer.reasons) == ("degraded", ["index_unavailable"])
+
+    async def opened() -> RecallPipeline:
+        await open_index(settings, collection)  # the items worker has not made it yet
+        raise AssertionError("it does not exist")
+
+    opening = OpeningRecall(opened, SystemClock(), Dependencies("recall", metrics))
+    await opening.try_open()
+    late, asked = await opening.run([ask("late", taken_ms=0), ask()])
+    assert (asked.status, asked.reasons, asked.item_ids) == ("degraded", ["index_unavailable"], [])
+    assert (late.status, late.reasons) == ("expired", ["deadline_exceeded"])
+    assert metrics.registry.get_sample_value(
+        "recall_dependency_failures_total", {"kind": "recall", "dependency": "milvus"}
+    )
+
+
+async def test_requests_reach_the_pipeline_once_it_is_open(parts: Parts) -> None:
+    failures = [DependencyUnavailable("redis", "not yet"), DependencyUnavailable("milvus", "nor now")]
+
+    async def opened() -> RecallPipeline:
+        if failures:
+            raise failures.pop(0)
+        return parts.pipeline()
+
+    dependencies = Dependencies("recall", Metrics())
+    opening = OpeningRecall(opened, SystemClock(), dependencies)
+    await opening.try_open()
+    assert not opening.is_open
+    assert "not yet" in (dependencies.missing() or "")
+    (answer,) = await opening.run([ask()])
+    assert answer.reasons == ["features_unavailable"]
+    await opening.keep_opening()
+    (answer,) = await opening.run([ask()])
+    assert (answer.status, len(answer.item_ids)) == ("ok", 10)
+    assert dependencies.missing() is None

@@ -42,7 +42,10 @@ def main(argv: list[str] | None = None) -> None:
         logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # else it prints beside the one line
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        code = build(arguments)(arguments, standalone_mode=False, prog_name="recall")
+        app = build(arguments)
+        if "structlog" in sys.modules:  # the command may log: to standard error, which is not structlog's default
+            import_module("workers.logs").configure(libraries=False)
+        code = app(arguments, standalone_mode=False, prog_name="recall")
     except Exception as error:
         if debug:
             raise

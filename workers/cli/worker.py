@@ -33,9 +33,9 @@ def worker(kind: Annotated[Kind, typer.Argument(help="What this worker does.")])
 
     from workers import app, logs
 
-    logs.configure()
+    logs.configure(settings.secrets())
     name: AgentKind = next(known for known in AGENT_KINDS if known == kind.value)
-    raise typer.Exit(uvloop.run(app.run(settings, name)))
+    uvloop.run(app.run(settings, [name]))
 
 
 def _run_all(settings: Settings) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from workers.errors import DependencyUnavailable
 from workers.index import milvus_wire as wire
 from workers.index.milvus_client import DEPENDENCY, MilvusClient
 from workers.index.schema import ITEM_ID, MAX_SEARCH_DEPTH, Collection, check_queries, check_rows, last_of_each
@@ -61,6 +62,12 @@ class MilvusItemIndex:
         response = await self._call("Query", request)
         found = {item_id for field in response.fields_data for item_id in field.scalars.string_data.data}
         return [item_id in found for item_id in item_ids]
+
+    async def ping(self) -> None:
+        """One short question. Raises DependencyError when the server does not answer, or is not healthy."""
+        health = await self._call("CheckHealth", wire.health_request())
+        if not health.isHealthy:
+            raise DependencyUnavailable(DEPENDENCY, f"not healthy: {'; '.join(health.reasons) or 'no reason given'}")
 
     async def close(self) -> None:
         """Close the channel."""

@@ -137,3 +137,8 @@ def query_request(collection: str, expression: str, field: str) -> Any:
         consistency_level=BOUNDED,
         guarantee_timestamp=BOUNDED_TIMESTAMP,
     )
+
+
+def health_request() -> Any:
+    """Whether the server is well."""
+    return milvus_pb2.CheckHealthRequest()

@@ -13,6 +13,7 @@ from schemas.records import MAX_SEEN_ITEMS, SEEN_ENTRY, TOKEN_BYTES, RecordForma
 from workers.errors import DependencyUnavailable, InvalidInput
 from workers.merge import forget, merge
 from workers.ports import UserChange, UserTable
+from workers.stopwatch import Observe, Stopwatch, unobserved
 
 MAX_TRIES = 8
 OUTCOMES = ("accepted", "duplicate", "too_late", "forgotten")
@@ -86,10 +87,17 @@ class _Taken:
 class ActivityPipeline:
     """Takes batches of activities into the user table. Running a batch again changes nothing."""
 
-    def __init__(self, users: UserTable, seen_actions: frozenset[str], known_actions: frozenset[str]) -> None:
+    def __init__(
+        self,
+        users: UserTable,
+        seen_actions: frozenset[str],
+        known_actions: frozenset[str],
+        observe: Observe = unobserved,
+    ) -> None:
         self._users = users
         self._seen_actions = seen_actions
         self._known_actions = known_actions
+        self._observe = observe
 
     async def run(self, batch: Sequence[ActivityEvent]) -> ActivityResult:
         """Raises DependencyError when the table fails, or when other writers keep getting in the way.
@@ -114,9 +122,11 @@ class ActivityPipeline:
         self, batch: Sequence[ActivityEvent], waiting: dict[str, list[int]], result: ActivityResult
     ) -> dict[str, list[int]]:
         """One round over these users; returns those whose record changed meanwhile."""
+        watch = Stopwatch(self._observe)
         # 1. records
         user_ids = list(waiting)
         stored = await self._users.records(user_ids)
+        watch.lap_ms("records")
 
         # 2. merge
         merges: dict[str, _Taken] = {}
@@ -132,8 +142,11 @@ class ActivityPipeline:
             if taken.changed:
                 changes.append(taken.change(user_id, b"" if data is None else record.token))
 
+        watch.lap_ms("merge")
+
         # 3. compare and set
         applied = await self._users.write(changes)
+        watch.lap_ms("write")
         lost: dict[str, list[int]] = {}
         for change, done in zip(changes, applied, strict=True):
             if done.refused:

@@ -17,6 +17,7 @@ from schemas.records import ItemRecord, hash64
 from workers.errors import DependencyUnavailable, InvalidInput, RowRefused
 from workers.pipelines.item_order import ItemEvent, Order, decide
 from workers.ports import Float32, IndexRows, ItemIndex, ItemTable, Tower
+from workers.stopwatch import Observe, Stopwatch, unobserved
 
 __all__ = ["Inputs", "ItemEvent", "ItemsPipeline", "ItemsResult", "ItemsView"]
 
@@ -55,22 +56,33 @@ class _Vectors:
 class ItemsPipeline:
     """Feeds one view. Running a batch again, whole or in part, changes nothing."""
 
-    def __init__(self, view: ItemsView, table: ItemTable, index: ItemIndex, tower: Tower, inputs: Inputs) -> None:
+    def __init__(
+        self,
+        view: ItemsView,
+        table: ItemTable,
+        index: ItemIndex,
+        tower: Tower,
+        inputs: Inputs,
+        observe: Observe = unobserved,
+    ) -> None:
         self._view = view
         self._table = table
         self._index = index
         self._tower = tower
         self._inputs = inputs
+        self._observe = observe
 
     async def run(self, batch: Sequence[ItemEvent]) -> ItemsResult:
         """Raises DependencyError when table, index or tower fails; the batch is to be run again then."""
         if not batch:
             return ItemsResult([])
 
+        watch = Stopwatch(self._observe)
         # 1. records, and which event of each item counts
         stored, refused = await self._records(batch)
         refused |= self._invalid_embeddings(batch)
         order = decide(batch, stored, refused)
+        watch.lap_ms("records")
         history: dict[int, bytes] = {}  # position -> history vector, of the events whose vector is in the index
         while waiting := [position for position in order.winners if position not in history]:
             # 2. item tower
@@ -79,6 +91,8 @@ class ItemsPipeline:
             finite = np.isfinite(vectors.item).all(axis=1) & np.isfinite(vectors.history).all(axis=1)
             for n in np.flatnonzero(~finite).tolist():
                 refused[upserts[n]] = InvalidInput(ErrorCode.TOWER_OUTPUT, "the item tower gave no finite vector")
+
+            watch.lap_ms("tower")
 
             # 3. index
             rows = IndexRows(
@@ -93,12 +107,14 @@ class ItemsPipeline:
 
             history |= {position: vectors.history[n].tobytes() for n, position in enumerate(upserts)}
             history |= dict.fromkeys(deletes, b"")
+            watch.lap_ms("index")
             order = decide(batch, stored, refused)  # behind a refused event, the one before it counts
 
         # 4. item table, and its feed
         records = [_record(batch[position], history[position]) for position in order.winners]
         expected = [stored[h].offset if h in stored else None for h in (hash64(r.item_id) for r in records)]
         written = await self._table.write(records, expected)
+        watch.lap_ms("table")
         result = _result(batch, order)
         overtaken = [position for position, done in zip(order.winners, written, strict=True) if not done]
         if overtaken:

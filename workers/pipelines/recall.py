@@ -4,10 +4,10 @@ import asyncio
 import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from models import tensors
@@ -15,8 +15,10 @@ from models.tensors import Encoding, UserFeatures
 from schemas.recall import CandidateList, Reason, RecallRequest, Status, Timings
 from schemas.records import UserRecord, hash64, seen_items
 from workers import select
-from workers.errors import DependencyError
+from workers.dependencies import Dependencies
+from workers.errors import DependencyError, DependencyTimeout
 from workers.ports import Clock, Float32, ItemIndex, StoredUser, Tower, UInt64, UserTable
+from workers.stopwatch import Observe, Stopwatch, unobserved
 
 T = TypeVar("T")
 
@@ -31,8 +33,6 @@ DEGRADED = {
     Reason.MODEL_UNAVAILABLE,
     Reason.INDEX_UNAVAILABLE,
 }
-
-log = structlog.get_logger()
 
 
 class HistoryVectors(Protocol):
@@ -107,6 +107,8 @@ class RecallPipeline:
         index: ItemIndex,
         clock: Clock,
         timeouts: StepTimeouts,
+        dependencies: Dependencies,
+        observe: Observe = unobserved,
     ) -> None:
         self._view = view
         self._users = users
@@ -115,6 +117,8 @@ class RecallPipeline:
         self._index = index
         self._clock = clock
         self._timeouts = timeouts
+        self._dependencies = dependencies
+        self._observe = observe
 
     async def run(self, batch: Sequence[Incoming]) -> list[CandidateList]:
         """One answer per request, in input order. A failing dependency gives a `degraded` answer, never an exception.
@@ -142,24 +146,28 @@ class RecallPipeline:
         """The answer that needs no work: too late, or asking for what this version does not do."""
         request = incoming.request
         if now_ms >= incoming.deadline_ms:
-            return self._without_items(incoming, Status.EXPIRED, Reason.DEADLINE_EXCEEDED)
+            return without_items(incoming, now_ms, Status.EXPIRED, Reason.DEADLINE_EXCEEDED, self._view)
+        rejected = partial(without_items, incoming, now_ms, Status.REJECTED, view=self._view)
         if request.filter:
-            return self._without_items(incoming, Status.REJECTED, Reason.INVALID_FILTER, "filter")
+            return rejected(Reason.INVALID_FILTER, error_field="filter")
         if request.scene != DEFAULT_SCENE:
-            return self._without_items(incoming, Status.REJECTED, Reason.INVALID_REQUEST, "scene")
+            return rejected(Reason.INVALID_REQUEST, error_field="scene")
         if request.anchor_items:
-            return self._without_items(incoming, Status.REJECTED, Reason.INVALID_REQUEST, "anchor_items")
+            return rejected(Reason.INVALID_REQUEST, error_field="anchor_items")
         return None
 
     async def _answer(self, batch: Sequence[Incoming]) -> list[CandidateList]:
         """The six steps, for requests whose deadlines lie close together."""
         view, timeouts = self._view, self._timeouts
         requests = [incoming.request for incoming in batch]
-        watch = _Stopwatch(self._clock, min(incoming.deadline_ms for incoming in batch) - ANSWER_MARGIN_MS)
+        until = _Until(self._clock, min(incoming.deadline_ms for incoming in batch) - ANSWER_MARGIN_MS)
+        watch = Stopwatch(self._observe)
         failed: list[Reason] = []
 
         # 1. records: one read of records and seen sets
-        stored = await _attempt(self._users.read([r.user_id for r in requests]), watch.at_most(timeouts.store_ms))
+        stored = await self._attempt(
+            "redis", self._users.read([r.user_id for r in requests]), until.at_most(timeouts.store_ms)
+        )
         if stored is None:
             failed.append(Reason.FEATURES_UNAVAILABLE)
             stored = [StoredUser(record=None, seen=b"")] * len(batch)
@@ -167,7 +175,9 @@ class RecallPipeline:
         features = tensors.user_features([user.record for user in stored], visible_before_ms, view.encoding)
 
         # 2. history vectors of the items in them
-        vectors = await _attempt(self._items.vectors(features.item_hashes), watch.at_most(timeouts.store_ms))
+        vectors = await self._attempt(
+            "redis", self._items.vectors(features.item_hashes), until.at_most(timeouts.store_ms)
+        )
         if vectors is None:
             failed.append(Reason.FEATURES_UNAVAILABLE)
             vectors = np.zeros((*features.item_hashes.shape, view.dim), dtype=np.float32)
@@ -177,20 +187,22 @@ class RecallPipeline:
         inputs = tensors.user_inputs(
             features, vectors, as_of_ms, [request.context for request in requests], view.encoding
         )
-        features_ms = watch.lap_ms()
+        features_ms = watch.lap_ms("features")
 
         # 4. tower
-        outputs = await _attempt(self._tower.embed(inputs), watch.at_most(timeouts.tower_ms))
-        tower_ms = watch.lap_ms()
+        outputs = await self._attempt("tower", self._tower.embed(inputs), until.at_most(timeouts.tower_ms))
+        tower_ms = watch.lap_ms("tower")
 
         # 5. search: one for every distinct depth
         rows = [self._row(incoming, stored[n], features, n, failed) for n, incoming in enumerate(batch)]
         embeddings = None if outputs is None else outputs["user_embedding"]
-        found = await self._search(rows, embeddings, watch)
-        timings = Timings(features=features_ms, tower=tower_ms, search=watch.lap_ms())
+        found = await self._search(rows, embeddings, until.at_most(timeouts.index_ms))
+        timings = Timings(features=features_ms, tower=tower_ms, search=watch.lap_ms("search"))
 
         # 6. select
-        return [self._select(row, *hits, timings) for row, hits in zip(rows, found, strict=True)]
+        answers = [self._select(row, *hits, timings) for row, hits in zip(rows, found, strict=True)]
+        watch.lap_ms("select")
+        return answers
 
     def _row(self, incoming: Incoming, user: StoredUser, features: UserFeatures, n: int, failed: list[Reason]) -> _Row:
         request = incoming.request
@@ -210,7 +222,7 @@ class RecallPipeline:
         return _Row(incoming, newest_ms, seen, excluded, reasons)
 
     async def _search(
-        self, rows: Sequence[_Row], embeddings: Float32 | None, watch: "_Stopwatch"
+        self, rows: Sequence[_Row], embeddings: Float32 | None, allowed_s: float
     ) -> list[tuple[Sequence[str], Float32]]:
         """Hits of every row; rows without any because something failed have the reason added."""
         found: list[tuple[Sequence[str], Float32]] = [((), np.zeros(0, dtype=np.float32))] * len(rows)
@@ -224,10 +236,8 @@ class RecallPipeline:
             groups.setdefault(depth, []).append(position)
         if embeddings is None:
             return found
-        allowed = watch.at_most(self._timeouts.index_ms)
-        results = await asyncio.gather(
-            *(_attempt(self._index.search(embeddings[group], depth), allowed) for depth, group in groups.items())
-        )
+        searches = (self._index.search(embeddings[group], depth) for depth, group in groups.items())
+        results = await asyncio.gather(*(self._attempt("milvus", search, allowed_s) for search in searches))
         for group, hits in zip(groups.values(), results, strict=True):
             for place, position in enumerate(group):
                 if hits is None or not np.isfinite(hits.scores[place]).all():
@@ -240,7 +250,7 @@ class RecallPipeline:
         incoming, request = row.incoming, row.incoming.request
         now_ms = self._clock.now_ms()
         if now_ms > incoming.deadline_ms:
-            return self._without_items(incoming, Status.EXPIRED, Reason.DEADLINE_EXCEEDED)
+            return without_items(incoming, now_ms, Status.EXPIRED, Reason.DEADLINE_EXCEEDED, self._view)
         selection = select.candidates(
             item_ids, scores, k=request.k, seen=row.seen, excluded=row.excluded, deleted=self._items
         )
@@ -270,53 +280,54 @@ class RecallPipeline:
             ),
         )
 
-    def _without_items(
-        self, incoming: Incoming, status: Status, reason: Reason, error_field: str | None = None
-    ) -> CandidateList:
-        now_ms = self._clock.now_ms()
-        waited_ms = float(max(0, now_ms - incoming.taken_ms))
-        return CandidateList(
-            request_id=incoming.request.request_id,
-            user_id=incoming.request.user_id,
-            scene=incoming.request.scene,
-            status=status,
-            timestamp_ms=now_ms,
-            reasons=[str(reason)],
-            error_field=error_field,
-            model_version=self._view.model_version,
-            collection=self._view.collection,
-            timings_ms=Timings(queue=waited_ms, total=waited_ms),
-        )
+    async def _attempt(self, dependency: str, work: Awaitable[T], timeout_s: float) -> T | None:
+        """The result, or None when the dependency failed or took too long."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                result = await work
+        except DependencyError as error:
+            self._dependencies.failed(error)
+            return None
+        except TimeoutError:
+            self._dependencies.failed(DependencyTimeout(dependency, f"no answer in {timeout_s * 1000:.0f} ms"))
+            return None
+        self._dependencies.worked(dependency)
+        return result
 
 
-class _Stopwatch:
-    """Time of the steps of one batch: how long the last one took, and how long the next one may."""
+def without_items(
+    incoming: Incoming,
+    now_ms: int,
+    status: Status,
+    reason: Reason,
+    view: View | None,
+    error_field: str | None = None,
+) -> CandidateList:
+    """The answer that has no list."""
+    waited_ms = float(max(0, now_ms - incoming.taken_ms))
+    return CandidateList(
+        request_id=incoming.request.request_id,
+        user_id=incoming.request.user_id,
+        scene=incoming.request.scene,
+        status=status,
+        timestamp_ms=now_ms,
+        reasons=[str(reason)],
+        error_field=error_field,
+        model_version=None if view is None else view.model_version,
+        collection=None if view is None else view.collection,
+        timings_ms=Timings(queue=waited_ms, total=waited_ms),
+    )
+
+
+class _Until:
+    """How long the steps of one batch may take."""
 
     def __init__(self, clock: Clock, deadline_ms: int) -> None:
         self._end = time.perf_counter() + max(1, deadline_ms - clock.now_ms()) / 1000
-        self._lap = time.perf_counter()
 
     def at_most(self, limit_ms: int) -> float:
         """Seconds that a step may take: its own limit, or what is left before the deadline."""
         return max(0.001, min(limit_ms / 1000, self._end - time.perf_counter()))
-
-    def lap_ms(self) -> float:
-        """Milliseconds since the last call."""
-        now = time.perf_counter()
-        elapsed, self._lap = now - self._lap, now
-        return round(elapsed * 1000, 3)
-
-
-async def _attempt(work: Awaitable[T], timeout_s: float) -> T | None:
-    """The result, or None when the dependency failed or took too long."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await work
-    except DependencyError as error:
-        log.warning("dependency failed", dependency=error.dependency, error=str(error))
-    except TimeoutError:
-        log.warning("dependency too slow", timeout_ms=round(timeout_s * 1000))
-    return None
 
 
 def _visible_before_ms(request: RecallRequest) -> int:

@@ -39,6 +39,12 @@ def connect(settings: Settings) -> Client:
         raise ConfigurationError(f"redis_url: {error}") from error
 
 
+async def ping(client: Client) -> None:
+    """One short question. Raises DependencyError when it is not answered."""
+    with translated():
+        await client.ping()
+
+
 @contextmanager
 def translated() -> Iterator[None]:
     """Turn exceptions of the client library into errors of ours."""

@@ -4,10 +4,8 @@ from collections.abc import Callable
 from time import monotonic
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
-from workers.errors import DependencyError
 from workers.ports import Float32, ItemTable, UInt64
 from workers.stores.vector_table import VectorTable
 
@@ -15,8 +13,6 @@ MAX_ROWS = 262_144
 UNKNOWN_TTL_S = 5.0
 DELETED_TTL_S = 900.0
 MAX_DELETED = 100_000
-
-log = structlog.get_logger()
 
 
 class VectorCache:
@@ -27,18 +23,24 @@ class VectorCache:
     """
 
     def __init__(
-        self, table: ItemTable, dim: int, max_rows: int = MAX_ROWS, now_s: Callable[[], float] = monotonic
+        self,
+        table: ItemTable,
+        dim: int,
+        max_rows: int = MAX_ROWS,
+        now_s: Callable[[], float] = monotonic,
+        looked_up: Callable[[int, int], None] = lambda _hits, _misses: None,
     ) -> None:
+        """`looked_up(hits, misses)` is told how many items of each call were cached."""
         self._table = table
         self._dim = dim
         self._now_s = now_s
+        self._looked_up = looked_up
         self._cached = VectorTable(dim, max_rows)
         self._cursor: str | None = None
         self._generation = 0  # of what is cached: a read that overlaps a change is not kept
         self._unknown_until_s = now_s() + UNKNOWN_TTL_S
         self._deleted_s: dict[int, float] = {}  # item hash -> when the feed said so, oldest first
         self._deleted: UInt64 = np.zeros(0, dtype=np.uint64)  # the same, sorted
-        self.failed_refreshes = 0
 
     async def vectors(self, hashes: UInt64) -> Float32:
         """float32[B, H, D] of uint64[B, H]; zeros for 0 and for items that are unknown or deleted.
@@ -50,6 +52,7 @@ class VectorCache:
         rows = self._cached.rows(flat)
         found = self._cached.gather(rows)
         missing = np.flatnonzero((rows == VectorTable.MISSING) & (flat != 0))
+        self._looked_up(int(np.count_nonzero(flat)) - len(missing), len(missing))
         if len(missing):
             distinct, places = np.unique(flat[missing], return_inverse=True)
             generation = self._generation
@@ -66,17 +69,12 @@ class VectorCache:
         places = np.searchsorted(self._deleted, hashes)
         return np.equal(self._deleted.take(places, mode="clip"), hashes)
 
-    async def refresh(self) -> bool:
-        """Apply what changed since the last call. Never raises a DependencyError: False, counted, when the feed failed.
+    async def refresh(self) -> None:
+        """Apply what changed since the last call. Raises the table's DependencyError; what is cached stays then.
 
         Changed items are forgotten and read again when they are asked for. When changes were missed, all is forgotten.
         """
-        try:
-            changes = await self._table.changes(self._cursor)
-        except DependencyError as error:
-            self.failed_refreshes += 1
-            log.warning("item changes cannot be read", dependency=error.dependency, error=str(error))
-            return False
+        changes = await self._table.changes(self._cursor)
         self._cursor = changes.cursor
         if not changes.complete:
             self._generation += 1
@@ -86,7 +84,6 @@ class VectorCache:
             self._generation += 1
             self._cached.forget(changes.hashes)
         self._remember_deleted(changes.hashes, changes.deleted)
-        return True
 
     def _remember_deleted(self, hashes: UInt64, deleted: NDArray[np.bool_]) -> None:
         now_s = self._now_s()

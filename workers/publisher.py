@@ -1,0 +1,98 @@
+"""Sends messages in record batches through a worker's idempotent producer, and waits until the replicas have them."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from aiokafka.errors import (
+    InvalidProducerEpoch,
+    KafkaError,
+    OutOfOrderSequenceNumber,
+    ProducerFenced,
+    UnknownTopicOrPartitionError,
+)
+from aiokafka.partitioner import murmur2
+
+from workers.errors import DependencyTimeout, DependencyUnavailable
+from workers.transport import MAX_REQUEST_BYTES, end_process, producer_of
+
+RECORD_OVERHEAD_BYTES = 64
+FATAL_FOR_PRODUCER = (OutOfOrderSequenceNumber, ProducerFenced, InvalidProducerEpoch)
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message to send. Without a partition the key decides, as in every Kafka client; without either, chance."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+    partition: int | None = None
+
+    def size_bytes(self) -> int:
+        """An upper bound of its size in a record batch."""
+        headers = sum(len(name.encode()) + len(value or b"") + 10 for name, value in self.headers)
+        return len(self.key or b"") + len(self.value or b"") + headers + RECORD_OVERHEAD_BYTES
+
+
+class Publisher:
+    """Sends messages in record batches through the app's idempotent producer."""
+
+    def __init__(self, app: Any, timeout_ms: int) -> None:
+        self._app = app
+        self._timeout_s = timeout_ms / 1000
+
+    async def send(self, topic: str, messages: Sequence[Outgoing]) -> list[int]:
+        """Send all and wait until every in-sync replica has them; returns positions of messages too large to send.
+
+        Sizes are measured before: a batch that the broker refuses would poison the idempotent producer. Raises
+        DependencyUnavailable or DependencyTimeout; some messages may have been sent then.
+        """
+        refused = [n for n, message in enumerate(messages) if message.size_bytes() > MAX_REQUEST_BYTES]
+        if len(refused) == len(messages):
+            return refused
+        skipped = set(refused)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._send([message for n, message in enumerate(messages) if n not in skipped], topic)
+        except FATAL_FOR_PRODUCER:
+            log.exception("the producer lost its sequence; ending without a commit", topic=topic)
+            end_process()
+        except TimeoutError as error:
+            raise DependencyTimeout("kafka", f"{topic}: not acknowledged in {self._timeout_s:.0f} s") from error
+        except KafkaError as error:
+            raise DependencyUnavailable("kafka", f"{topic}: {type(error).__name__}: {error}") from error
+        return refused
+
+    async def _send(self, messages: Sequence[Outgoing], topic: str) -> None:
+        producer = producer_of(self._app)
+        partitions = sorted(await producer.partitions_for(topic))
+        if not partitions:
+            raise UnknownTopicOrPartitionError(topic)
+        builders: dict[int, Any] = {}
+        deliveries = []
+        for message in messages:
+            partition = message.partition
+            if partition is None:
+                number = random.getrandbits(31) if message.key is None else murmur2(message.key) & 0x7FFFFFFF
+                partition = partitions[number % len(partitions)]
+            builder = builders.get(partition)
+            if builder is None or not _append(builder, message):
+                if builder is not None:
+                    deliveries.append(await producer.send_batch(builder, topic, partition=partition))
+                builder = builders[partition] = producer.create_batch()
+                _append(builder, message)
+        for partition, builder in builders.items():
+            deliveries.append(await producer.send_batch(builder, topic, partition=partition))
+        await asyncio.gather(*deliveries)
+
+
+def _append(builder: Any, message: Outgoing) -> bool:
+    """Whether the message fitted into the record batch."""
+    appended = builder.append(key=message.key, value=message.value, timestamp=None, headers=list(message.headers))
+    return appended is not None
