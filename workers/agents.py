@@ -14,7 +14,7 @@ from schemas import codec
 from schemas.codec import DecodeError, ErrorCode
 from schemas.recall import CandidateList, Reason, Status
 from workers.dead_letters import dead_letter
-from workers.dependencies import Dependencies
+from workers.dependencies import SAY_EVERY_S, Dependencies
 from workers.errors import InvalidInput
 from workers.inflight import Batch
 from workers.metrics import Metrics
@@ -63,6 +63,8 @@ class Context:
         self.dependencies = dependencies
         self.clock = clock
         self._publisher = publisher
+        self._unsaid: Counter[str] = Counter()  # dead letters by code, since the last line about them
+        self._say_again_s = 0.0
 
     async def publish(self, topic: str, messages: Sequence[Outgoing]) -> list[int]:
         """Send until it works; positions of messages that are too large to send."""
@@ -82,10 +84,16 @@ class Context:
         for code, letters_of_code in codes.items():
             self.metrics.dead_letters.labels(self.kind, code).inc(letters_of_code)
         if problems:
-            record, problem = problems[0]
-            log.warning(
-                "dead letters", codes=dict(codes), first=str(problem), partition=record.partition, offset=record.offset
-            )
+            self._say_dead_letters(codes, *problems[0])
+
+    def _say_dead_letters(self, codes: Counter[str], record: Any, problem: Problem) -> None:
+        """One line at first and one every ten seconds, however many come; each tells of one letter in full."""
+        self._unsaid += codes
+        if (now_s := time.monotonic()) >= self._say_again_s:
+            place = {"partition": record.partition, "offset": record.offset}
+            log.warning("dead letters", codes=dict(self._unsaid), example=str(problem), **place)
+            self._unsaid.clear()
+            self._say_again_s = now_s + SAY_EVERY_S
 
     def observe(self, step: str, elapsed_ms: float) -> None:
         """Take in the time of one step."""

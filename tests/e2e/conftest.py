@@ -31,6 +31,7 @@ class Live:
     settings: Settings
     dataset: Dataset
     bundle: Bundle
+    web_ports: list[int]
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +47,7 @@ def live(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Liv
     try:
         wait_ready(workers, workers.states)
         asyncio.run(load(settings, dataset))
-        yield Live(settings, dataset, bundle)
+        yield Live(settings, dataset, bundle, [state.web_port for state in workers.states])
         assert workers.dead() is None, "a worker ended during the tests"
     finally:
         workers.stop()
