@@ -45,7 +45,7 @@ def live(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Liv
     workers = WorkerProcesses(settings)
     workers.start()
     try:
-        wait_ready(workers, workers.states)
+        wait_ready(workers)
         asyncio.run(load(settings, dataset))
         yield Live(settings, dataset, bundle, [state.web_port for state in workers.states])
         assert workers.dead() is None, "a worker ended during the tests"

@@ -84,7 +84,7 @@ def test_a_start_with_a_backend_down_that_comes_up_30_s_later(
             time.sleep(LATE_S)
             own_stack.restart(late)
             came_up = True
-            wait_ready(workers, workers.states)
+            wait_ready(workers)
             asyncio.run(_send_and_check(settings, 2))
         else:
             asyncio.run(_while_it_is_down(settings, late))
@@ -120,6 +120,6 @@ async def _after_it_came_up(own_stack: LocalStack, settings: Settings, late: str
         said = {answer.status for answer in answers if answer.request_id in traffic.requests}
     assert "degraded" in said
     assert "rejected" not in said
-    await asyncio.to_thread(wait_ready, workers, workers.states)
+    await asyncio.to_thread(wait_ready, workers)
     answer = await ask(settings)
     assert (answer.status, len(answer.item_ids)) == ("ok", 10)

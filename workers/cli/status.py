@@ -15,7 +15,8 @@ from workers.local.discover import with_local_stack
 from workers.local.process import start_time
 from workers.local.ready import health
 from workers.local.state import StackState, last_failure, running
-from workers.settings import Settings, load_settings
+from workers.local.workers import ALL_KINDS
+from workers.settings import AGENT_KINDS, Settings, load_settings
 
 
 def status(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
@@ -55,8 +56,11 @@ async def _report(settings: Settings, state: StackState) -> dict[str, Any]:
         groups["items"] = f"recall-items.{view.collection}"
     report["workers"] = []
     for worker in state.workers:
-        lag = await _lag(settings, groups.get(worker.kind), topics[worker.kind])
-        report["workers"].append({"kind": worker.kind, "pid": worker.pid, "health": health(worker), "lag": lag})
+        kinds = AGENT_KINDS if worker.kind == ALL_KINDS else [worker.kind]
+        lags = [await _lag(settings, groups.get(kind), topics[kind]) for kind in kinds]
+        lag = None if None in lags else sum(known for known in lags if known is not None)
+        found = {"kind": worker.kind, "pid": worker.pid, "restarts": worker.restarts, "web_port": worker.web_port}
+        report["workers"].append(found | {"health": health(worker), "lag": lag})
     return report
 
 
@@ -78,6 +82,7 @@ def _print(report: dict[str, Any]) -> None:
         )
     for worker in report["workers"]:
         lag = "" if worker["lag"] is None else f"{worker['lag']} behind"
+        lag += f", started again {worker['restarts']} times" if worker["restarts"] else ""
         table.add_row(f"worker {worker['kind']}", worker["health"], str(worker["pid"]), lag, "")
     console = Console()
     console.print(table)

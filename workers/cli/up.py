@@ -15,7 +15,6 @@ import typer
 
 from workers.errors import ConfigurationError, RecallError
 from workers.local.discover import with_local_stack
-from workers.local.process import tail
 from workers.local.ready import wait_ready
 from workers.local.stack import LocalStack
 from workers.local.state import running
@@ -31,7 +30,7 @@ def up(
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when everything is ready.")] = False,
     no_workers: Annotated[bool, typer.Option("--no-workers", help="Start Kafka, Redis and Milvus alone.")] = False,
 ) -> None:
-    """Start the local stack, then one worker of each kind."""
+    """Start the local stack, then one worker of each kind, and start a worker again when it dies."""
     settings = load_settings()
     state = running(settings.data_dir)
     if state is not None:
@@ -57,16 +56,16 @@ def _foreground(settings: Settings, no_workers: bool) -> None:
         settings = with_local_stack(settings)
         workers = WorkerProcesses(settings)
         if not no_workers:
-            _with_reason(stack, workers, lambda: _start_workers(settings, workers))
-        if stack.state is not None:
-            stack.state.workers = workers.states
-            stack.write()
+            _with_reason(stack, lambda: _start_workers(settings, workers))
+        _note(stack, workers)
         _on_end(lambda *_: stopping.set())
         if stopping.is_set():
             raise KeyboardInterrupt
         _say(f"{UP}; Ctrl-C or `recall down` ends it")
         while not stopping.wait(0.2):
-            _check(stack, workers)
+            _check(stack)
+            if workers.supervise():
+                _note(stack, workers)
     except RecallError as error:
         stack.fail(str(error).splitlines()[0])
         raise
@@ -99,27 +98,30 @@ def _start_workers(settings: Settings, workers: WorkerProcesses) -> None:
         return
     _say("starting the workers")
     workers.start()
-    wait_ready(workers, workers.states)
+    wait_ready(workers)
     _say("workers ready: " + ", ".join(f"{worker.kind} (pid {worker.pid})" for worker in workers.states))
 
 
-def _with_reason(stack: LocalStack, workers: WorkerProcesses, work: Callable[[], None]) -> None:
+def _note(stack: LocalStack, workers: WorkerProcesses) -> None:
+    """Let `recall status` know which workers run."""
+    if stack.state is not None:
+        stack.state.workers = workers.states
+        stack.write()
+
+
+def _with_reason(stack: LocalStack, work: Callable[[], None]) -> None:
     """Do some work; when it fails because a server has died, say that instead."""
     try:
         work()
     except RecallError:
-        _check(stack, workers)
+        _check(stack)
         raise
 
 
-def _check(stack: LocalStack, workers: WorkerProcesses) -> None:
+def _check(stack: LocalStack) -> None:
     dead = stack.dead()
     if dead is not None:
         raise RecallError(dead.death())
-    kind = workers.dead()
-    if kind is not None:
-        code = workers.exit_code(kind)
-        raise RecallError(f"worker {kind} ended with code {code}; the end of its log:\n{tail(workers.log(kind))}")
 
 
 def _detached(settings: Settings, no_workers: bool) -> None:

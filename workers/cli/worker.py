@@ -1,15 +1,15 @@
-"""`recall worker KIND`: one worker process; `all` runs one process of each kind."""
+"""`recall worker KIND`: one worker process; `all` supervises one process of each kind, or runs all kinds in one."""
 
 import signal
 import threading
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from workers.errors import RecallError
+from workers.errors import ConfigurationError
 from workers.local.discover import with_local_stack
-from workers.local.process import tail
 from workers.local.workers import WorkerProcesses
 from workers.settings import AGENT_KINDS, AgentKind, Settings, load_settings
 
@@ -23,36 +23,48 @@ class Kind(StrEnum):
     ALL = "all"
 
 
-def worker(kind: Annotated[Kind, typer.Argument(help="What this worker does.")]) -> None:
-    """Run a worker until SIGTERM or Ctrl-C; it drains and commits within 10 s."""
+def worker(
+    kind: Annotated[Kind, typer.Argument(help="What this worker does.")],
+    one_process: Annotated[bool, typer.Option("--one-process", help="With `all`: every kind in one process.")] = False,
+    allow_unsafe: Annotated[
+        bool, typer.Option("--allow-unsafe", help="Start although `recall doctor` says that data may be lost.")
+    ] = False,
+) -> None:
+    """Run a worker until SIGTERM or Ctrl-C; it drains and commits within 10 s. `all` starts dead workers again."""
     settings = with_local_stack(load_settings())
-    if kind is Kind.ALL:
-        _run_all(settings)
-        return
-    import uvloop
-
-    from workers import app, logs
+    if allow_unsafe:
+        settings = settings.model_copy(update={"allow_unsafe": True})
+    if one_process and kind is not Kind.ALL:
+        raise ConfigurationError("--one-process goes with `recall worker all`")
+    from workers import logs
 
     logs.configure(settings.secrets())
-    name: AgentKind = next(known for known in AGENT_KINDS if known == kind.value)
-    uvloop.run(app.run(settings, [name]))
+    if kind is not Kind.ALL:
+        _run(settings, [known for known in AGENT_KINDS if known == kind.value])
+    elif one_process:
+        _run(settings, AGENT_KINDS)
+    else:
+        _supervise(settings)
 
 
-def _run_all(settings: Settings) -> None:
+def _run(settings: Settings, kinds: Sequence[AgentKind]) -> None:
+    import uvloop
+
+    from workers import app
+
+    uvloop.run(app.run(settings, kinds))
+
+
+def _supervise(settings: Settings) -> None:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     workers = WorkerProcesses(settings)
-    workers.start()
     try:
+        workers.start()
         for state in workers.states:
             print(f"worker {state.kind}: pid {state.pid}, log {workers.log(state.kind)}", flush=True)
         while not stopping.wait(0.2):
-            dead = workers.dead()
-            if dead is not None:
-                code = workers.exit_code(dead)
-                raise RecallError(
-                    f"worker {dead} ended with code {code}; the end of its log:\n{tail(workers.log(dead))}"
-                )
+            workers.supervise()
     finally:
         workers.stop()

@@ -83,13 +83,17 @@ class Demo:
         self._stack.stop()
 
     def check(self) -> None:
-        """Raise RecallError when a server or a worker has died."""
+        """Raise RecallError when a server has died; a worker that has is started again."""
         dead = self._stack.dead()
         if dead is not None:
             raise RecallError(dead.death())
-        kind = self._workers.dead()
-        if kind is not None:
-            raise RecallError(f"worker {kind} ended; its log is {self._workers.log(kind)}")
+        if self._workers.supervise():
+            self._note_workers()
+
+    def _note_workers(self) -> None:
+        if self._stack.state is not None:
+            self._stack.state.workers = self._workers.states
+            self._stack.write()
 
     def _fit(self, data: str) -> tuple[Dataset, Source, Bundle, float]:
         stage = self._stage
@@ -124,10 +128,8 @@ class Demo:
         asyncio.run(prepare())
         self._workers = WorkerProcesses(self.settings)
         self._workers.start()
-        wait_ready(self._workers, self._workers.states)
-        if self._stack.state is not None:
-            self._stack.state.workers = self._workers.states
-            self._stack.write()
+        wait_ready(self._workers)
+        self._note_workers()
         self._stage.done("workers ready: " + ", ".join(state.kind for state in self._workers.states))
 
     async def _live(self, dataset: Dataset, sample: Window, step_ms: int) -> tuple[ReplayResult, Story, int]:

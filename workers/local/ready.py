@@ -3,7 +3,6 @@
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
 
 from workers.errors import RecallError
 from workers.local.process import tail
@@ -22,14 +21,15 @@ def health(worker: WorkerState, host: str = "127.0.0.1") -> str:
         return "down"
 
 
-def wait_ready(workers: WorkerProcesses, states: Sequence[WorkerState], within_s: float = 60.0) -> None:
-    """Wait until every worker is ready. Raises RecallError with the end of the log of one that died or is too slow."""
+def wait_ready(workers: WorkerProcesses, within_s: float = 60.0) -> None:
+    """Wait until every worker is ready, and look after them meanwhile.
+
+    Raises what supervising raises, and RecallError with the end of the log of one that is too slow.
+    """
     end = time.monotonic() + within_s
-    for state in states:
-        while (found := health(state)) != "ready":
-            dead = workers.dead()
-            if dead is not None:
-                raise RecallError(f"worker {dead} ended; the end of its log:\n{tail(workers.log(dead))}")
+    for position in range(len(workers.states)):
+        while (found := health(state := workers.states[position])) != "ready":
+            workers.supervise()
             if time.monotonic() > end:
                 raise RecallError(
                     f"worker {state.kind} is {found}; the end of its log:\n{tail(workers.log(state.kind))}"

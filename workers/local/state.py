@@ -18,11 +18,12 @@ class ServiceState(msgspec.Struct, kw_only=True):
 
 
 class WorkerState(msgspec.Struct, kw_only=True):
-    """One worker process."""
+    """One worker process; pid 0 while it is about to be started again."""
 
     kind: str
     pid: int
     web_port: int
+    restarts: int = 0
 
 
 class StackState(msgspec.Struct, kw_only=True):
