@@ -36,9 +36,11 @@ from workers.pipelines.activity import ActivityPipeline
 from workers.pipelines.items import ItemsPipeline, ItemsView
 from workers.pipelines.opening import OpeningRecall
 from workers.pipelines.recall import RecallPipeline, StepTimeouts, View
+from workers.ports import Clock
 from workers.publisher import Publisher
 from workers.retry import until_done
 from workers.settings import AgentKind, Settings
+from workers.stopwatch import Observe
 from workers.stores.connect import connect, ping
 from workers.stores.item_redis import RedisItemTable
 from workers.stores.user_redis import RedisUserTable
@@ -226,14 +228,16 @@ async def _recall(worker: Worker) -> None:
     answers = settings.topic("recall-candidates")
     reply_partitions = await until_done(lambda: topics.partition_count(settings, answers), worker.dependencies)
     context = _context(worker, "recall-requests")
-    opening = OpeningRecall(partial(_open_recall, worker, context), context.clock, worker.dependencies)
+    opening = OpeningRecall(
+        partial(open_recall, worker, context.clock, context.observe), context.clock, worker.dependencies
+    )
     attach(worker.app, settings.topic("recall-requests"), RecallAgent(context, opening, reply_partitions))
     await opening.try_open()
     worker.waiting = lambda: None if opening.is_open else "the active bundle, its tables and its index"
     worker.background.append(opening.keep_opening)
 
 
-async def _open_recall(worker: Worker, context: Context) -> RecallPipeline:
+async def open_recall(worker: Worker, clock: Clock, observe: Observe) -> RecallPipeline:
     """What answers requests. Raises DependencyError while a part is missing, and holds nothing open then."""
     settings, metrics = worker.settings, worker.metrics
     async with AsyncExitStack() as opened:
@@ -257,10 +261,10 @@ async def _open_recall(worker: Worker, context: Context) -> RecallPipeline:
             vectors,
             tower,
             index,
-            context.clock,
+            clock,
             StepTimeouts(settings.store_timeout_ms, settings.tower_timeout_ms, settings.index_timeout_ms),
             worker.dependencies,
-            context.observe,
+            observe,
         )
         following = asyncio.create_task(_follow(vectors, worker.dependencies))
         opened.callback(following.cancel)

@@ -66,6 +66,25 @@ async def open_index(settings: Settings, collection: Collection) -> MilvusItemIn
         raise
 
 
+async def seal(settings: Settings, collection: Collection) -> None:
+    """After a bulk load: close the growing segments and wait until their rows are indexed. Raises DependencyError."""
+    client = MilvusClient(settings)
+    try:
+        request = milvus_pb2.FlushRequest(collection_names=[collection.name])
+        await client.call("Flush", request, LOAD_WITHIN_S)
+        describe = milvus_pb2.DescribeIndexRequest(collection_name=collection.name, field_name=EMBEDDING)
+        async with asyncio.timeout(LOAD_WITHIN_S):
+            while any(
+                description.pending_index_rows or description.indexed_rows < description.total_rows
+                for description in (await client.call("DescribeIndex", describe, SLOW_CALL_S)).index_descriptions
+            ):
+                await asyncio.sleep(0.2)
+    except TimeoutError as error:
+        raise DependencyUnavailable(DEPENDENCY, f"{collection.name}: not indexed after {LOAD_WITHIN_S:g} s") from error
+    finally:
+        await client.close()
+
+
 async def _open(client: MilvusClient, settings: Settings, collection: Collection, rows: int) -> MilvusItemIndex:
     """Verify, load, and tell when a FLAT collection has outgrown its kind."""
     described, index = await _describe(client, collection), await _index(client, collection)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
+from pydantic import SecretStr
 
 from workers.errors import ConfigurationError, RecallError
 from workers.local.process import end, free_ports, spawn, tail
@@ -160,16 +161,12 @@ class WorkerProcesses:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The environment that gives another process these settings."""
-    return {
-        "RECALL_NAMESPACE": settings.namespace,
-        "RECALL_DATA_DIR": str(settings.data_dir),
-        "RECALL_KAFKA_BOOTSTRAP": settings.kafka_bootstrap,
-        "RECALL_REDIS_URL": settings.redis_url.get_secret_value(),
-        "RECALL_MILVUS_URI": settings.milvus_uri,
-        "RECALL_PARTITIONS": str(settings.partitions),
-        "RECALL_ALLOW_UNSAFE": str(int(settings.allow_unsafe)),
-    }
+    """The environment that gives another process these settings: all that are not left at their defaults."""
+    found = {"RECALL_DATA_DIR": str(settings.data_dir)}
+    for name in settings.model_fields_set:
+        value = getattr(settings, name)
+        found[f"RECALL_{name.upper()}"] = str(value.get_secret_value() if isinstance(value, SecretStr) else value)
+    return found
 
 
 def _how(code: int) -> str:
