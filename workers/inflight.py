@@ -4,11 +4,11 @@ A partition's committable offset is the longest finished prefix of what was poll
 records finish. Offsets need not be consecutive: compaction leaves gaps.
 """
 
-import heapq
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol, TypeVar
 
 
@@ -91,9 +91,7 @@ class InFlight:
         for partition, records in polled.items():
             self._order.setdefault(partition, deque()).extend(record.offset for record in records)
             self._finished.setdefault(partition, {})
-        parts = [records for records in polled.values() if records]
-        # merge() keeps each partition's own order even where timestamps jump back
-        merged = parts[0] if len(parts) == 1 else list(heapq.merge(*parts, key=_log_time))
+        merged = _in_log_order([records for records in polled.values() if records])
         size = self._policy.max_batch
         self._waiting.extend(Batch(self, merged[start : start + size]) for start in range(0, len(merged), size))
 
@@ -161,5 +159,14 @@ class InFlight:
         return len(self._running), len(self._waiting), sum(len(order) for order in self._order.values())
 
 
-def _log_time(record: Record) -> tuple[int, int]:
-    return record.timestamp, record.partition
+def _in_log_order(parts: Sequence[Sequence[R]]) -> Sequence[R]:
+    """Records of several partitions by log time, equal times in the order of the parts.
+
+    Each partition keeps its own order even where its timestamps jump back: a record counts as no older than the one
+    before it.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    records = [record for part in parts for record in part]
+    times = [time_ms for part in parts for time_ms in accumulate((record.timestamp for record in part), max)]
+    return [records[n] for n in sorted(range(len(records)), key=times.__getitem__)]

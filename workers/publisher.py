@@ -3,9 +3,9 @@
 import asyncio
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import structlog
 from aiokafka.errors import (
     InvalidProducerEpoch,
@@ -25,8 +25,7 @@ FATAL_FOR_PRODUCER = (OutOfOrderSequenceNumber, ProducerFenced, InvalidProducerE
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """A message to send. Without a partition the key decides, as in every Kafka client; without either, chance."""
 
     key: bytes | None
@@ -36,8 +35,10 @@ class Outgoing:
 
     def size_bytes(self) -> int:
         """An upper bound of its size in a record batch."""
-        headers = sum(len(name.encode()) + len(value or b"") + 10 for name, value in self.headers)
-        return len(self.key or b"") + len(self.value or b"") + headers + RECORD_OVERHEAD_BYTES
+        size_bytes = len(self.key or b"") + len(self.value or b"") + RECORD_OVERHEAD_BYTES
+        for name, value in self.headers:
+            size_bytes += len(name.encode()) + len(value or b"") + 10
+        return size_bytes
 
 
 class Publisher:
@@ -56,10 +57,12 @@ class Publisher:
         refused = [n for n, message in enumerate(messages) if message.size_bytes() > MAX_REQUEST_BYTES]
         if len(refused) == len(messages):
             return refused
-        skipped = set(refused)
+        if refused:
+            skipped = set(refused)
+            messages = [message for n, message in enumerate(messages) if n not in skipped]
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._send([message for n, message in enumerate(messages) if n not in skipped], topic)
+                await self._send(messages, topic)
         except FATAL_FOR_PRODUCER:
             log.exception("the producer lost its sequence; ending without a commit", topic=topic)
             end_process()
@@ -74,25 +77,26 @@ class Publisher:
         partitions = sorted(await producer.partitions_for(topic))
         if not partitions:
             raise UnknownTopicOrPartitionError(topic)
-        builders: dict[int, Any] = {}
-        deliveries = []
+        routed: dict[int, list[Outgoing]] = {}
         for message in messages:
             partition = message.partition
             if partition is None:
                 number = random.getrandbits(31) if message.key is None else murmur2(message.key) & 0x7FFFFFFF
                 partition = partitions[number % len(partitions)]
-            builder = builders.get(partition)
-            if builder is None or not _append(builder, message):
-                if builder is not None:
+            routed.setdefault(partition, []).append(message)
+        deliveries = []
+        for partition, batch in routed.items():
+            builder = producer.create_batch()
+            for message in batch:
+                if not _append(builder, message):
                     deliveries.append(await producer.send_batch(builder, topic, partition=partition))
-                builder = builders[partition] = producer.create_batch()
-                _append(builder, message)
-        for partition, builder in builders.items():
+                    builder = producer.create_batch()
+                    _append(builder, message)
             deliveries.append(await producer.send_batch(builder, topic, partition=partition))
         await asyncio.gather(*deliveries)
 
 
 def _append(builder: Any, message: Outgoing) -> bool:
     """Whether the message fitted into the record batch."""
-    appended = builder.append(key=message.key, value=message.value, timestamp=None, headers=list(message.headers))
-    return appended is not None
+    headers = list(message.headers) if message.headers else []
+    return builder.append(timestamp=None, key=message.key, value=message.value, headers=headers) is not None
