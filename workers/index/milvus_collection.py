@@ -85,12 +85,23 @@ async def seal(settings: Settings, collection: Collection) -> None:
         await client.close()
 
 
-async def _open(client: MilvusClient, settings: Settings, collection: Collection, rows: int) -> MilvusItemIndex:
-    """Verify, load, and tell when a FLAT collection has outgrown its kind."""
+async def verified_index(client: MilvusClient, collection: Collection) -> dict[str, str] | None:
+    """The parameters of the vector index of a collection that is what the bundle needs; None while there is none yet.
+
+    Raises DependencyUnavailable, DependencyTimeout, ConfigurationError (what exists is not this collection).
+    """
     described, index = await _describe(client, collection), await _index(client, collection)
     if described is None or index is None:
-        raise DependencyUnavailable(DEPENDENCY, f"collection {collection.name} does not exist yet")
+        return None
     _verify(described, index, collection)
+    return index
+
+
+async def _open(client: MilvusClient, settings: Settings, collection: Collection, rows: int) -> MilvusItemIndex:
+    """Verify, load, and tell when a FLAT collection has outgrown its kind."""
+    index = await verified_index(client, collection)
+    if index is None:
+        raise DependencyUnavailable(DEPENDENCY, f"collection {collection.name} does not exist yet")
     await _slow(client, "LoadCollection", milvus_pb2.LoadCollectionRequest(collection_name=collection.name))
     await _loaded(client, collection)
     if index["index_type"] == "FLAT" and settings.index_type == "auto" and rows > 2 * settings.index_flat_below:
