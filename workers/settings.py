@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from workers.errors import ConfigurationError
 
 AgentKind = Literal["activity", "items", "recall"]
+LocalMilvus = Literal["auto", "server", "lite"]
 AGENT_KINDS: tuple[AgentKind, ...] = ("activity", "items", "recall")
 
 
@@ -28,8 +29,9 @@ class Settings(BaseSettings):
     kafka_bootstrap: str = "127.0.0.1:9092"
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     redis_cluster: bool = False
-    milvus_uri: str = "http://127.0.0.1:19530"
+    milvus_uri: str = "http://127.0.0.1:19530"  # or a file, `items.db`: Milvus Lite, for workers in one process
     milvus_token: SecretStr = SecretStr("")
+    local_milvus: LocalMilvus = "auto"  # of the local stack; auto: the server where its package runs, else Milvus Lite
 
     partitions: Annotated[int, Field(ge=1, le=1024)] = 4
     replication_factor: Annotated[int, Field(ge=1, le=7)] = 1
@@ -56,6 +58,15 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
+    @field_validator("kafka_bootstrap")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        for address in value.split(","):
+            host, _, port = address.strip().rpartition(":")
+            if not host or not port.isdecimal() or int(port) > 65535:
+                raise ValueError(f"{address.strip()!r} is not host:port")
+        return value
+
     @model_validator(mode="after")
     def _records_outlive_events(self) -> "Settings":
         if self.user_ttl_ms <= self.activity_retention_ms:
@@ -72,6 +83,12 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def milvus_file(self) -> Path | None:
+        """The file that `milvus_uri` names; None when it is an address."""
+        is_file = "://" not in self.milvus_uri and (self.milvus_uri.endswith(".db") or "/" in self.milvus_uri)
+        return Path(self.milvus_uri).expanduser().absolute() if is_file else None
 
     def topic(self, name: str) -> str:
         """The topic's name under the namespace."""
@@ -118,3 +135,5 @@ def load_settings(**overrides: object) -> Settings:
         raise ConfigurationError(f"setting{name}: {first['msg'].removeprefix('Value error, ')}") from error
     except ValueError as error:  # recall.toml that is not TOML
         raise ConfigurationError(f"recall.toml: {error}") from error
+    except OSError as error:
+        raise ConfigurationError(f"recall.toml: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""What every item index does: Milvus and memory, every dimension and metric that is supported.
+"""What every item index does: Milvus, Milvus Lite and memory, every dimension and metric that is supported.
 
 Creating a collection takes seconds, so one per dimension and metric is shared by the run; each test keeps to a prefix
 of ids of its own and to a direction of its own, where its items stand far before all others.
@@ -7,7 +7,7 @@ of ids of its own and to a direction of its own, where its items stand far befor
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -20,6 +20,8 @@ from workers.index.milvus import MilvusItemIndex
 from workers.index.milvus_client import MilvusClient
 from workers.index.milvus_collection import open_index, prepare_index
 from workers.index.schema import Collection, Metric
+from workers.local.milvus_lite import MilvusLite
+from workers.local.process import free_ports
 from workers.ports import Float32, Hits, IndexRows
 from workers.settings import Settings, load_settings
 
@@ -29,7 +31,7 @@ VERSION = "contract"
 VISIBLE_WITHIN_S = 10.0
 HOSTILE = [
     "it's", 'say "x"', "back\\slash", "\\", "new\nline", "tab\t", "nul\0", "🎬 film", "é" * 122, "%_*?", "a,b]", "'",
-    "\u2028", "or 1 == 1",
+    "\u2028", "or 1 == 1", "bell\a", "\b\f", "\\n", "\\u0041", "\r\n", "\x7f",
 ]  # fmt: skip
 
 Index = MemoryItemIndex | MilvusItemIndex
@@ -40,9 +42,48 @@ def collection(dim: int, metric: Metric) -> Collection:
 
 
 @pytest.fixture(scope="session")
-def collections(stack: Any) -> Settings:
-    """Settings of a server that holds every collection; making them all at once takes little longer than one."""
-    settings: Settings = stack.settings(index_timeout_ms=5000)
+def lite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusLite]:
+    """Milvus Lite, started for this run."""
+    folder = tmp_path_factory.mktemp("lite")
+    server = MilvusLite(folder / "data", folder / "log", folder)
+    server.prepare(print)
+    server.ports = free_ports(1)
+    server.start()
+    server.wait_ready()
+    yield server
+    server.stop()
+    assert server.process is not None
+    assert server.process.returncode == 0, server.death()
+
+
+@pytest.fixture(scope="session")
+def server_settings(stack: Any) -> Settings:
+    """Settings of the run's Milvus, which holds every collection."""
+    return _with_collections(stack.settings(index_timeout_ms=5000))
+
+
+@pytest.fixture(scope="session")
+def lite_settings(lite: MilvusLite) -> Settings:
+    """The same of Milvus Lite."""
+    return _with_collections(load_settings(milvus_uri=lite.address, index_timeout_ms=5000))
+
+
+@pytest.fixture(params=["server_settings", "lite_settings"], ids=["milvus", "milvus-lite"])
+def collections(request: pytest.FixtureRequest) -> Settings:
+    """Settings of each server in turn."""
+    found: Settings = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(params=["", "server_settings", "lite_settings"], ids=["memory", "milvus", "milvus-lite"])
+def backend(request: pytest.FixtureRequest) -> Settings | None:
+    """Settings of each adapter's server in turn; None of the index in memory."""
+    found: Settings | None = request.getfixturevalue(request.param) if request.param else None
+    return found
+
+
+def _with_collections(settings: Settings) -> Settings:
+    """Make them all at once: it takes little longer than one."""
 
     async def make() -> None:
         prepared = await asyncio.gather(
@@ -132,13 +173,11 @@ def _away(prefix: str, dim: int) -> Float32:
     return (direction / np.linalg.norm(direction) * 10).astype(np.float32)
 
 
-@pytest.fixture(params=["memory", "milvus"])
-async def shelf(
-    request: pytest.FixtureRequest, collections: Settings, dim: int, metric: Metric
-) -> AsyncIterator[Shelf]:
+@pytest.fixture
+async def shelf(backend: Settings | None, dim: int, metric: Metric) -> AsyncIterator[Shelf]:
     index: Index = MemoryItemIndex(collection(dim, metric))
-    if request.param == "milvus":
-        index = await open_index(collections, collection(dim, metric))
+    if backend is not None:
+        index = await open_index(backend, collection(dim, metric))
     prefix = f"{uuid.uuid4().hex[:8]}:"
     yield Shelf(index, dim, metric, prefix, _away(prefix, dim))
     await index.close()
@@ -303,7 +342,7 @@ async def test_a_closed_connection_is_unavailable(collections: Settings) -> None
         await index.search(np.ones((1, 32), dtype=np.float32), 3)
 
 
-async def test_an_unreachable_server_fails_within_its_deadline(collections: Settings) -> None:
+async def test_an_unreachable_server_fails_within_its_deadline() -> None:
     with pytest.raises(DependencyUnavailable):
         await open_index(load_settings(milvus_uri="http://127.0.0.1:1"), collection(32, "IP"))
     # a server that takes connections and never answers
@@ -341,13 +380,24 @@ async def test_another_bundles_collection_is_refused_in_one_line(
         assert "\n" not in str(caught.value)
 
 
+async def test_workers_that_prepare_at_once_share_one_collection(collections: Settings) -> None:
+    fresh = Collection(f"contract_fresh_{uuid.uuid4().hex[:8]}", 32, "IP", VERSION)
+    indexes = await asyncio.gather(*(prepare_index(collections, fresh, 100) for _ in range(4)))
+    for n, index in enumerate(indexes):
+        await index.upsert(IndexRows([f"item {n}"], np.ones((1, 32), dtype=np.float32), [{}]))
+    shelf = Shelf(indexes[0], 32, "IP", "", np.ones(32, dtype=np.float32))
+    await shelf.until(shelf.found([f"item {n}" for n in range(4)], there=True))
+    for index in indexes:
+        await index.close()
+
+
 async def test_a_worker_that_searches_waits_for_the_collection(collections: Settings) -> None:
     with pytest.raises(DependencyUnavailable, match="does not exist yet"):
         await open_index(collections, Collection("contract_missing", 32, "IP", VERSION))
 
 
-async def test_many_rows_give_a_graph_and_it_finds_the_nearest(stack: Any) -> None:
-    settings = stack.settings(index_timeout_ms=5000, index_flat_below=100)
+async def test_many_rows_give_a_graph_and_it_finds_the_nearest(collections: Settings) -> None:
+    settings = collections.model_copy(update={"index_flat_below": 100})
     rng = np.random.default_rng(3)
     graph = Collection(f"contract_graph_{uuid.uuid4().hex[:8]}", 32, "IP", VERSION)
     index = await prepare_index(settings, graph, 100)

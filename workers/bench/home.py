@@ -28,7 +28,7 @@ class Home:
     def __init__(self, settings: Settings, say: Say) -> None:
         self.settings = settings.model_copy(update={"data_dir": settings.data_dir / "bench", "namespace": ""})
         self.say = say
-        self._stack = LocalStack(self.settings.data_dir, say)
+        self._stack = LocalStack(self.settings.data_dir, say, milvus=settings.local_milvus)
         self._opened = ExitStack()
 
     def __enter__(self) -> "Home":

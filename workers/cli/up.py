@@ -48,13 +48,14 @@ def _say(line: str) -> None:
 
 def _foreground(settings: Settings, no_workers: bool) -> None:
     stopping = threading.Event()
-    stack = LocalStack(settings.data_dir, _say, stopping.is_set)
+    one_process = settings.milvus_file is not None  # which no other process can open
+    stack = LocalStack(settings.data_dir, _say, stopping.is_set, None if one_process else settings.local_milvus)
     workers = WorkerProcesses(settings)
     _on_end(lambda *_: _interrupt(stopping))  # at once, as long as nobody was told that it is up
     try:
         stack.start()
         settings = with_local_stack(settings)
-        workers = WorkerProcesses(settings)
+        workers = WorkerProcesses(settings, one_process=one_process)
         if not no_workers:
             _with_reason(stack, lambda: _start_workers(settings, workers))
         _note(stack, workers)

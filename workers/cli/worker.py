@@ -10,6 +10,7 @@ import typer
 
 from workers.errors import ConfigurationError
 from workers.local.discover import with_local_stack
+from workers.local.milvus_lite import file_opened
 from workers.local.workers import WorkerProcesses
 from workers.settings import AGENT_KINDS, AgentKind, Settings, load_settings
 
@@ -36,6 +37,9 @@ def worker(
         settings = settings.model_copy(update={"allow_unsafe": True})
     if one_process and kind is not Kind.ALL:
         raise ConfigurationError("--one-process goes with `recall worker all`")
+    if settings.milvus_file is not None and kind is Kind.ALL and not one_process:
+        line = f"milvus_uri: {settings.milvus_uri} is a file, which only one process can open"
+        raise ConfigurationError(f"{line}: recall worker all --one-process")
     from workers import logs
 
     logs.configure(settings.secrets())
@@ -52,7 +56,8 @@ def _run(settings: Settings, kinds: Sequence[AgentKind]) -> None:
 
     from workers import app
 
-    uvloop.run(app.run(settings, kinds))
+    with file_opened(settings) as opened:
+        uvloop.run(app.run(opened, kinds))
 
 
 def _supervise(settings: Settings) -> None:

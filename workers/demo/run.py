@@ -54,7 +54,7 @@ class Demo:
         self._bundles = settings.data_dir / "bundles"
         self.settings = settings.model_copy(update={"data_dir": settings.data_dir / "demo", "namespace": ""})
         self._stage = stage
-        self._stack = LocalStack(self.settings.data_dir, stage.done, stage.interrupted)
+        self._stack = LocalStack(self.settings.data_dir, stage.done, stage.interrupted, settings.local_milvus)
         self._workers = WorkerProcesses(self.settings)
 
     def run(self, data: str) -> dict[str, Any]:

@@ -1,11 +1,14 @@
-"""The index in Milvus. Searches are Bounded: an upsert or delete is seen within the server's time tick, not at once."""
+"""The index in Milvus, or in Milvus Lite behind the same protocol.
+
+Searches are Bounded: an upsert or delete is seen within the server's time tick, not at once (in Lite at once).
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 from workers.errors import DependencyUnavailable
 from workers.index import milvus_wire as wire
-from workers.index.milvus_client import DEPENDENCY, MilvusClient
+from workers.index.milvus_client import DEPENDENCY, MilvusClient, NotLoaded
 from workers.index.schema import ITEM_ID, MAX_SEARCH_DEPTH, Collection, check_queries, check_rows, last_of_each
 from workers.ports import Float32, Hits, IndexRows
 
@@ -19,12 +22,20 @@ class MilvusItemIndex:
     """
 
     def __init__(
-        self, client: MilvusClient, collection: Collection, index_type: str, ef: int, timeout_s: float
+        self,
+        client: MilvusClient,
+        collection: Collection,
+        index_type: str,
+        ef: int,
+        timeout_s: float,
+        *,
+        lite: bool = False,
     ) -> None:
         self._client = client
         self._collection = collection
         self._ef = ef if index_type == "HNSW" else None
         self._timeout_s = timeout_s
+        self._lite = lite
 
     async def search(self, vectors: Float32, k: int) -> Hits:
         """The k best items of each of float32[B, D] in one call; k is cut to 16,384."""
@@ -34,7 +45,7 @@ class MilvusItemIndex:
             return Hits([], [])
         depth = min(k, MAX_SEARCH_DEPTH)
         params = {} if self._ef is None else {"ef": min(max(self._ef, depth), MAX_EF)}
-        request = wire.search_request(collection.name, vectors, depth, collection.metric, params)
+        request = wire.search_request(collection.name, vectors, depth, collection.metric, params, lite=self._lite)
         response = await self._call("Search", request)
         return wire.read_hits(response.results, len(vectors), -1.0 if collection.metric == "L2" else 1.0)
 
@@ -46,7 +57,7 @@ class MilvusItemIndex:
 
     async def delete(self, item_ids: Sequence[str]) -> None:
         """Remove items."""
-        for request in wire.delete_requests(self._collection.name, item_ids):
+        for request in wire.delete_requests(self._collection.name, item_ids, lite=self._lite):
             await self._call("Delete", request)
 
     async def count(self) -> int:
@@ -58,7 +69,8 @@ class MilvusItemIndex:
         """Whether each of these items is there now. A search may be one time tick (see docs) behind."""
         if not item_ids:
             return []
-        request = wire.query_request(self._collection.name, wire.ids_expression(item_ids), ITEM_ID)
+        expression = wire.ids_expression(item_ids, lite=self._lite)
+        request = wire.query_request(self._collection.name, expression, ITEM_ID)
         response = await self._call("Query", request)
         found = {item_id for field in response.fields_data for item_id in field.scalars.string_data.data}
         return [item_id in found for item_id in item_ids]
@@ -74,4 +86,9 @@ class MilvusItemIndex:
         await self._client.close()
 
     async def _call(self, method: str, request: Any) -> Any:
+        """One call; a collection that a restart has left unloaded (Lite does) is loaded first, and asked again."""
+        try:
+            return await self._client.call(method, request, self._timeout_s)
+        except NotLoaded:
+            await self._client.call("LoadCollection", wire.load_request(self._collection.name), self._timeout_s)
         return await self._client.call(method, request, self._timeout_s)

@@ -20,9 +20,14 @@ OPTIONS = [
     ("grpc.keepalive_timeout_ms", 5000),
 ]
 NOT_FOUND = 100
+NOT_LOADED = 101
 NOT_FOUND_BEFORE_2_3 = 4
 INVALID_PARAMETER = range(1100, 1200)
 INVALID_PARAMETER_BEFORE_2_3 = (5, 6, 10)  # IllegalArgument, IllegalDimension, IllegalRowRecord
+
+
+class NotLoaded(DependencyUnavailable):
+    """The collection is there, and must be loaded first."""
 
 
 class MilvusClient:
@@ -30,6 +35,8 @@ class MilvusClient:
 
     def __init__(self, settings: Settings) -> None:
         self._uri = settings.milvus_uri
+        if settings.milvus_file is not None:
+            raise ConfigurationError(f"milvus_uri: {self._uri} is a file; only the worker that opened it can use it")
         parts = urlsplit(self._uri if "://" in self._uri else f"http://{self._uri}")
         if parts.scheme not in {"http", "https", "tcp"} or not parts.hostname:
             raise ConfigurationError(f"milvus_uri: {self._uri} is not http://host:port or https://host:port")
@@ -45,7 +52,7 @@ class MilvusClient:
     async def call(self, method: str, request: Any, timeout_s: float) -> Any:
         """The response, its status checked.
 
-        Raises DependencyUnavailable, DependencyTimeout, or RowRefused when the request's values are refused.
+        Raises DependencyUnavailable (NotLoaded), DependencyTimeout, or RowRefused: the request's values are refused.
         """
         response = await self.call_unchecked(method, request, timeout_s)
         status = response if hasattr(response, "error_code") else response.status
@@ -73,7 +80,9 @@ class MilvusClient:
     @staticmethod
     def _refusal(method: str, status: Any) -> DependencyUnavailable | RowRefused:
         line = f"{method}: {status.reason} (code {status.code or status.error_code})"
-        old_style = not status.code and status.error_code in INVALID_PARAMETER_BEFORE_2_3
+        old_style = status.code in {0, status.error_code} and status.error_code in INVALID_PARAMETER_BEFORE_2_3
         if status.code in INVALID_PARAMETER or old_style:
             return RowRefused(DEPENDENCY, line)
+        if status.code == NOT_LOADED:
+            return NotLoaded(DEPENDENCY, line)
         return DependencyUnavailable(DEPENDENCY, line)

@@ -1,6 +1,7 @@
 """Collections in Milvus: create, load, verify. The worker that writes creates; one that searches only opens."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -17,13 +18,14 @@ from workers.settings import Settings
 SLOW_CALL_S = 30.0
 LOAD_WITHIN_S = 120.0
 HNSW_BUILD = {"M": 16, "efConstruction": 200}
+STAMP = "recall"  # the property that holds the stamp in Lite, which drops descriptions
 FIELD_TYPES = {ITEM_ID: "VarChar", ITEM_HASH: "Int64", EMBEDDING: "FloatVector", ATTRIBUTES: "JSON"}
 
 log = structlog.get_logger()
 
 
 class _Stamp(msgspec.Struct):
-    """What the description of a collection says about it."""
+    """What a collection says about itself, in its description."""
 
     model_version: str
     schema_format: int
@@ -37,16 +39,15 @@ async def prepare_index(settings: Settings, collection: Collection, rows_hint: i
     """
     client = MilvusClient(settings)
     try:
+        lite = await _is_lite(client)
         if await _describe(client, collection) is None:
-            request = milvus_pb2.CreateCollectionRequest(
-                collection_name=collection.name,
-                schema=_schema(collection).SerializeToString(),
-                consistency_level=wire.BOUNDED,
+            await _make(
+                client, "CreateCollection", _create_request(collection, lite), lambda: _describe(client, collection)
             )
-            await _slow(client, "CreateCollection", request)
         if await _index(client, collection) is None:
-            await _slow(client, "CreateIndex", _index_request(settings, collection, rows_hint))
-        return await _open(client, settings, collection, rows_hint)
+            request = _index_request(settings, collection, rows_hint)
+            await _make(client, "CreateIndex", request, lambda: _index(client, collection))
+        return await _open(client, settings, collection, rows_hint, lite)
     except BaseException:
         await client.close()
         raise
@@ -60,7 +61,7 @@ async def open_index(settings: Settings, collection: Collection) -> MilvusItemIn
     """
     client = MilvusClient(settings)
     try:
-        return await _open(client, settings, collection, 0)
+        return await _open(client, settings, collection, 0, await _is_lite(client))
     except BaseException:
         await client.close()
         raise
@@ -97,19 +98,26 @@ async def verified_index(client: MilvusClient, collection: Collection) -> dict[s
     return index
 
 
-async def _open(client: MilvusClient, settings: Settings, collection: Collection, rows: int) -> MilvusItemIndex:
+async def _is_lite(client: MilvusClient) -> bool:
+    response = await client.call_unchecked("GetVersion", milvus_pb2.GetVersionRequest(), SLOW_CALL_S)
+    return bool(response.version.startswith(wire.LITE_VERSION))
+
+
+async def _open(
+    client: MilvusClient, settings: Settings, collection: Collection, rows: int, lite: bool
+) -> MilvusItemIndex:
     """Verify, load, and tell when a FLAT collection has outgrown its kind."""
     index = await verified_index(client, collection)
     if index is None:
         raise DependencyUnavailable(DEPENDENCY, f"collection {collection.name} does not exist yet")
-    await _slow(client, "LoadCollection", milvus_pb2.LoadCollectionRequest(collection_name=collection.name))
+    await _slow(client, "LoadCollection", wire.load_request(collection.name))
     await _loaded(client, collection)
     if index["index_type"] == "FLAT" and settings.index_type == "auto" and rows > 2 * settings.index_flat_below:
         log.warning(
             "a FLAT collection has grown large, a new view would use HNSW", collection=collection.name, rows=rows
         )
     timeout_s = settings.index_timeout_ms / 1000
-    return MilvusItemIndex(client, collection, index["index_type"], settings.index_ef, timeout_s)
+    return MilvusItemIndex(client, collection, index["index_type"], settings.index_ef, timeout_s, lite=lite)
 
 
 async def _describe(client: MilvusClient, collection: Collection) -> Any | None:
@@ -140,6 +148,15 @@ async def _slow(client: MilvusClient, method: str, request: Any) -> None:
         raise ConfigurationError(str(error)) from error
 
 
+async def _make(client: MilvusClient, method: str, request: Any, find: Callable[[], Awaitable[Any]]) -> None:
+    """Create something; Lite refuses it when another worker was quicker, which is as good."""
+    try:
+        await _slow(client, method, request)
+    except DependencyUnavailable:
+        if await find() is None:
+            raise
+
+
 async def _loaded(client: MilvusClient, collection: Collection) -> None:
     request = milvus_pb2.GetLoadingProgressRequest(collection_name=collection.name)
     try:
@@ -154,13 +171,22 @@ async def _loaded(client: MilvusClient, collection: Collection) -> None:
         raise DependencyUnavailable(DEPENDENCY, line) from error
 
 
-def _schema(collection: Collection) -> Any:
+def _create_request(collection: Collection, lite: bool) -> Any:
+    stamp = msgspec.json.encode(_Stamp(model_version=collection.model_version, schema_format=SCHEMA_FORMAT)).decode()
+    return milvus_pb2.CreateCollectionRequest(
+        collection_name=collection.name,
+        schema=_schema(collection, stamp).SerializeToString(),
+        consistency_level=wire.BOUNDED,
+        properties=wire.pairs(**{STAMP: stamp}) if lite else [],
+    )
+
+
+def _schema(collection: Collection, stamp: str) -> Any:
     field = schema_pb2.FieldSchema
     types = {name: schema_pb2.DataType.Value(kind) for name, kind in FIELD_TYPES.items()}
-    stamp = _Stamp(model_version=collection.model_version, schema_format=SCHEMA_FORMAT)
     return schema_pb2.CollectionSchema(
         name=collection.name,
-        description=msgspec.json.encode(stamp).decode(),
+        description=stamp,
         fields=[
             field(name=ITEM_ID, is_primary_key=True, data_type=types[ITEM_ID], type_params=wire.pairs(max_length=256)),
             field(name=ITEM_HASH, data_type=types[ITEM_HASH]),
@@ -190,7 +216,8 @@ def _verify(described: Any, index: dict[str, str], collection: Collection) -> No
     if types != FIELD_TYPES or not fields[ITEM_ID].is_primary_key:
         raise ConfigurationError(f"Milvus collection {collection.name} has other fields: {types}")
     try:
-        stamp = msgspec.json.decode(described.schema.description, type=_Stamp)
+        properties = {pair.key: pair.value for pair in described.properties}
+        stamp = msgspec.json.decode(described.schema.description or properties.get(STAMP, ""), type=_Stamp)
     except msgspec.DecodeError as error:
         raise ConfigurationError(f"Milvus collection {collection.name} was not made by a recall worker") from error
     parameters = {pair.key: pair.value for pair in fields[EMBEDDING].type_params}

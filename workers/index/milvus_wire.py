@@ -1,4 +1,7 @@
-"""Milvus' messages to and from arrays: gRPC stubs and bytes, no object per row and none per hit."""
+"""Milvus' messages to and from arrays: gRPC stubs and bytes, no object per row and none per hit.
+
+Milvus Lite takes the same messages. Where it differs, functions have a parameter `lite`.
+"""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -16,6 +19,8 @@ BOUNDED = common_pb2.ConsistencyLevel.Value("Bounded")
 BOUNDED_TIMESTAMP = 2  # what pymilvus sends with Bounded: the server puts a time a few seconds ago in its place
 EXPRESSION = common_pb2.DslType.Value("BoolExprV1")
 FLOAT_ARRAY_TAG = b"\x0a"  # field 1 of FloatArray, packed
+LITE_VERSION = "milvus_lite"  # how its version begins
+LITE_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})  # all that it knows
 
 
 def pairs(**values: object) -> list[Any]:
@@ -26,8 +31,10 @@ def pairs(**values: object) -> list[Any]:
     ]
 
 
-def search_request(collection: str, vectors: Float32, k: int, metric: str, params: dict[str, int]) -> Any:
-    """One search of all float32[B, D]; ids and scores come back, no other field."""
+def search_request(
+    collection: str, vectors: Float32, k: int, metric: str, params: dict[str, int], *, lite: bool = False
+) -> Any:
+    """One search of all float32[B, D]; ids and scores come back, no other field (Lite sends all when none is named)."""
     rows = np.ascontiguousarray(vectors, dtype="<f4")
     values = common_pb2.PlaceholderValue(
         tag="$0", type=common_pb2.PlaceholderType.Value("FloatVector"), values=[row.tobytes() for row in rows]
@@ -37,6 +44,7 @@ def search_request(collection: str, vectors: Float32, k: int, metric: str, param
         dsl_type=EXPRESSION,
         placeholder_group=common_pb2.PlaceholderGroup(placeholders=[values]).SerializeToString(),
         search_params=pairs(anns_field=EMBEDDING, topk=k, metric_type=metric, params=params, round_decimal=-1),
+        output_fields=[ITEM_ID] if lite else [],
         nq=len(rows),
         consistency_level=BOUNDED,
         guarantee_timestamp=BOUNDED_TIMESTAMP,
@@ -116,15 +124,21 @@ def _floats(vectors: Float32) -> Any:
     return schema_pb2.FloatArray.FromString(FLOAT_ARRAY_TAG + bytes(length) + values)
 
 
-def ids_expression(item_ids: Sequence[str]) -> str:
-    """An expression that holds for these ids: JSON strings are safe literals, whatever the id."""
+def ids_expression(item_ids: Sequence[str], *, lite: bool = False) -> str:
+    """An expression that holds for these ids: JSON strings are safe literals, whatever the id.
+
+    Lite takes any other character as it is where JSON has an escape that it does not know.
+    """
+    if lite:
+        literals = ", ".join(f'"{item_id.translate(LITE_ESCAPES)}"' for item_id in item_ids)
+        return f"{ITEM_ID} in [{literals}]"
     return f"{ITEM_ID} in {json.dumps(list(item_ids), ensure_ascii=False)}"
 
 
-def delete_requests(collection: str, item_ids: Sequence[str]) -> Iterator[Any]:
+def delete_requests(collection: str, item_ids: Sequence[str], *, lite: bool = False) -> Iterator[Any]:
     """The calls that delete these items."""
     for start in range(0, len(item_ids), MAX_ROWS_PER_CALL):
-        expression = ids_expression(item_ids[start : start + MAX_ROWS_PER_CALL])
+        expression = ids_expression(item_ids[start : start + MAX_ROWS_PER_CALL], lite=lite)
         yield milvus_pb2.DeleteRequest(collection_name=collection, expr=expression)
 
 
@@ -137,6 +151,11 @@ def query_request(collection: str, expression: str, field: str) -> Any:
         consistency_level=BOUNDED,
         guarantee_timestamp=BOUNDED_TIMESTAMP,
     )
+
+
+def load_request(collection: str) -> Any:
+    """Make a collection searchable; changes nothing when it is."""
+    return milvus_pb2.LoadCollectionRequest(collection_name=collection)
 
 
 def health_request() -> Any:

@@ -11,9 +11,10 @@ def with_local_stack(settings: Settings) -> Settings:
     state = running(settings.data_dir)
     if state is None:
         return settings
-    found = {
+    found: dict[str, object] = {
         "kafka_bootstrap": state.services["kafka"].address,
         "redis_url": SecretStr(state.services["redis"].address),
-        "milvus_uri": state.services["milvus"].address,
     }
+    if "milvus" in state.services:  # else the workers open a file
+        found["milvus_uri"] = state.services["milvus"].address
     return settings.model_copy(update={k: v for k, v in found.items() if k not in settings.model_fields_set})

@@ -5,6 +5,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ listen-peer-urls: http://127.0.0.1:{peers}
 initial-advertise-peer-urls: http://127.0.0.1:{peers}
 initial-cluster: default=http://127.0.0.1:{peers}
 """
+
+
+def server_runs_here() -> bool:
+    """Whether this machine can run the server's package, and has it."""
+    fits = sys.platform == "linux" and platform.machine() == "x86_64"
+    return fits and find_spec("milvus") is not None
 
 
 class Milvus(Service):
@@ -55,7 +62,8 @@ class Milvus(Service):
         """Unpack the wheel's binaries (250 MB) into the cache, once."""
         if sys.platform != "linux" or platform.machine() != "x86_64":
             here = f"{sys.platform} {platform.machine()}"
-            raise ConfigurationError(f"the Milvus server's package runs on Linux x86-64 only, this is {here}")
+            line = f"the Milvus server's package runs on Linux x86-64 only, this is {here}"
+            raise ConfigurationError(f'{line}; Milvus Lite runs here: local_milvus = "lite"')
         if (self._binaries / "complete").exists():
             return
         milvus = _wheel()

@@ -7,17 +7,20 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Final, Literal
 
 from workers.errors import ConfigurationError, RecallError
 from workers.local.kafka import Kafka
-from workers.local.milvus import Milvus
+from workers.local.milvus import Milvus, server_runs_here
+from workers.local.milvus_lite import MilvusLite
 from workers.local.process import free_ports, is_free, start_time
 from workers.local.redis import Redis
 from workers.local.service import Say, Service
 from workers.local.state import ServiceState, StackState, read_state, running, state_file, write_state
+from workers.settings import LocalMilvus
 
 CACHE_VARIABLE = "RECALL_CACHE_DIR"
+MILVUS_DATA: Final[dict[Literal["server", "lite"], str]] = {"server": "milvus", "lite": "milvus-lite"}  # folders
 
 
 def cache_dir() -> Path:
@@ -27,17 +30,27 @@ def cache_dir() -> Path:
 
 
 class LocalStack:
-    """Kafka, Redis and Milvus under one data folder, owned by this process."""
+    """Kafka, Redis and Milvus under one data folder, owned by this process. `services` is complete once it starts."""
 
-    def __init__(self, data_dir: Path, say: Say, interrupted: Callable[[], bool] = lambda: False) -> None:
-        """`interrupted` is asked while servers start: a signal's exception can be lost in a library's callback."""
+    def __init__(
+        self,
+        data_dir: Path,
+        say: Say,
+        interrupted: Callable[[], bool] = lambda: False,
+        milvus: LocalMilvus | None = "auto",
+    ) -> None:
+        """`interrupted` is asked while servers start: a signal's exception can be lost in a library's callback.
+
+        `milvus` None starts none: the workers open a file.
+        """
         logs = data_dir / "logs"
         self.data_dir = data_dir
         self.kafka = Kafka(data_dir / "kafka", logs / "kafka.log", cache_dir())
         self.redis = Redis(data_dir / "redis", logs / "redis.log", cache_dir())
-        self.milvus = Milvus(data_dir / "milvus", logs / "milvus.log", cache_dir())
-        self.services: tuple[Service, ...] = (self.kafka, self.redis, self.milvus)
+        self.milvus: Service | None = None
+        self.services: tuple[Service, ...] = (self.kafka, self.redis)
         self.state: StackState | None = None
+        self._milvus = milvus
         self._say = say
         self._interrupted = interrupted
         self._lock: IO[bytes] | None = None
@@ -46,6 +59,7 @@ class LocalStack:
         """Start all three and wait until they answer. Raises RecallError; nothing is left running then."""
         self._lock_folder()
         try:
+            self._add_milvus()
             self._prepare()
             self._assign_ports()
             for service in self.services:
@@ -95,7 +109,7 @@ class LocalStack:
 
     def stop(self) -> None:
         """End all services, Kafka last. May be called twice."""
-        for service in (self.milvus, self.redis, self.kafka):
+        for service in reversed(self.services):
             service.stop()
         if self._lock is not None:
             self._lock.close()
@@ -105,6 +119,13 @@ class LocalStack:
         self._lock = _locked(self.data_dir)
         if self._lock is None:
             raise RecallError(f"another process is starting or running the stack in {self.data_dir}")
+
+    def _add_milvus(self) -> None:
+        if self._milvus is not None and self.milvus is None:
+            kind = choose_milvus(self._milvus, self.data_dir, server_runs_here())
+            service = Milvus if kind == "server" else MilvusLite
+            self.milvus = service(self.data_dir / MILVUS_DATA[kind], self.data_dir / "logs" / "milvus.log", cache_dir())
+            self.services = (*self.services, self.milvus)
 
     def _prepare(self) -> None:
         """Fill the cache. It is shared by all stacks of a user, so one process at a time does that."""
@@ -134,6 +155,23 @@ class LocalStack:
             service.ports, new = new[: service.port_count], new[service.port_count :]
 
 
+def choose_milvus(wanted: LocalMilvus, data_dir: Path, server_runs: bool) -> Literal["server", "lite"]:
+    """Which Milvus a stack starts. What holds the data goes on: the workers would not fill another one again.
+
+    Raises ConfigurationError when it is the other one that is wanted.
+    """
+    holds = [
+        kind for kind, name in MILVUS_DATA.items() if (data_dir / name).exists() and any((data_dir / name).iterdir())
+    ]
+    if wanted == "auto":
+        fallback: Literal["server", "lite"] = "server" if server_runs else "lite"
+        return holds[0] if len(holds) == 1 else fallback
+    if holds and wanted not in holds:
+        line = f"local_milvus: {wanted}, but the items of {data_dir} are in {MILVUS_DATA[holds[0]]} ({holds[0]})"
+        raise ConfigurationError(f"{line}; start with nothing: recall down --wipe")
+    return wanted
+
+
 def _locked(folder: Path) -> IO[bytes] | None:
     """The open lock file of a folder, locked until it is closed; None when another process holds it."""
     lock = None
@@ -156,7 +194,8 @@ def stop_running(data_dir: Path, say: Say, patience_s: float = 60.0) -> bool:
     if state is None:
         return False
     _signal_and_wait(state, patience_s)
-    say("stopped workers, milvus, redis and kafka" if state.workers else "stopped milvus, redis and kafka")
+    *names, last = [*(["workers"] if state.workers else []), *reversed(state.services)]
+    say(f"stopped {', '.join(names)} and {last}")
     return True
 
 
@@ -183,7 +222,7 @@ def wipe(data_dir: Path) -> list[str]:
         raise RecallError(f"another process is starting or running the stack in {data_dir}: nothing was deleted")
     deleted = []
     with lock:
-        for name in ("kafka", "redis", "milvus", "logs"):
+        for name in ("kafka", "redis", *MILVUS_DATA.values(), "logs"):
             if (data_dir / name).exists():
                 shutil.rmtree(data_dir / name)
                 deleted.append(name)
