@@ -5,8 +5,8 @@ records finish. Offsets need not be consecutive: compaction leaves gaps.
 """
 
 import time
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol, TypeVar
@@ -24,8 +24,6 @@ class Record(Protocol):
 R = TypeVar("R", bound=Record)
 Partition = tuple[str, int]
 
-HELD = "held"
-
 
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
@@ -36,31 +34,70 @@ class BatchPolicy:
     in_flight: int = 2
 
 
+class _Run:
+    """What one batch holds of one partition: offsets in order, finished together or one by one."""
+
+    __slots__ = ("_finished", "_not_before_ms", "_offsets")
+
+    def __init__(self, offsets: Iterable[int]) -> None:
+        self._offsets = deque(offsets)
+        self._not_before_ms: int | None = None  # of the whole; None = not all of it is finished
+        self._finished: dict[int, int] = {}  # offset -> not before, of what was finished by itself
+
+    def finish(self, offset: int, not_before_ms: int) -> None:
+        """One record's effect is confirmed."""
+        self._finished[offset] = not_before_ms
+
+    def finish_rest(self, held: Collection[int], not_before_ms: int) -> None:
+        """The effects of all others are confirmed, but for those held."""
+        if not held and not self._finished:
+            self._not_before_ms = not_before_ms
+            return
+        for offset in self._offsets:
+            if offset not in held:
+                self._finished.setdefault(offset, not_before_ms)
+
+    def take_finished(self, now_ms: int) -> int | None:
+        """Drop the finished prefix; one past its last offset, None when there is none."""
+        offsets, last = self._offsets, None
+        if self._not_before_ms is not None and self._not_before_ms <= now_ms:
+            last = offsets[-1]
+            offsets.clear()
+        while offsets and self._finished.get(offsets[0], now_ms + 1) <= now_ms:
+            last = offsets.popleft()
+        return None if last is None else last + 1
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+
 class Batch:
     """Records in log order, from all partitions. Every one must be finished with `done`, now or later."""
 
-    __slots__ = ("_flight", "_open", "records", "started")
+    __slots__ = ("_apart", "_flight", "_runs", "records", "started")
 
     def __init__(self, flight: "InFlight", records: Sequence[Record]) -> None:
         self.records = records
         self.started = False
         self._flight = flight
-        self._open = {(record.topic, record.partition, record.offset) for record in records}
+        self._apart: dict[Partition, set[int]] = {}  # finished by themselves, or held
+        offsets: defaultdict[Partition, list[int]] = defaultdict(list)
+        for record in records:
+            offsets[record.topic, record.partition].append(record.offset)
+        self._runs = {partition: flight.new_run(partition, found) for partition, found in offsets.items()}
 
     def done(self, record: Record | None = None, *, not_before_ms: int = 0) -> None:
         """Finish one record, or all that are neither finished nor held; commit it no earlier than `not_before_ms`.
 
-        A batch of an earlier assignment is ignored: its records belong to another worker by now.
+        A batch of an earlier assignment is without effect: its records belong to another worker by now.
         """
         if record is None:
-            for topic, partition, offset in self._open:
-                self._flight.finish((topic, partition), offset, not_before_ms)
-            self._open.clear()
-        else:
-            self._open.discard((record.topic, record.partition, record.offset))
-            self._flight.finish((record.topic, record.partition), record.offset, not_before_ms)
-        if not self._open:
+            for partition, run in self._runs.items():
+                run.finish_rest(self._apart.get(partition, ()), not_before_ms)
             self._flight.release(self)
+        else:
+            self._runs[record.topic, record.partition].finish(record.offset, not_before_ms)
+            self.hold(record)
 
     @property
     def void(self) -> bool:
@@ -69,8 +106,8 @@ class Batch:
 
     def hold(self, record: Record) -> None:
         """Keep one record unfinished without keeping the batch's slot; finish it later with `done(record)`."""
-        self._open.discard((record.topic, record.partition, record.offset))
-        if not self._open:
+        self._apart.setdefault((record.topic, record.partition), set()).add(record.offset)
+        if sum(map(len, self._apart.values())) == len(self.records):
             self._flight.release(self)
 
 
@@ -79,8 +116,7 @@ class InFlight:
 
     def __init__(self, policy: BatchPolicy) -> None:
         self._policy = policy
-        self._order: dict[Partition, deque[int]] = {}
-        self._finished: dict[Partition, dict[int, int]] = {}
+        self._order: dict[Partition, deque[_Run]] = {}
         self._next: dict[Partition, int] = {}
         self._confirmed: dict[Partition, int] = {}
         self._running: set[Batch] = set()
@@ -88,9 +124,6 @@ class InFlight:
 
     def add(self, polled: Mapping[Partition, Sequence[R]]) -> None:
         """Cut a poll into waiting batches, in log order."""
-        for partition, records in polled.items():
-            self._order.setdefault(partition, deque()).extend(record.offset for record in records)
-            self._finished.setdefault(partition, {})
         merged = _in_log_order([records for records in polled.values() if records])
         size = self._policy.max_batch
         self._waiting.extend(Batch(self, merged[start : start + size]) for start in range(0, len(merged), size))
@@ -124,11 +157,11 @@ class InFlight:
         """Whether batches are being worked on."""
         return bool(self._running)
 
-    def finish(self, partition: Partition, offset: int, not_before_ms: int) -> None:
-        """One record's effect is confirmed."""
-        finished = self._finished.get(partition)
-        if finished is not None:
-            finished[offset] = not_before_ms
+    def new_run(self, partition: Partition, offsets: Iterable[int]) -> _Run:
+        """A place for the next records of a partition, behind all earlier ones."""
+        run = _Run(offsets)
+        self._order.setdefault(partition, deque()).append(run)
+        return run
 
     def release(self, batch: Batch) -> None:
         """A batch needs its slot no longer."""
@@ -138,11 +171,11 @@ class InFlight:
         """Partition -> one past its finished prefix, where that moved since the last confirmation."""
         now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
         for partition, order in self._order.items():
-            finished = self._finished[partition]
-            while order and finished.get(order[0], now_ms + 1) <= now_ms:
-                offset = order.popleft()
-                del finished[offset]
-                self._next[partition] = offset + 1
+            while order and (offset := order[0].take_finished(now_ms)) is not None:
+                self._next[partition] = offset
+                if order[0]:
+                    break
+                order.popleft()
         return {p: offset for p, offset in self._next.items() if self._confirmed.get(p) != offset}
 
     def confirm(self, committed: Mapping[Partition, int]) -> None:
@@ -156,7 +189,7 @@ class InFlight:
     @property
     def counts(self) -> tuple[int, int, int]:
         """Batches running, batches waiting, records not committable yet."""
-        return len(self._running), len(self._waiting), sum(len(order) for order in self._order.values())
+        return len(self._running), len(self._waiting), sum(len(run) for order in self._order.values() for run in order)
 
 
 def _in_log_order(parts: Sequence[Sequence[R]]) -> Sequence[R]:

@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -36,9 +37,7 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     def size_bytes(self) -> int:
         """An upper bound of its size in a record batch."""
         size_bytes = len(self.key or b"") + len(self.value or b"") + RECORD_OVERHEAD_BYTES
-        for name, value in self.headers:
-            size_bytes += len(name.encode()) + len(value or b"") + 10
-        return size_bytes
+        return size_bytes + sum(len(name.encode()) + len(value or b"") + 10 for name, value in self.headers)
 
 
 class Publisher:
@@ -51,18 +50,12 @@ class Publisher:
     async def send(self, topic: str, messages: Sequence[Outgoing]) -> list[int]:
         """Send all and wait until every in-sync replica has them; returns positions of messages too large to send.
 
-        Sizes are measured before: a batch that the broker refuses would poison the idempotent producer. Raises
-        DependencyUnavailable or DependencyTimeout; some messages may have been sent then.
+        Those are found out before anything of them is sent: a record batch that the broker refuses would poison the
+        idempotent producer. Raises DependencyUnavailable or DependencyTimeout; some messages may have been sent then.
         """
-        refused = [n for n, message in enumerate(messages) if message.size_bytes() > MAX_REQUEST_BYTES]
-        if len(refused) == len(messages):
-            return refused
-        if refused:
-            skipped = set(refused)
-            messages = [message for n, message in enumerate(messages) if n not in skipped]
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._send(messages, topic)
+                return await self._send(topic, messages)
         except FATAL_FOR_PRODUCER:
             log.exception("the producer lost its sequence; ending without a commit", topic=topic)
             end_process()
@@ -70,33 +63,46 @@ class Publisher:
             raise DependencyTimeout("kafka", f"{topic}: not acknowledged in {self._timeout_s:.0f} s") from error
         except KafkaError as error:
             raise DependencyUnavailable("kafka", f"{topic}: {type(error).__name__}: {error}") from error
-        return refused
 
-    async def _send(self, messages: Sequence[Outgoing], topic: str) -> None:
+    async def _send(self, topic: str, messages: Sequence[Outgoing]) -> list[int]:
         producer = producer_of(self._app)
         partitions = sorted(await producer.partitions_for(topic))
         if not partitions:
             raise UnknownTopicOrPartitionError(topic)
-        routed: dict[int, list[Outgoing]] = {}
+        routed: defaultdict[int, list[Outgoing]] = defaultdict(list)
         for message in messages:
             partition = message.partition
             if partition is None:
                 number = random.getrandbits(31) if message.key is None else murmur2(message.key) & 0x7FFFFFFF
                 partition = partitions[number % len(partitions)]
-            routed.setdefault(partition, []).append(message)
+            routed[partition].append(message)
+        refused: list[Outgoing] = []
         deliveries = []
-        for partition, batch in routed.items():
-            builder = producer.create_batch()
-            for message in batch:
-                if not _append(builder, message):
-                    deliveries.append(await producer.send_batch(builder, topic, partition=partition))
-                    builder = producer.create_batch()
-                    _append(builder, message)
-            deliveries.append(await producer.send_batch(builder, topic, partition=partition))
+        for partition, of_partition in routed.items():
+            deliveries += [
+                await producer.send_batch(batch, topic, partition=partition)
+                for batch in _record_batches(producer, of_partition, refused)
+            ]
         await asyncio.gather(*deliveries)
+        return [n for n, message in enumerate(messages) if message in refused] if refused else []
 
 
-def _append(builder: Any, message: Outgoing) -> bool:
-    """Whether the message fitted into the record batch."""
-    headers = list(message.headers) if message.headers else []
-    return builder.append(timestamp=None, key=message.key, value=message.value, headers=headers) is not None
+def _record_batches(producer: Any, messages: Sequence[Outgoing], refused: list[Outgoing]) -> Iterator[Any]:
+    """Record batches of these messages, in order; those that no batch may hold are added to `refused`.
+
+    A batch takes its first message whatever its size, and any other only while it stays within the batch limit.
+    """
+    builder = None
+    for message in messages:
+        headers = list(message.headers) if message.headers else []
+        if builder is not None:
+            if builder.append(timestamp=None, key=message.key, value=message.value, headers=headers) is not None:
+                continue
+            yield builder
+        builder = producer.create_batch()
+        builder.append(timestamp=None, key=message.key, value=message.value, headers=headers)
+        if builder.size() > MAX_REQUEST_BYTES:
+            refused.append(message)
+            builder = None
+    if builder is not None:
+        yield builder

@@ -21,11 +21,12 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import aiokafka
 import faust
 import structlog
+import uvloop
 from faust.exceptions import ConsumerNotStarted
 from faust.transport import drivers
 from faust.transport.drivers import aiokafka as driver
@@ -55,6 +56,13 @@ class Consumer(driver.Consumer):
         self.last_poll = time.monotonic()
         self.wake = asyncio.Event()
         self._resumed = False  # since the last assignment
+
+    def _new_consumer_thread(self) -> driver.AIOKafkaConsumerThread:
+        """The thread that fetches and sends heartbeats, on a loop as fast as the main one."""
+        loop = uvloop.new_event_loop()
+        thread = driver.AIOKafkaConsumerThread(self, loop=self.loop, thread_loop=loop, beacon=self.beacon)
+        thread._close_thread_loop_on_stop = True
+        return thread
 
     async def _drain_messages(self, fetcher: Any) -> None:
         """Poll, cut and deliver until stopped. Replaces Faust's loop over single messages."""
@@ -88,7 +96,9 @@ class Consumer(driver.Consumer):
         polled = {}
         for partition, fetched in records.items():
             expected = self._read_offset[partition]
-            fresh = fetched if expected is None else [record for record in fetched if record.offset >= expected]
+            fresh = fetched
+            if expected is not None and fetched[0].offset < expected:
+                fresh = [record for record in fetched if record.offset >= expected]
             if fresh:
                 polled[partition] = fresh
                 self._read_offset[partition] = fresh[-1].offset + 1
@@ -270,7 +280,7 @@ async def serve(stream: Any, handle: Callable[[Batch], Awaitable[None]]) -> None
         task.add_done_callback(running.discard)
 
 
-def end_process() -> None:
+def end_process() -> NoReturn:
     """End at once, offsets uncommitted: whatever was not acknowledged will be delivered again."""
     logging.shutdown()
     os._exit(1)

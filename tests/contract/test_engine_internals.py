@@ -12,8 +12,10 @@ from faust import App, Schema
 from faust.tables.recovery import Recovery
 from faust.transport import drivers
 from faust.transport.consumer import Consumer as BaseConsumer
+from faust.transport.consumer import ThreadDelegateConsumer
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage
+from mode.threads import ServiceThread
 
 from workers.transport import Consumer, Producer
 
@@ -66,6 +68,12 @@ def test_resuming_is_the_last_step_of_an_assignment_after_the_queues_are_emptied
     source = inspect.getsource(Recovery._resume_streams)
     steps = [source.index(step) for step in ("perform_seek()", "flow_control.resume()", "consumer.resume_flow()")]
     assert steps == sorted(steps)
+
+
+def test_the_fetching_thread_takes_a_loop_and_closes_it() -> None:
+    assert "thread_loop" in inspect.signature(ServiceThread.__init__).parameters
+    assert "_close_thread_loop_on_stop" in inspect.getsource(inspect.getmodule(ServiceThread))
+    assert "self._new_consumer_thread()" in inspect.getsource(ThreadDelegateConsumer)
 
 
 def test_a_commit_that_failed_is_told() -> None:

@@ -5,6 +5,7 @@
 """
 
 import asyncio
+import gc
 import sys
 import time
 from dataclasses import dataclass
@@ -139,6 +140,8 @@ def main(how: str, job: str) -> None:
     """Do one job, given as JSON; its report goes to standard output."""
     logs.configure()
     work = {"batch": batch, "raw": raw}[how]
+    gc.collect()
+    gc.freeze()  # as workers do
     report = uvloop.run(work(load_settings(), Job(**orjson.loads(job))))
     print(orjson.dumps(report).decode(), flush=True)  # noqa: T201
 
