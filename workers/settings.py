@@ -4,14 +4,23 @@
 """
 
 import os
+import re
+import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from workers.errors import ConfigurationError
+
+PREFIX = "RECALL_"
+TOML = "recall.toml"
+HIDDEN = "***"
+SHORTEST_HIDDEN = 6  # anything shorter would blacken ordinary words
+URLS = ("redis_url", "milvus_uri")  # may hold a password
 
 AgentKind = Literal["activity", "items", "recall"]
 LocalMilvus = Literal["auto", "server", "lite"]
@@ -87,8 +96,9 @@ class Settings(BaseSettings):
     @property
     def milvus_file(self) -> Path | None:
         """The file that `milvus_uri` names; None when it is an address."""
-        is_file = "://" not in self.milvus_uri and (self.milvus_uri.endswith(".db") or "/" in self.milvus_uri)
-        return Path(self.milvus_uri).expanduser().absolute() if is_file else None
+        uri = self.milvus_uri
+        is_file = "://" not in uri and (uri.endswith(".db") or uri.startswith(("/", "./", "../", "~")))
+        return Path(uri).expanduser().absolute() if is_file else None
 
     def topic(self, name: str) -> str:
         """The topic's name under the namespace."""
@@ -107,14 +117,83 @@ class Settings(BaseSettings):
         found = [self.milvus_token.get_secret_value()]
         for url in (self.redis_url.get_secret_value(), self.milvus_uri):
             password = url.rpartition("@")[0].partition("://")[2].partition(":")[2]
-            found += [password, unquote(password)]
+            query = urlsplit(url).query if "://" in url else ""
+            passwords = [password, *(value for name, value in parse_qsl(query) if _is_secret(name))]
+            found += [form for each in passwords for form in (each, unquote(each), quote(each, safe=""))]
         found += found[0].split(":", 1)[1:]  # a token is user:password
         return [secret for secret in found if secret]
+
+    def shown(self, name: str) -> str:
+        """The value of a setting as anybody may read it: without passwords and tokens."""
+        value = getattr(self, name)
+        if name in URLS:
+            return without_password(value.get_secret_value() if isinstance(value, SecretStr) else value)
+        if isinstance(value, SecretStr):
+            return HIDDEN if value.get_secret_value() else ""
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    def hide(self, text: str) -> str:
+        """A text without what must never be shown: messages of others may repeat an address as it was given."""
+        for name in URLS:
+            value = getattr(self, name)
+            text = text.replace(value.get_secret_value() if isinstance(value, SecretStr) else value, self.shown(name))
+        for secret in sorted(self.secrets(), key=len, reverse=True):
+            if len(secret) >= SHORTEST_HIDDEN:
+                text = text.replace(secret, HIDDEN)
+        return text
 
     def collection(self, model_version: str) -> str:
         """The Milvus collection of one bundle; letters, digits and underscores only."""
         name = "items_" + "".join(c if c.isalnum() and c.isascii() else "_" for c in model_version)
         return f"{self.namespace}_{name}" if self.namespace else name
+
+
+def without_password(url: str) -> str:
+    """An address without its password, wherever it stands; more is left out of one that cannot be read for sure."""
+    scheme, separator, rest = url.rpartition("://") if "@" not in url else url.partition("://")
+    if not separator:
+        scheme, rest = "", url
+    login, at, place = rest.rpartition("@")
+    if at:
+        user, colon, _ = login.partition(":")
+        if not re.fullmatch(r"[\w.%-]*", user) or "?" in login:
+            return f"{scheme}{separator}{HIDDEN}"
+        login = f"{user}:{HIDDEN}" if colon else user
+    place, mark, query = place.partition("?")
+    pairs = [pair.partition("=") for pair in query.split("&")]
+    query = "&".join(f"{name}{equals}{HIDDEN if _is_secret(name) else value}" for name, equals, value in pairs)
+    return f"{scheme}{separator}{login}{at}{place}{mark}{query}"
+
+
+def _is_secret(parameter: str) -> bool:
+    return any(part in parameter.lower() for part in ("pass", "token", "secret"))
+
+
+def sources(environ: Mapping[str, str], toml: Mapping[str, object]) -> dict[str, str]:
+    """Where the value of each setting comes from, by name. Pure: of an environment and the content of recall.toml."""
+    found = {}
+    variables = {name.upper(): name for name in environ}
+    for name in Settings.model_fields:
+        variable = f"{PREFIX}{name.upper()}"
+        if f"{variable}_FILE" in environ and variable not in environ:
+            found[name] = f"file {variable}_FILE"
+        elif variable in variables:
+            found[name] = f"environment {variable}"
+        else:
+            found[name] = TOML if name in toml else "default"
+    return found
+
+
+def read_toml() -> dict[str, object]:
+    """The content of recall.toml in the working directory; empty without one. Raises ConfigurationError."""
+    try:
+        return tomllib.loads(Path(TOML).read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ConfigurationError(f"{TOML}: {error}") from error
+    except OSError as error:
+        raise ConfigurationError(f"{TOML}: {error.strerror}") from error
 
 
 def load_settings(**overrides: object) -> Settings:
