@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from workers.bench.system import Scrape, peak_rss_mb, scrape
 from workers.errors import RecallError
 from workers.local.discover import with_local_stack
 from workers.local.process import end, spawn, tail
@@ -52,19 +53,42 @@ class Home:
         """Versions."""
         return {service.name: service.version for service in self._stack.services}
 
-    def workers(self, settings: Settings) -> WorkerProcesses:
+    def workers(self, settings: Settings) -> "Workers":
         """One worker of each kind, ready; they end with the home, or before with `stop`."""
-        workers = WorkerProcesses(settings)
-        self._opened.callback(workers.stop)
-        workers.start()
-        wait_ready(workers)
-        return workers
+        processes = WorkerProcesses(settings)
+        self._opened.callback(processes.stop)
+        processes.start()
+        wait_ready(processes)
+        return Workers(processes)
 
     def start(self, module: str, *arguments: str, settings: Settings | None = None) -> "Child":
         """A process of the benchmark's own; it ends with the home."""
         child = Child(module, arguments, settings or self.settings)
         self._opened.callback(child.stop)
         return child
+
+
+class Workers:
+    """Running workers as a benchmark sees them."""
+
+    def __init__(self, processes: WorkerProcesses) -> None:
+        self._processes = processes
+        self._states = {state.kind: state for state in processes.states}
+
+    def scrape(self, kind: str) -> Scrape:
+        """A worker's metrics and CPU time now."""
+        state = self._states[kind]
+        return scrape(state.pid, state.web_port)
+
+    def peak_mb(self) -> dict[str, float]:
+        """The most memory that each has held, MiB."""
+        return {kind: peak_rss_mb(state.pid) for kind, state in self._states.items()}
+
+    def stop(self) -> None:
+        """End them. Raises RecallError when one has died meanwhile: its figures would be another process's."""
+        if (dead := self._processes.dead()) is not None:
+            raise RecallError(f"worker {dead} died; the end of its log:\n{tail(self._processes.log(dead))}")
+        self._processes.stop()
 
 
 class Child:

@@ -1,0 +1,68 @@
+"""Recall over Kafka at three levels of load, beside the same steps without Kafka, on one view."""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import orjson
+
+from workers.bench import load, loop
+from workers.bench.freshness import Probes
+from workers.bench.home import Child, Home
+from workers.bench.system import batch_sizes
+from workers.bench.view import BenchView
+
+BACKLOG = 30_000
+LEVEL_S = 15.0
+LEVELS = {"half": 0.5, "quarter": 0.25}
+TIMEOUT_MS = 60_000
+KIND = "recall"
+
+
+def measure(home: Home, view: BenchView) -> dict[str, Any]:
+    """`saturation` first: the other levels are parts of its rate. Freshness is measured at half load."""
+    found: dict[str, Any] = {"items": view.throughput}
+    home.say(f"recall at saturation: {BACKLOG:,} requests at once")
+    saturation = _level(home, view, "warm", BACKLOG // 4, 0.0)
+    saturation = _level(home, view, "saturation", BACKLOG, 0.0)
+    capacity = saturation["requests_per_s"]
+    found["saturation"] = {name: value for name, value in saturation.items() if name != "latency_ms"}
+    home.say("the same steps without Kafka")
+    job = loop.Job(list(view.users), saturation["batch_sizes"], BACKLOG, TIMEOUT_MS)
+    found["loop"] = _child(home, view, "loop", asdict(job)).report(300)
+    ratio = saturation["cpu_us_per_request"] / found["loop"]["cpu_us_per_request"]
+    found["worker_cpu_ratio"] = round(ratio, 3)
+    for name, part in LEVELS.items():
+        rate = capacity * part
+        home.say(f"recall at {name} load: {rate:,.0f} requests a second for {LEVEL_S:.0f} s")
+        found[name] = _level(home, view, name, int(rate * LEVEL_S), rate)
+    rate = capacity * LEVELS["half"]
+    home.say("freshness at half load")
+    child = _load(home, view, "freshness", int(rate * Probes.TAKES_S), rate)
+    found["freshness"] = Probes(view).run()
+    found["freshness"]["load"] = child.report(300)
+    found["peak_mb"] = view.workers.peak_mb()
+    return found
+
+
+def _level(home: Home, view: BenchView, name: str, requests: int, per_second: float) -> dict[str, Any]:
+    before = view.workers.scrape(KIND)
+    report = _load(home, view, name, requests, per_second).report(400)
+    after = view.workers.scrape(KIND)
+    answered = after.total("recall_answers_total") - before.total("recall_answers_total")
+    return {
+        "requests_per_s": report["answers_per_s"],
+        "cpu_us_per_request": round((after.cpu_s - before.cpu_s) / answered * 1e6, 1),
+        "batch_sizes": batch_sizes(before, after, KIND),
+        **{name: report[name] for name in ("requests", "answered", "repeated", "statuses", "latency_ms")},
+    }
+
+
+def _load(home: Home, view: BenchView, name: str, requests: int, per_second: float) -> Child:
+    return _child(home, view, "load", asdict(load.Job(name, list(view.users), requests, per_second, TIMEOUT_MS)))
+
+
+def _child(home: Home, view: BenchView, module: str, job: dict[str, Any]) -> Child:
+    file = view.settings.data_dir / f"{module}.{np.random.default_rng().integers(2**32):08x}.json"
+    file.write_bytes(orjson.dumps(job))
+    return home.start(f"workers.bench.{module}", str(file), settings=view.settings)
