@@ -2,18 +2,21 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
+from aiokafka.errors import KafkaError
 
 from schemas import codec
 from schemas.recall import DEFAULT_TIMEOUT_MS, CandidateList, RecallRequest
-from workers.errors import ConfigurationError, DependencyTimeout, DependencyUnavailable
+from workers.errors import DependencyTimeout, DependencyUnavailable
+from workers.kafka_client import connected, no_answer, require_topics
 from workers.settings import Settings
 
 Headers = Sequence[tuple[str, bytes]]
+SENT_WITHIN_S = 10.0
 
 
 class RecallClient:
@@ -26,6 +29,7 @@ class RecallClient:
         self._settings = settings
         self._producer: Any = None
         self._consumer: Any = None
+        self._opened = AsyncExitStack()
         self._reader: asyncio.Task[None] | None = None
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._answered: set[str] = set()
@@ -33,20 +37,15 @@ class RecallClient:
 
     async def __aenter__(self) -> "RecallClient":
         """Connect and stand at the end of the answers' topic. Raises DependencyUnavailable, ConfigurationError."""
-        topic = self._settings.topic("recall-candidates")
-        bootstrap = self._settings.kafka_bootstrap
+        settings, bootstrap = self._settings, self._settings.kafka_bootstrap
+        answers = settings.topic("recall-candidates")
+        await require_topics(settings, answers, settings.topic("recall-requests"))
         self._producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", enable_idempotence=True)
-        self._consumer = AIOKafkaConsumer(topic, bootstrap_servers=bootstrap, enable_auto_commit=False, group_id=None)
-        try:
-            await self._producer.start()
-            await self._consumer.start()  # without a group: every partition of the topic
-            await self._consumer.seek_to_end()
-        except UnknownTopicOrPartitionError as error:
-            await self.close()
-            raise ConfigurationError(f"topic {topic} does not exist; `recall topics apply` creates it") from error
-        except KafkaError as error:
-            await self.close()
-            raise DependencyUnavailable("kafka", f"{bootstrap} does not answer; is the stack up?") from error
+        self._consumer = AIOKafkaConsumer(answers, bootstrap_servers=bootstrap, enable_auto_commit=False, group_id=None)
+        async with AsyncExitStack() as opened:
+            await opened.enter_async_context(connected(settings, self._consumer, self._producer))
+            await self._consumer.seek_to_end()  # without a group: of every partition of the topic
+            self._opened = opened.pop_all()
         self._reader = asyncio.create_task(self._read())
         return self
 
@@ -79,15 +78,22 @@ class RecallClient:
         self._waiting[request_id] = answer
         topic = self._settings.topic("recall-requests")
         try:
-            await self._producer.send_and_wait(topic, key=key, value=value, headers=list(headers))
+            await self._send(topic, key, value, headers)
             return await asyncio.wait_for(answer, timeout_ms / 1000 + 1)
-        except KafkaError as error:
-            raise DependencyUnavailable("kafka", f"the request was not sent: {error}") from error
         except TimeoutError as error:
             line = f"no answer to request {request_id}; is one running? (`recall status`)"
             raise DependencyTimeout("recall worker", line) from error
         finally:
             del self._waiting[request_id]
+
+    async def _send(self, topic: str, key: bytes | None, value: bytes, headers: Headers) -> None:
+        try:
+            async with asyncio.timeout(SENT_WITHIN_S):
+                await self._producer.send_and_wait(topic, key=key, value=value, headers=list(headers))
+        except KafkaError as error:
+            raise DependencyUnavailable("kafka", f"the request was not sent: {error}") from error
+        except TimeoutError as error:
+            raise no_answer(self._settings) from error
 
     async def close(self) -> None:
         """End the reader and both connections. May be called twice."""
@@ -95,10 +101,7 @@ class RecallClient:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
             self._reader = None
-        for connection in (self._consumer, self._producer):
-            if connection is not None:
-                await connection.stop()
-        self._consumer = self._producer = None
+        await self._opened.aclose()
 
     async def _read(self) -> None:
         async for record in self._consumer:

@@ -1,10 +1,13 @@
-"""What commands need of Kafka: produce messages in bulk, and how far behind a consumer group is."""
+"""What commands need of Kafka: connect within seconds, produce messages in bulk, how far behind a consumer group is."""
 
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import KafkaConnectionError, KafkaError, MessageSizeTooLargeError
 
 from workers.errors import ConfigurationError, DependencyUnavailable, InvalidInput
 from workers.settings import Settings
@@ -13,6 +16,46 @@ Message = tuple[bytes | None, bytes | None, Sequence[tuple[str, bytes]]]
 """Key, value, headers."""
 
 MAX_IN_MEMORY = 4096
+ANSWERS_WITHIN_S = 5.0  # the client library's own patience is 40 s
+STOPS_WITHIN_S = 5.0
+ADMIN_TIMEOUT_MS = 15_000
+
+
+@asynccontextmanager
+async def connected(settings: Settings, *clients: Any) -> AsyncIterator[None]:
+    """Start clients of aiokafka, and stop them in the end.
+
+    Raises DependencyUnavailable when no broker answers in 5 s, and in place of every error of Kafka inside the block.
+    """
+    try:
+        async with AsyncExitStack() as opened:
+            for client in clients:
+                opened.push_async_callback(_stop, client)
+            async with asyncio.timeout(ANSWERS_WITHIN_S):
+                for client in clients:
+                    await client.start()
+            yield
+    except (KafkaConnectionError, TimeoutError) as error:
+        raise no_answer(settings) from error
+    except KafkaError as error:
+        raise DependencyUnavailable("kafka", f"{settings.kafka_bootstrap}: {error or type(error).__name__}") from error
+
+
+def admin_client(settings: Settings) -> Any:
+    """A client for topics, groups and their settings, to be made inside a running event loop."""
+    return AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap, request_timeout_ms=ADMIN_TIMEOUT_MS)
+
+
+def no_answer(settings: Settings) -> DependencyUnavailable:
+    """What every command says when no broker answers."""
+    return DependencyUnavailable("kafka", f"{settings.kafka_bootstrap} does not answer; is the stack up?")
+
+
+async def _stop(client: Any) -> None:
+    """Stop a client, started or not; one whose broker has gone would wait for it."""
+    with suppress(KafkaError, TimeoutError):
+        async with asyncio.timeout(STOPS_WITHIN_S):
+            await (client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())
 
 
 async def produce(settings: Settings, topic: str, messages: Iterable[Message]) -> int:
@@ -29,45 +72,39 @@ async def produce(settings: Settings, topic: str, messages: Iterable[Message]) -
         max_request_size=1_100_000,
     )
     sent = 0
-    try:
-        await producer.start()
-        await require_topic(settings, topic)
-        pending = []
-        for key, value, headers in messages:
-            pending.append(await producer.send(topic, key=key, value=value, headers=list(headers)))
-            sent += 1
-            if len(pending) >= MAX_IN_MEMORY:
-                for future in pending:
-                    await future
-                pending.clear()
-        for future in pending:
-            await future
-    except MessageSizeTooLargeError as error:
-        raise InvalidInput("value_too_large", f"message {sent + 1} is larger than a broker takes") from error
-    except KafkaError as error:
-        raise DependencyUnavailable("kafka", f"{settings.kafka_bootstrap}: {error or type(error).__name__}") from error
-    finally:
-        await producer.stop()
+    await require_topics(settings, topic)
+    async with connected(settings, producer):
+        try:
+            pending = []
+            for key, value, headers in messages:
+                pending.append(await producer.send(topic, key=key, value=value, headers=list(headers)))
+                sent += 1
+                if len(pending) >= MAX_IN_MEMORY:
+                    for future in pending:
+                        await future
+                    pending.clear()
+            for future in pending:
+                await future
+        except MessageSizeTooLargeError as error:
+            raise InvalidInput("value_too_large", f"message {sent + 1} is larger than a broker takes") from error
     return sent
 
 
-async def require_topic(settings: Settings, topic: str) -> None:
-    """Raise ConfigurationError when the topic does not exist: a producer would wait and log instead."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap)
-    try:
-        await admin.start()
-        if topic not in await admin.list_topics():
+async def require_topics(settings: Settings, *topics: str) -> None:
+    """Raise ConfigurationError when one does not exist: a client would wait for it and log instead."""
+    admin = admin_client(settings)
+    async with connected(settings, admin):
+        existing = await admin.list_topics()
+    for topic in topics:
+        if topic not in existing:
             raise ConfigurationError(f"topic {topic} does not exist; `recall topics apply` creates it")
-    finally:
-        await admin.close()
 
 
 async def group_lag(settings: Settings, group: str, topic: str) -> int:
     """Records of a topic that a group has not committed yet: its whole content when the group never committed."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap)
+    admin = admin_client(settings)
     consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap)
-    try:
-        await admin.start()
+    async with connected(settings, admin, consumer):
         described = await admin.describe_topics([topic])
         partitions = [TopicPartition(topic, entry["partition"]) for entry in described[0]["partitions"]]
         committed = {
@@ -75,12 +112,6 @@ async def group_lag(settings: Settings, group: str, topic: str) -> int:
             for partition, entry in (await admin.list_consumer_group_offsets(group, partitions=partitions)).items()
             if entry.offset >= 0
         }
-        await consumer.start()
         begins = await consumer.beginning_offsets(partitions)
         ends = await consumer.end_offsets(partitions)
-    except KafkaError as error:
-        raise DependencyUnavailable("kafka", f"{settings.kafka_bootstrap}: {error or type(error).__name__}") from error
-    finally:
-        await consumer.stop()
-        await admin.close()
     return sum(ends[partition] - committed.get(partition, begins[partition]) for partition in partitions)

@@ -6,14 +6,12 @@ import uuid
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from schemas import codec
-from schemas.recall import DEFAULT_K, DEFAULT_TIMEOUT_MS, CandidateList, RecallRequest
+from schemas.recall import DEFAULT_K, DEFAULT_TIMEOUT_MS, MAX_K, MAX_TIMEOUT_MS, CandidateList, RecallRequest
+from workers.cli.console import cells, columns, harmless, results
 from workers.client import RecallClient
-from workers.errors import InvalidInput
+from workers.errors import ConfigurationError
 from workers.local.discover import with_local_stack
 from workers.settings import Settings, load_settings
 from workers.titles import read_titles
@@ -21,10 +19,10 @@ from workers.titles import read_titles
 
 def ask(
     user: Annotated[str, typer.Argument(help="The user's id.")],
-    k: Annotated[int, typer.Option("--k", "-k", help="How many candidates.")] = DEFAULT_K,
-    timeout_ms: Annotated[int, typer.Option(help="The request's deadline, after the broker took it.")] = (
-        DEFAULT_TIMEOUT_MS
-    ),
+    k: Annotated[int, typer.Option("--k", "-k", min=1, max=MAX_K, help="How many candidates.")] = DEFAULT_K,
+    timeout_ms: Annotated[
+        int, typer.Option(min=1, max=MAX_TIMEOUT_MS, help="The request's deadline, after the broker took it.")
+    ] = DEFAULT_TIMEOUT_MS,
     after_event: Annotated[str | None, typer.Option(help="Say whether this activity is already known.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="An item id to leave out; may be repeated.")] = None,
     include_seen: Annotated[bool, typer.Option("--include-seen", help="Keep what the user has seen.")] = False,
@@ -43,7 +41,9 @@ def ask(
     try:
         codec.decode_request(codec.encode_event(request))
     except codec.DecodeError as error:
-        raise InvalidInput(error.code, str(error)) from error
+        raise ConfigurationError(str(error)) from error
+    except UnicodeEncodeError as error:
+        raise ConfigurationError("an argument is not UTF-8 text") from error
     asyncio.run(_ask(with_local_stack(load_settings()), request, as_json))
 
 
@@ -60,22 +60,17 @@ async def _ask(settings: Settings, request: RecallRequest, as_json: bool) -> Non
 
 def print_answer(answer: CandidateList, titles: dict[str, str], elapsed_ms: float, rows: int = 20) -> None:
     """Print an answer for a person: the first rows of the list, then one line about all of it."""
-    console = Console()
-    table = Table(box=None, pad_edge=False)
-    table.add_column("#", justify="right", style="dim")
-    table.add_column("score", justify="right")
-    table.add_column("item")
-    if titles:
-        table.add_column("title")
+    console = results()
+    table = columns("#", "score", "item", *(["title"] if titles else []))
+    table.columns[0].justify = table.columns[1].justify = "right"
+    table.columns[0].style = "dim"
     for rank, (item_id, score) in enumerate(zip(answer.item_ids[:rows], answer.scores[:rows], strict=True), 1):
         texts = [item_id, titles.get(item_id, "")] if titles else [item_id]
-        table.add_row(str(rank), f"{score:.4f}", *map(Text, texts))  # as Text: brackets in titles are no markup
+        table.add_row(*cells(str(rank), f"{score:.4f}", *texts))
     console.print(table)
     if len(answer.item_ids) > rows:
         console.print(f"... and {len(answer.item_ids) - rows} more", style="dim")
     reasons = f" ({', '.join(answer.reasons)})" if answer.reasons else ""
     field = f" field {answer.error_field}" if answer.error_field else ""
-    console.print(
-        f"{answer.status}{reasons}{field}: {len(answer.item_ids)} candidates in {elapsed_ms:.0f} ms; "
-        f"seen and left out: {answer.removed.seen}; model {answer.model_version}"
-    )
+    line = f"{answer.status}{reasons}{field}: {len(answer.item_ids)} candidates in {elapsed_ms:.0f} ms; "
+    console.print(harmless(f"{line}seen and left out: {answer.removed.seen}; model {answer.model_version}"))

@@ -9,14 +9,11 @@ from typing import Annotated, Any
 import orjson
 import typer
 from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import KafkaError
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from schemas.dead_letter import DeadLetter, from_message
-from workers.errors import DependencyTimeout, DependencyUnavailable
-from workers.kafka_client import require_topic
+from workers.cli.console import cells, columns, results
+from workers.errors import DependencyTimeout
+from workers.kafka_client import connected, require_topics
 from workers.local.discover import with_local_stack
 from workers.settings import Settings, load_settings
 
@@ -44,21 +41,20 @@ def list_(
     if not letters:
         print("no dead letters")
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("time", "topic", "offset", "code", "message", "key", "value"):
-        table.add_column(column, overflow="fold")
+    table = columns("time", "topic", "offset", "code", "message", "key", "value")
     for letter in shown:
         time = datetime.fromtimestamp(letter.timestamp_ms / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")
         offset = f"{letter.partition}:{letter.offset}"
-        cells = (time, letter.topic, offset, letter.code, letter.message, _shown(letter.key), _shown(letter.value))
-        table.add_row(*(_harmless(cell) for cell in cells))
-    Console().print(table)
+        event = (_shown(letter.key), _shown(letter.value))
+        table.add_row(*cells(time, letter.topic, offset, letter.code, letter.message, *event))
+    results().print(table)
     print(f"{len(shown)} of {len(letters)} dead letters")
 
 
 async def read_dead_letters(settings: Settings) -> list[DeadLetter]:
     """All dead letters that Kafka still holds, by partition and offset; what somebody else wrote there is left out."""
     topic = settings.topic("recall-dead-letters")
+    await require_topics(settings, topic)
     consumer = AIOKafkaConsumer(
         topic,
         bootstrap_servers=settings.kafka_bootstrap,
@@ -67,9 +63,7 @@ async def read_dead_letters(settings: Settings) -> list[DeadLetter]:
         enable_auto_commit=False,
     )
     letters = []
-    try:
-        await require_topic(settings, topic)
-        await consumer.start()
+    async with connected(settings, consumer):
         ends = await consumer.end_offsets(consumer.assignment())
         while any([await consumer.position(partition) < end for partition, end in ends.items()]):
             found = await consumer.getmany(timeout_ms=int(SILENCE_S * 1000))
@@ -78,10 +72,6 @@ async def read_dead_letters(settings: Settings) -> list[DeadLetter]:
             for record in (record for records in found.values() for record in records):
                 with contextlib.suppress(ValueError):  # not one of ours
                     letters.append(from_message(record.key, record.value, record.headers))
-    except KafkaError as error:
-        raise DependencyUnavailable("kafka", f"{settings.kafka_bootstrap} does not answer; is the stack up?") from error
-    finally:
-        await consumer.stop()
     return letters
 
 
@@ -95,11 +85,6 @@ def _as_dict(letter: DeadLetter) -> dict[str, Any]:
         except UnicodeDecodeError:
             fields[f"{name}_base64"] = base64.b64encode(data or b"").decode()
     return fields
-
-
-def _harmless(cell: str) -> Text:
-    """Hostile text neither styles the table nor steers the terminal."""
-    return Text("".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in cell))
 
 
 def _shown(data: bytes | None) -> str:

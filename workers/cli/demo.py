@@ -11,13 +11,14 @@ from typing import Annotated, Any, NoReturn
 import orjson
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from workers.cli.console import Working, harmless, notes, results
+from workers.cli.data_sets import DataSet
 from workers.settings import load_settings
 
 
 def demo(
-    data: Annotated[str, typer.Option(help="movielens-1m, movielens-100k or generated.")] = "movielens-1m",
+    data: Annotated[DataSet, typer.Option(help="What to show it on.")] = DataSet.MOVIELENS_1M,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")] = False,
 ) -> None:
     """Start Kafka, Redis, Milvus and the workers; fit, stream, ask; show what changes. Ends all of it when it ends."""
@@ -28,46 +29,44 @@ def demo(
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: _interrupt(stopping))
-    console = Console(stderr=True) if as_json else Console()
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30), TaskProgressColumn())
+    console = notes() if as_json else results()
     started = time.perf_counter()
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=None)
+    with Working("starting") as working:
 
         def progress(what: str, part: float | None) -> None:
             if stopping.is_set():
                 raise KeyboardInterrupt
-            bar.update(task, description=what, total=None if part is None else 1.0, completed=part or 0.0)
+            working.update(what, part)
 
-        stage = Stage(
-            progress, lambda line: bar.console.print(f"• {line}", highlight=False), _Show(bar.console), stopping.is_set
-        )
+        stage = Stage(progress, lambda line: working.say(f"• {line}"), _Show(console, working), stopping.is_set)
         live = Demo(load_settings(), stage)
         try:
             figures = live.run(data)
-            bar.stop()
+            working.stop()
             figures["total_s"] = round(time.perf_counter() - started, 1)
             _print(console, figures)
             if as_json:
                 print(orjson.dumps(figures).decode(), flush=True)
             if sys.stdin.isatty() and sys.stdout.isatty():
-                _stay(console, live, figures, stopping)
+                _stay(live, figures, stopping)
         finally:
-            bar.stop()
+            working.stop()
             live.stop()
-    console.print("ended everything that the demo started", style="dim")
+    notes().print("ended everything that the demo started", style="dim")
 
 
 class _Show:
     """Prints the head of a list with titles."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, working: Working) -> None:
         self._console = console
+        self._working = working
 
     def __call__(self, heading: str, rows: Sequence[tuple[float, str]]) -> None:
-        self._console.print(f"\n{heading}", style="bold", highlight=False, markup=False)
-        for rank, (score, title) in enumerate(rows, 1):
-            self._console.print(f"  {rank:>2}  {score:.3f}  {title}", highlight=False, markup=False)
+        with self._working.hidden():
+            self._console.print(f"\n{harmless(heading)}", style="bold")
+            for rank, (score, title) in enumerate(rows, 1):
+                self._console.print(f"  {rank:>2}  {score:.3f}  {harmless(title)}")
 
 
 def _print(console: Console, figures: dict[str, Any]) -> None:
@@ -78,20 +77,18 @@ def _print(console: Console, figures: dict[str, Any]) -> None:
         f"most popular {figures['recall_at_100_popular']}\n"
         f"click to changed list {figures['click_to_change_ms']} ms, new item to retrievable "
         f"{figures['item_to_retrievable_ms']} ms, delete to gone {figures['delete_to_gone_ms']} ms\n"
-        f"a click on the brand-new item changes the list: {'yes' if figures['new_item_click_changes_list'] else 'no'}",
-        highlight=False,
+        f"a click on the brand-new item changes the list: {'yes' if figures['new_item_click_changes_list'] else 'no'}"
     )
 
 
-def _stay(console: Console, live: Any, figures: dict[str, Any], stopping: threading.Event) -> None:
+def _stay(live: Any, figures: dict[str, Any], stopping: threading.Event) -> None:
     """Keep everything up until Ctrl-C."""
     folder = live.settings.data_dir
-    console.print(
+    notes().print(
         f"\nIt is all still running. In another terminal:\n"
         f"  RECALL_DATA_DIR={folder} recall status\n"
         f"  RECALL_DATA_DIR={folder} recall ask {figures['user']}\n"
-        f"Ctrl-C ends it. Then, for a system that stays: recall up -d",
-        highlight=False,
+        f"Ctrl-C ends it. Then, for a system that stays: recall up -d"
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())

@@ -2,19 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import orjson
 import typer
-from rich.console import Console
 
 from models import datasets
 from models.jsonl import JsonLinesError, read_items
 from schemas import codec
 from schemas.items import ItemUpdate
 from workers import views
+from workers.cli.console import Working
+from workers.cli.data_sets import DataSet
 from workers.errors import ConfigurationError, RecallError
 from workers.kafka_client import Message, group_lag, produce
 from workers.local.discover import with_local_stack
@@ -23,7 +24,7 @@ from workers.settings import Settings, load_settings
 
 def load(
     file: Annotated[Path | None, typer.Argument(help="JSON lines of item updates.")] = None,
-    data: Annotated[str | None, typer.Option(help="movielens-1m, movielens-100k, generated or marketplace.")] = None,
+    data: Annotated[DataSet | None, typer.Option(help="A data set's catalogue.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Return when the active view has taken them all in.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
@@ -31,14 +32,14 @@ def load(
     if (file is None) == (data is None):
         raise ConfigurationError("either a FILE or --data NAME")
     settings = with_local_stack(load_settings())
-    console = Console(stderr=True)
     started = time.perf_counter()
-    try:
-        updates = list(read_items(file)) if file is not None else list(datasets.load(str(data), console.print).items())
-    except (JsonLinesError, datasets.DatasetError) as error:
-        raise RecallError(str(error)) from error
-    with console.status(f"sending {len(updates)} item updates"):
-        sent = asyncio.run(_send(settings, updates, wait))
+    with Working("reading") as working:
+        try:
+            source = datasets.load(str(data), working.say).items() if file is None else read_items(file)
+            updates = list(source)
+        except (JsonLinesError, datasets.DatasetError) as error:
+            raise RecallError(str(error)) from error
+        sent = asyncio.run(_send(settings, updates, wait, working))
     seconds = round(time.perf_counter() - started, 2)
     if as_json:
         print(orjson.dumps({"sent": sent, "seconds": seconds}).decode())
@@ -46,21 +47,27 @@ def load(
         print(f"{sent} item updates {'taken in' if wait else 'sent'} in {seconds} s")
 
 
-async def _send(settings: Settings, updates: list[ItemUpdate], wait: bool) -> int:
-    sent = await produce(settings, settings.topic("item-updates"), item_messages(updates))
+async def _send(settings: Settings, updates: list[ItemUpdate], wait: bool, working: Working) -> int:
+    taken = working.each(lambda count: f"sending, {count:,} of {len(updates):,} item updates", updates)
+    sent = await produce(settings, settings.topic("item-updates"), item_messages(taken))
     if wait:
-        await wait_for_items(settings)
+        await wait_for_items(settings, lambda lag: working.update(f"waiting, {lag:,} item updates are not taken in"))
     return sent
 
 
-def item_messages(updates: list[ItemUpdate]) -> Iterator[Message]:
+def item_messages(updates: Iterable[ItemUpdate]) -> Iterator[Message]:
     """Item updates as Kafka messages, keyed by item id."""
     for update in updates:
         yield update.item_id.encode(), codec.encode_event(update), ()
 
 
-async def wait_for_items(settings: Settings, within_s: float = 300.0) -> None:
-    """Wait until the active view has taken in all item updates. Raises RecallError when it does not get there."""
+async def wait_for_items(
+    settings: Settings, waiting: Callable[[int], None] = lambda _: None, within_s: float = 300.0
+) -> None:
+    """Wait until the active view has taken in all item updates; `waiting` is told how many are still to come.
+
+    Raises RecallError when it does not get there.
+    """
     view = await views.read_active(settings)
     if view is None:
         raise ConfigurationError("no bundle is active, so nobody takes items in; make one: recall model fit")
@@ -69,4 +76,5 @@ async def wait_for_items(settings: Settings, within_s: float = 300.0) -> None:
     while lag := await group_lag(settings, group, settings.topic("item-updates")):
         if time.monotonic() > end:
             raise RecallError(f"{lag} item updates are still waiting; is an items worker running? (`recall status`)")
+        waiting(lag)
         await asyncio.sleep(0.2)

@@ -3,7 +3,9 @@
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 ended by Ctrl-C.
 """
 
+import io
 import logging
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -42,13 +44,20 @@ def main(argv: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     debug = "--debug" in arguments
     if not debug:
-        logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # else it prints beside the one line
+        logging.getLogger().addHandler(logging.NullHandler())  # else libraries print beside the one line
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # whatever the terminal's encoding lacks
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         app = build(arguments)
         if "structlog" in sys.modules:  # the command may log: to standard error, which is not structlog's default
             import_module("workers.logs").configure(libraries=False)
         code = app(arguments, standalone_mode=False, prog_name="recall")
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads the output has gone, and wants no word about it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         if debug:
             raise
@@ -102,13 +111,19 @@ def _report(error: Exception) -> int:
         return 1
     exit_code = getattr(error, "exit_code", None)
     if isinstance(exit_code, int):  # an error of the command line itself: typer's own exceptions carry their code
-        message = str(getattr(error, "message", error))
+        message = str(error.format_message() if hasattr(error, "format_message") else error)
+        message = message.replace("Value error, ", "")
         if message.startswith("Usage:"):  # a group without a command: its whole help
             print(message, file=sys.stderr)
         elif message:
             print(f"recall: {' '.join(message.split())}", file=sys.stderr)
         return exit_code
-    print(f"recall: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+    if isinstance(error, OSError) and error.strerror:  # a full disk, a folder that may not be written
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"recall: {where}{error.strerror} (--debug shows where)", file=sys.stderr)
+        return 1
+    line = " ".join(str(error).split())
+    print(f"recall: {type(error).__name__}: {line} (--debug shows where)", file=sys.stderr)
     return 1
 
 

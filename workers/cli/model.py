@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import orjson
 import typer
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from workers.cli.console import Working
+from workers.cli.data_sets import DataSet
 from workers.errors import ConfigurationError, RecallError
 from workers.settings import Settings, load_settings
 
@@ -18,7 +18,7 @@ METRICS = ("recall_at_", "ndcg_at_")
 
 
 def fit(
-    data: Annotated[str | None, typer.Option(help="movielens-1m, movielens-100k, generated or marketplace.")] = None,
+    data: Annotated[DataSet | None, typer.Option(help="A data set; it brings its own spec.")] = None,
     items: Annotated[Path | None, typer.Option(help="JSON lines of item updates, with --activity and --spec.")] = None,
     activity: Annotated[Path | None, typer.Option(help="JSON lines of user activity.")] = None,
     spec: Annotated[Path | None, typer.Option(help="A features.toml; a data set brings its own.")] = None,
@@ -26,7 +26,7 @@ def fit(
     polish: Annotated[
         bool | None, typer.Option("--polish/--no-polish", help="A softmax epoch on top; chosen by size when left out.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed and data give the same bundle.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed and data give the same bundle.")] = 0,
     until_ms: Annotated[int | None, typer.Option(help="Use only what happened before this time (epoch ms).")] = None,
     evaluate: Annotated[
         bool, typer.Option("--evaluate", help="Fit on what is before the data set's test window and report on it.")
@@ -37,22 +37,21 @@ def fit(
     """Fit both towers and make their bundle the active one."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy is loaded: one thread is as fast here, and repeatable
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from models.fit import DIMS
     from workers.fitting import Job, read_source, run_fit
 
+    if dim not in DIMS:
+        raise ConfigurationError(f"--dim: {dim} is not one of {', '.join(map(str, DIMS))}")
+    if evaluate and data is None:
+        raise ConfigurationError("--evaluate needs --data, whose test window is known")
     settings = load_settings()
-    console = Console(stderr=True)
-    with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True
-    ) as bar:
-        task = bar.add_task("reading events")
+    with Working("reading events") as working:
         started = time.perf_counter()
-        source = read_source(data, items, activity, spec, console.print)
+        source = read_source(data, items, activity, spec, working.say)
         decode_s = time.perf_counter() - started
         cut_ms = until_ms if until_ms is not None else (source.test_ms if evaluate else None)
-        if evaluate and source.test_ms is None:
-            raise ConfigurationError("--evaluate needs --data, whose test window is known")
         job = Job(dim=dim, polish=polish, seed=seed, until_ms=cut_ms, evaluate=evaluate)
-        result = run_fit(source, job, settings, lambda what: bar.update(task, description=what))
+        result = run_fit(source, job, settings, working.update)
     result = {"decode_s": round(decode_s, 2)} | result
     if not no_activate:
         _activate(settings, result)
@@ -78,4 +77,5 @@ def _activate(settings: Settings, result: dict[str, Any]) -> None:
     try:
         asyncio.run(views.activate(with_local_stack(settings), Path(result["path"]), result["version"]))
     except RecallError as error:
-        raise RecallError(f"the bundle {result['version']} is written but not active: {error}") from error
+        kind = ConfigurationError if isinstance(error, ConfigurationError) else RecallError
+        raise kind(f"the bundle {result['version']} is written but not active: {error}") from error

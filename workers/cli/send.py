@@ -11,9 +11,10 @@ import orjson
 import typer
 
 from schemas import codec
+from workers.cli.console import Working
 from workers.clock import SystemClock
 from workers.errors import InvalidInput, RecallError
-from workers.kafka_client import produce
+from workers.kafka_client import Message, produce
 from workers.local.discover import with_local_stack
 from workers.settings import load_settings
 
@@ -38,9 +39,12 @@ def send(
 ) -> None:
     """Send JSON lines as events. Nothing is sent when a line is bad; the first bad one is named with its number."""
     settings = with_local_stack(load_settings())
-    lines = _read(file)
-    messages = [(_key(kind, line, number, unchecked), line, ()) for number, line in lines]
-    sent = asyncio.run(produce(settings, settings.topic(TOPICS[kind]), messages))
+    with Working("reading") as working:
+        lines = _read(file)
+        checked = working.each(lambda count: f"checking, {count:,} of {len(lines):,} lines", lines)
+        messages: list[Message] = [(_key(kind, line, number, unchecked), line, ()) for number, line in checked]
+        taken = working.each(lambda count: f"sending, {count:,} of {len(lines):,} events", messages)
+        sent = asyncio.run(produce(settings, settings.topic(TOPICS[kind]), taken))
     if as_json:
         print(orjson.dumps({"sent": sent, "topic": settings.topic(TOPICS[kind])}).decode())
     else:

@@ -5,10 +5,9 @@ from typing import Annotated, Any
 
 import orjson
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from workers import views
+from workers.cli.console import cells, columns, results
 from workers.errors import RecallError
 from workers.kafka_client import group_lag
 from workers.local.discover import with_local_stack
@@ -72,19 +71,18 @@ async def _lag(settings: Settings, group: str | None, topic: str) -> int | None:
 
 
 def _print(report: dict[str, Any]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for column in ("what", "state", "pid", "where", "version"):
-        table.add_column(column)
+    table = columns("what", "state", "pid", "where", "version")
     for name, address in (("kafka", "bootstrap"), ("redis", "url"), ("milvus", "uri")):
+        if name not in report:  # Milvus, when the workers open a file
+            continue
         service = report[name]
-        table.add_row(
-            name, "up" if service["up"] else "down", str(service["pid"]), service[address], service["version"]
-        )
+        up = "up" if service["up"] else "down"
+        table.add_row(*cells(name, up, str(service["pid"]), service[address], service["version"]))
     for worker in report["workers"]:
         lag = "" if worker["lag"] is None else f"{worker['lag']} behind"
         lag += f", started again {worker['restarts']} times" if worker["restarts"] else ""
-        table.add_row(f"worker {worker['kind']}", worker["health"], str(worker["pid"]), lag, "")
-    console = Console()
+        table.add_row(*cells(f"worker {worker['kind']}", worker["health"], str(worker["pid"]), lag, ""))
+    console = results()
     console.print(table)
     active = report["active"]
     if active is None:
