@@ -96,8 +96,10 @@ class Kafka(Service):
         properties = self.data / "server.properties"
         properties.write_text(PROPERTIES.format(port=self.ports[0], controller=self.ports[1], logs=logs))
         if not (logs / "meta.properties").exists():
-            cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-            storage = self._java("kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(properties))
+            cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")  # may begin with a hyphen
+            storage = self._java(
+                "kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", "-c", str(properties)
+            )
             if spawn(storage, self.log, self.data).wait() != 0:
                 raise RecallError(f"Kafka's data folder cannot be formatted:\n{tail(self.log)}")
         return self._java("kafka.Kafka", str(properties)), dict(os.environ)
