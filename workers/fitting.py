@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from models import datasets, signature
-from models.bundle import Bundle
+from models.bundle import Bundle, BundleError
 from models.evaluation import protocol
 from models.evaluation.protocol import Window
 from models.event_log import Catalogue, EventLog
@@ -68,7 +68,12 @@ def read_source(data: str | None, items: Path | None, activity: Path | None, spe
 
 def run_fit(source: Source, job: Job, settings: Settings, say: Say) -> dict[str, Any]:
     """Fit, and evaluate when that is asked for. Raises RecallError, ConfigurationError."""
-    bundle = fit_bundle(source, job, settings.data_dir / "bundles", say)
+    folder = settings.data_dir / "bundles"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # known before the work is done
+    except OSError as error:
+        raise ConfigurationError(f"{folder} cannot be written: {error.strerror}") from error
+    bundle = fit_bundle(source, job, folder, say)
     result: dict[str, Any] = {"version": bundle.version, "path": str(bundle.path), "dim": bundle.dim}
     result |= {name: bundle.manifest.figures[name] for name in ("fit_s", "requests", "positives", "items", "polished")}
     if job.evaluate and source.test_ms is not None:
@@ -97,7 +102,7 @@ def fit_bundle(source: Source, job: Job, folder: Path, say: Say) -> Bundle:
             options,
             lambda what, part: say(f"{what} {part:.0%}"),
         )
-    except FitError as error:
+    except (FitError, BundleError) as error:
         raise RecallError(str(error)) from error
 
 

@@ -1,5 +1,6 @@
 """/healthz, /readyz and /metrics of one worker, over HTTP on loopback unless told otherwise."""
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -39,7 +40,8 @@ class HealthServer:
             await web.TCPSite(self._runner, host, port).start()
         except OSError as error:
             await self.close()
-            raise ConfigurationError(f"web_port {host}:{port} cannot be used: {error.strerror}") from error
+            reason = os.strerror(error.errno) if error.errno else str(error)  # asyncio's own text tells the address again
+            raise ConfigurationError(f"web_port {host}:{port} cannot be used: {reason}") from error
 
     async def close(self) -> None:
         """Stop listening. May be called twice."""

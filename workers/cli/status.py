@@ -39,16 +39,18 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
 
 
 async def _report(settings: Settings, state: StackState) -> dict[str, Any]:
+    unknown = None
     try:
         view = await views.read_active(settings)
-    except RecallError:
-        view = None
+    except RecallError as error:
+        view, unknown = None, settings.hide(str(error))
     report: dict[str, Any] = {"running": True, "supervisor": state.supervisor_pid}
     addresses = {"kafka": "bootstrap", "redis": "url", "milvus": "uri"}
     for name, service in state.services.items():
         up = start_time(service.pid) > 0
         report[name] = {addresses[name]: service.address, "version": service.version, "pid": service.pid, "up": up}
     report["active"] = None if view is None else {"version": view.version, "collection": view.collection}
+    report["active_unknown"] = unknown
     topics = {"activity": "user-activity", "items": "item-updates", "recall": "recall-requests"}
     groups = {"activity": "recall-activity", "recall": "recall-requests"}
     if view is not None:
@@ -85,7 +87,9 @@ def _print(report: dict[str, Any]) -> None:
     console = results()
     console.print(table)
     active = report["active"]
-    if active is None:
+    if report["active_unknown"]:
+        console.print(f"which bundle is active is not known: {report['active_unknown']}")
+    elif active is None:
         console.print("no bundle is active; make one: recall model fit --data movielens-1m")
     else:
         console.print(f"active bundle {active['version']}, collection {active['collection']}")

@@ -55,7 +55,8 @@ class Service(ABC):
             self.data.mkdir(parents=True, exist_ok=True)
             argv, env = self.command()
         except OSError as error:
-            raise RecallError(f"{self.name} cannot be started: {error.filename}: {error.strerror}") from error
+            where = error.filename or self.data  # a write that fails, as on a full disk, names no file
+            raise RecallError(f"{self.name} cannot be started: {where}: {error.strerror}") from error
         self.process = spawn(argv, self.log, self.data, env)
 
     def wait_ready(self, interrupted: Callable[[], bool] = lambda: False) -> None:
