@@ -20,12 +20,13 @@ from typing import Any, TypeVar
 
 import structlog
 
-from models import signature, tensors
-from models.bundle import Bundle, BundleError, load_bundle
+from models import tensors
+from models.bundle import Bundle
 from workers import topics, views
 from workers.agents import Context, EventAgent, RecallAgent, attach, decode_activity, decode_item
 from workers.clock import SystemClock
 from workers.dependencies import Dependencies, Probe
+from workers.doctor import start
 from workers.errors import ConfigurationError
 from workers.health import Condition, HealthServer, all_of
 from workers.index.milvus_collection import open_index, prepare_index
@@ -45,7 +46,7 @@ from workers.stores.connect import connect, ping
 from workers.stores.item_redis import RedisItemTable
 from workers.stores.user_redis import RedisUserTable
 from workers.stores.vector_cache import VectorCache
-from workers.towers.onnx import OnnxTower
+from workers.towers.onnx import open_tower
 from workers.transport import Liveness, ask_broker, create_app, liveness, run_until, stopping_on_signals
 
 FEED_EVERY_S = 0.2
@@ -76,6 +77,7 @@ class Worker:
     probes: dict[str, Probe] = field(default_factory=dict)
     background: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)
     waiting: Callable[[], str | None] = lambda: None
+    redis_checked: bool = False
 
     def facts(self) -> Liveness:
         """What the engine knows of itself; nothing before it runs."""
@@ -191,7 +193,7 @@ async def _compose(worker: Worker) -> None:
     """Everything between a worker's topic and its backends."""
     settings, dependencies = worker.settings, worker.dependencies
     worker.waiting = lambda: "kafka"
-    await until_done(lambda: topics.check(settings), dependencies)
+    await until_done(lambda: start.check_kafka(settings, [worker.kind]), dependencies)
     worker.waiting = lambda: None
     await {"activity": _activity, "items": _items, "recall": _recall}[worker.kind](worker)
 
@@ -214,7 +216,7 @@ async def _items(worker: Worker) -> None:
     index = await until_done(lambda: prepare_index(settings, _collection(bundle, view), rows), worker.dependencies)
     worker.opened.push_async_callback(index.close)
     worker.probes["milvus"] = index.ping
-    tower = _tower(settings, bundle, "item")
+    tower = open_tower(bundle, "item", settings.tower_timeout_ms)
     worker.opened.push_async_callback(tower.close)
     context = _context(worker, f"recall-items.{view.collection}")
     items = ItemsView(bundle.dim, bundle.version, tuple(bundle.spec.filterable))
@@ -245,7 +247,7 @@ async def open_recall(worker: Worker, clock: Clock, observe: Observe) -> RecallP
         client = _redis(worker, opened)
         index = await open_index(settings, _collection(bundle, view))
         opened.push_async_callback(index.close)
-        tower = _tower(settings, bundle, "user")
+        tower = open_tower(bundle, "user", settings.tower_timeout_ms)
         opened.push_async_callback(tower.close)
         hit, miss = metrics.vector_cache.labels("hit"), metrics.vector_cache.labels("miss")
 
@@ -281,16 +283,17 @@ def _settle() -> None:
 
 
 async def _active_bundle(worker: Worker) -> tuple[Bundle, views.ActiveView]:
-    """The active bundle, verified. Raises DependencyError when Redis does not answer, ConfigurationError."""
+    """The active bundle, verified, of a Redis that keeps it. Raises DependencyError while Redis does not answer.
+
+    Raises ConfigurationError when Redis is unsafe, and when there is no such bundle.
+    """
+    if not worker.redis_checked:
+        await start.check_redis(worker.settings)
+        worker.redis_checked = True
     view = await views.read_active(worker.settings)
     if view is None:
         raise ConfigurationError("no bundle is active; make one: recall model fit --data movielens-1m")
-    try:
-        bundle = load_bundle(view.bundle)
-    except BundleError as error:
-        raise ConfigurationError(str(error)) from error
-    if bundle.version != view.version:
-        raise ConfigurationError(f"{view.bundle} holds version {bundle.version}, the active one is {view.version}")
+    bundle = views.load(view)
     worker.metrics.info.labels(worker.kind, version("recall-worker"), bundle.version, view.collection).set(1)
     return bundle, view
 
@@ -313,14 +316,6 @@ def _redis(worker: Worker, opened: AsyncExitStack) -> Any:
 
 def _collection(bundle: Bundle, view: views.ActiveView) -> Collection:
     return Collection(view.collection, bundle.dim, bundle.metric, bundle.version)
-
-
-def _tower(settings: Settings, bundle: Bundle, side: str) -> OnnxTower:
-    encoding, dim, timeout_ms = bundle.encoding, bundle.dim, settings.tower_timeout_ms
-    if side == "user":
-        inputs, outputs = signature.user_inputs(encoding, dim), signature.user_outputs(dim)
-        return OnnxTower(bundle.user_tower, inputs, outputs, timeout_ms)
-    return OnnxTower(bundle.item_tower, signature.item_inputs(encoding), signature.item_outputs(dim), timeout_ms)
 
 
 async def _follow(vectors: VectorCache, dependencies: Dependencies) -> None:

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, for_code
+from aiokafka.admin import NewPartitions, NewTopic
+from aiokafka.errors import for_code
 
 from workers.errors import ConfigurationError, DependencyUnavailable
+from workers.kafka_client import admin_client, connected
+from workers.kafka_inspect import Topic, describe_topics
 from workers.settings import Settings
 
 DELETE_RETENTION_MS = 7 * 86_400_000
@@ -18,8 +19,6 @@ TOPIC_ALREADY_EXISTS = 36
 SETTLE_S = 10
 EXACT = ("cleanup.policy", "message.timestamp.type")
 AT_LEAST = ("max.message.bytes", "min.insync.replicas")
-Description = dict[str, tuple[int, dict[str, str]]]
-"""Topic name -> its number of partitions and its configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +28,15 @@ class Finding:
     topic: str
     result: str
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A configuration entry that must be another, and the command that makes it so."""
+
+    name: str
+    line: str
+    todo: str
 
 
 def expected_configs(settings: Settings) -> dict[str, dict[str, str]]:
@@ -54,62 +62,35 @@ def expected_configs(settings: Settings) -> dict[str, dict[str, str]]:
 async def apply(settings: Settings) -> list[Finding]:
     """Create what is missing, grow what has too few partitions, report what differs. Idempotent."""
     expected = expected_configs(settings)
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap)
-    try:
-        await admin.start()
-        existing = await _describe(admin, settings)
+    admin = admin_client(settings)
+    async with connected(settings, admin):
+        existing = await describe_topics(admin, expected)
         missing = [topic for topic in expected if topic not in existing]
         made = {topic: "created" for topic in missing if await _create(admin, settings, topic, expected[topic])}
         if missing:
             existing = await _settled(admin, settings, 1)
-        small = {topic: count for topic, (count, _) in existing.items() if count < settings.partitions}
+        small = {name: topic.partitions for name, topic in existing.items() if topic.partitions < settings.partitions}
         for topic in small:
             await _grow(admin, topic, settings.partitions)
             made[topic] = "grown"
         if small:
             existing = await _settled(admin, settings, settings.partitions)
-    except KafkaError as error:
-        raise DependencyUnavailable("kafka", f"{settings.kafka_bootstrap}: {error}") from error
-    finally:
-        await admin.close()
     findings = []
-    for topic, config in expected.items():
-        difference = _difference(topic, config, existing[topic][1])
+    for topic in expected:
+        differing = differences(settings, topic, existing[topic].configs or {})
         detail = f"from {small[topic]} to {settings.partitions} partitions" if topic in small else ""
-        findings.append(
-            Finding(topic, "differs", difference) if difference else Finding(topic, made.get(topic, "ok"), detail)
-        )
+        if differing:
+            findings.append(Finding(topic, "differs", f"{differing[0].line}: {differing[0].todo}"))
+        else:
+            findings.append(Finding(topic, made.get(topic, "ok"), detail))
     return findings
-
-
-async def check(settings: Settings) -> None:
-    """Raise ConfigurationError when a topic is missing or has an unsafe configuration."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap)
-    try:
-        await admin.start()
-        existing = await _describe(admin, settings)
-    except KafkaError as error:
-        raise DependencyUnavailable("kafka", f"{settings.kafka_bootstrap}: {error}") from error
-    finally:
-        await admin.close()
-    for topic, config in expected_configs(settings).items():
-        if topic not in existing:
-            raise ConfigurationError(f"topic {topic} does not exist; `recall topics apply` creates it")
-        difference = _difference(topic, config, existing[topic][1])
-        if difference:
-            raise ConfigurationError(f"topic {topic}: {difference}")
 
 
 async def partition_count(settings: Settings, topic: str) -> int:
     """How many partitions a topic has."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap)
-    try:
-        await admin.start()
+    admin = admin_client(settings)
+    async with connected(settings, admin):
         described = await admin.describe_topics([topic])
-    except KafkaError as error:
-        raise DependencyUnavailable("kafka", f"{settings.kafka_bootstrap}: {error}") from error
-    finally:
-        await admin.close()
     count = len(described[0]["partitions"])
     if count == 0:
         raise ConfigurationError(f"topic {topic} does not exist; `recall topics apply` creates it")
@@ -133,36 +114,32 @@ async def _grow(admin: Any, topic: str, partitions: int) -> None:
         raise ConfigurationError(f"topic {topic} cannot grow: {message or for_code(code).__name__}")
 
 
-async def _settled(admin: Any, settings: Settings, partitions: int) -> Description:
+async def _settled(admin: Any, settings: Settings, partitions: int) -> dict[str, Topic]:
     """All topics, once the broker shows them with that many partitions: it learns late what its controller did."""
     for _ in range(SETTLE_S * 20):
-        existing = await _describe(admin, settings)
-        if len(existing) == len(expected_configs(settings)) and min(n for n, _ in existing.values()) >= partitions:
+        existing = await describe_topics(admin, expected_configs(settings))
+        counts = [topic.partitions for topic in existing.values()]
+        if len(counts) == len(expected_configs(settings)) and min(counts) >= partitions:
             return existing
         await asyncio.sleep(0.05)
     raise DependencyUnavailable("kafka", f"the topics are not to be seen {SETTLE_S} s after they were made")
 
 
-async def _describe(admin: Any, settings: Settings) -> Description:
-    """Those of our topics that exist."""
-    names = set(await admin.list_topics()) & expected_configs(settings).keys()
-    if not names:
-        return {}
-    partitions = {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics(sorted(names))}
-    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in sorted(names)]
-    configs: dict[str, dict[str, str]] = {}
-    for response in await admin.describe_configs(resources):
-        for resource in response.resources:
-            configs[resource[3]] = {entry[0]: entry[1] for entry in resource[4]}
-    return {name: (partitions[name], configs[name]) for name in names}
-
-
-def _difference(topic: str, expected: Mapping[str, str], found: Mapping[str, str]) -> str:
-    """What is unsafe about a topic and what to do; empty when nothing is."""
+def differences(settings: Settings, topic: str, found: Mapping[str, str]) -> list[Difference]:
+    """What a topic's configuration is and must not be. Pure; what a broker does not tell is no difference."""
+    expected = expected_configs(settings)[topic]
+    result = []
     for name in (*EXACT, *AT_LEAST):  # the rest is the operator's to choose
-        want, have = expected[name], found.get(name, "")
-        if (name in EXACT and have != want) or (name in AT_LEAST and int(have or 0) < int(want)):
-            must = "must be" if name in EXACT else "must be at least"
-            todo = f"kafka-configs --alter --entity-type topics --entity-name {topic} --add-config {name}={want}"
-            return f"{name} is {have}, {must} {want}: {todo}"
-    return ""
+        want, have = expected[name], found.get(name)
+        if have is None or (have == want if name in EXACT else int(have) >= int(want)):
+            continue
+        must = "must be" if name in EXACT else "must be at least"
+        todo = alter_command(settings, topic, f"{name}={want}")
+        result.append(Difference(name, f"{name} is {have}, {must} {want}", todo))
+    return result
+
+
+def alter_command(settings: Settings, topic: str, entry: str) -> str:
+    """The command of Kafka's own tools that sets an entry `name=value` of a topic's configuration."""
+    command = f"kafka-configs --alter --entity-type topics --entity-name {topic} --add-config {entry}"
+    return f"{command} --bootstrap-server {settings.kafka_bootstrap}"

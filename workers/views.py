@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from models.bundle import Bundle, BundleError, load_bundle
 from workers.errors import ConfigurationError, DependencyError
 from workers.settings import Settings
 from workers.stores import keys
@@ -35,6 +36,17 @@ async def read_active(settings: Settings) -> ActiveView | None:
     finally:
         await client.aclose()
     return None if stored is None else _decode(stored, keys.active_view(settings).decode())
+
+
+def load(view: ActiveView) -> Bundle:
+    """The bundle of a view, every file of it verified. Raises ConfigurationError."""
+    try:
+        bundle = load_bundle(view.bundle)
+    except BundleError as error:
+        raise ConfigurationError(str(error)) from error
+    if bundle.version != view.version:
+        raise ConfigurationError(f"{view.bundle} holds version {bundle.version}, the active one is {view.version}")
+    return bundle
 
 
 async def activate(settings: Settings, bundle: Path, version: str) -> ActiveView:

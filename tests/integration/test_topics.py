@@ -11,10 +11,11 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from workers import topics
+from workers.doctor import start
 from workers.errors import ConfigurationError, DependencyUnavailable
 from workers.local.process import free_ports
 from workers.local.workers import environment
-from workers.settings import Settings
+from workers.settings import AGENT_KINDS, Settings
 
 NAMES = ("user-activity", "recall-requests", "recall-candidates", "item-updates", "recall-dead-letters")
 
@@ -45,7 +46,7 @@ def results(findings: list[topics.Finding]) -> list[str]:
 async def test_apply_creates_all_and_again_finds_all_well(admin: AIOKafkaAdminClient, settings: Settings) -> None:
     assert results(await topics.apply(settings)) == ["created"] * 5
     assert results(await topics.apply(settings)) == ["ok"] * 5
-    await topics.check(settings)
+    await start.check_kafka(settings, AGENT_KINDS)
     for name in NAMES:
         assert await topics.partition_count(settings, settings.topic(name)) == settings.partitions
         config = await config_of(admin, settings.topic(name))
@@ -97,14 +98,14 @@ async def test_what_differs_is_told_with_what_to_do_and_no_worker_starts_on_it(
     assert findings.pop(name).result == "differs"
     assert {finding.result for finding in findings.values()} == {"created"}
     with pytest.raises(ConfigurationError) as refused:
-        await topics.check(settings)
+        await start.check_kafka(settings, AGENT_KINDS)
     assert why in str(refused.value)
     assert f"kafka-configs --alter --entity-type topics --entity-name {name}" in str(refused.value)
 
 
 async def test_a_missing_topic_is_named(settings: Settings) -> None:
     with pytest.raises(ConfigurationError, match=r"topic \S+ does not exist; `recall topics apply` creates it"):
-        await topics.check(settings)
+        await start.check_kafka(settings, AGENT_KINDS)
     with pytest.raises(ConfigurationError, match="does not exist"):
         await topics.partition_count(settings, settings.topic("item-updates"))
 
@@ -140,5 +141,5 @@ async def test_the_command_says_one_line_when_kafka_is_away(settings: Settings) 
     nowhere = settings.model_copy(update={"kafka_bootstrap": f"127.0.0.1:{free_ports(1)[0]}"})
     done = recall(nowhere, "topics", "apply")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"recall: kafka: {nowhere.kafka_bootstrap}: ")
+    assert done.stderr.startswith(f"recall: kafka: {nowhere.kafka_bootstrap} does not answer")
     assert done.stderr.count("\n") == 1

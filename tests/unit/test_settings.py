@@ -1,11 +1,15 @@
 """Settings: where values come from, and one line for what cannot be."""
 
+import os
+import re
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
+from workers.doctor import configuration
 from workers.errors import ConfigurationError
-from workers.settings import load_settings
+from workers.settings import PREFIX, Settings, load_settings, read_toml, sources
 
 
 @pytest.fixture(autouse=True)
@@ -57,3 +61,57 @@ def test_a_file_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("RECALL_REDIS_URL_FILE", str(folder / "nowhere"))
     with pytest.raises(ConfigurationError, match=r"RECALL_REDIS_URL_FILE: .*No such file"):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
+        ("redis://:hunter2@cache:6379/0", "redis://:***@cache:6379/0"),
+        ("rediss://worker:hunt%2Fer2@cache/0?db=1", "rediss://worker:***@cache/0?db=1"),
+        ("redis://cache/0?password=hunter2&db=1", "redis://cache/0?password=***&db=1"),
+        ("redis://:hunter2@h@cache/0", "redis://:***@cache/0"),
+        ("redis://:hunter2:x@cache/0", "redis://:***@cache/0"),
+        ("redis://cache/0?password=hunter2@home", "redis://***"),
+        ("user:hunter2@cache:6379", "user:***@cache:6379"),
+        ("http://milvus:19530", "http://milvus:19530"),
+    ],
+)
+def test_an_address_is_shown_without_its_password(given: str, shown: str) -> None:
+    settings = Settings(redis_url=given, milvus_uri=given, milvus_token=SecretStr("hunter2"))
+    assert settings.shown("redis_url") == settings.shown("milvus_uri") == shown
+    assert settings.shown("milvus_token") == "***"
+    assert settings.hide(f"ConnectionError: {given}!") == f"ConnectionError: {shown}!"
+
+
+def test_secrets_are_found_wherever_they_stand() -> None:
+    settings = Settings(redis_url="redis://cache/0?password=hunter2", milvus_token=SecretStr("root:Milvus99"))
+    assert {"hunter2", "Milvus99", "root:Milvus99"} <= set(settings.secrets())
+    assert settings.hide("AUTH hunter2 Milvus99") == "AUTH *** ***"
+
+
+def test_every_setting_knows_where_it_comes_from(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "recall.toml").write_text('namespace = "file"\npartitions = 7\nindex_ef = 99\n')
+    (folder / "secret").write_text("root:hunter2")
+    monkeypatch.setenv("RECALL_NAMESPACE", "env")
+    monkeypatch.setenv("recall_index_ef", "77")
+    monkeypatch.setenv("RECALL_MILVUS_TOKEN_FILE", str(folder / "secret"))
+    found, settings = sources(os.environ, read_toml()), load_settings()
+    assert (found["namespace"], settings.namespace) == ("environment RECALL_NAMESPACE", "env")
+    assert (found["partitions"], settings.partitions) == ("recall.toml", 7)
+    assert (found["index_ef"], settings.index_ef) == ("environment RECALL_INDEX_EF", 77)
+    where, token = found["milvus_token"], settings.milvus_token.get_secret_value()
+    assert (where, token) == ("file RECALL_MILVUS_TOKEN_FILE", "root:hunter2")
+    assert found["user_ttl_ms"] == "default"
+    assert set(found) == set(Settings.model_fields)
+    monkeypatch.setenv("RECALL_MILVUS_TOKEN", "other")
+    where = sources(os.environ, {})["milvus_token"]
+    assert where == "environment RECALL_MILVUS_TOKEN"
+
+
+def test_every_variable_that_the_source_reads_is_known() -> None:
+    """A variable that is read but not declared would be called a mistake by `recall doctor`."""
+    source = "".join(path.read_text() for path in (Path(__file__).parents[2] / "workers").rglob("*.py"))
+    named = set(re.findall(r'"(RECALL_[A-Z_]+)"', source)) - {PREFIX}
+    assert "RECALL_CACHE_DIR" in named
+    assert configuration.unknown(dict.fromkeys(named, ""), {}) == []

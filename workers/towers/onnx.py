@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from models import signature
+from models.bundle import Bundle
 from models.signature import Array, Arrays
 from workers.errors import ConfigurationError, DependencyTimeout, DependencyUnavailable
 from workers.ports import Float32
@@ -17,6 +19,15 @@ from workers.ports import Float32
 DEPENDENCY = "tower"
 MAX_ROWS = 4096  # of one run; larger batches are split, which bounds the memory
 TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+
+
+def open_tower(bundle: Bundle, side: Literal["user", "item"], timeout_ms: int) -> "OnnxTower":
+    """One of a bundle's towers. Raises ConfigurationError when its names, types or shapes are not the bundle's."""
+    encoding, dim = bundle.encoding, bundle.dim
+    if side == "user":
+        inputs, outputs = signature.user_inputs(encoding, dim), signature.user_outputs(dim)
+        return OnnxTower(bundle.user_tower, inputs, outputs, timeout_ms)
+    return OnnxTower(bundle.item_tower, signature.item_inputs(encoding), signature.item_outputs(dim), timeout_ms)
 
 
 class OnnxTower:

@@ -1,0 +1,67 @@
+"""Towers, item vectors and collection are of one bundle, or nothing works: the active view, piece by piece."""
+
+import asyncio
+
+from models.bundle import Bundle
+from workers import views
+from workers.doctor.findings import Finding, Level
+from workers.errors import ConfigurationError, DependencyError
+from workers.index.milvus_inspect import inspect_collection
+from workers.index.schema import Collection
+from workers.settings import Settings
+from workers.towers.onnx import open_tower
+
+CHECK = "bundle"
+MAKE_ONE = "make one: recall model fit --data movielens-1m"
+ANOTHER = "make it active again, or another: recall model fit"
+TIMEOUT_S = 3.0  # of each backend
+
+
+async def check(settings: Settings) -> list[Finding]:
+    """The active view, its bundle, towers and collection. Raises ConfigurationError."""
+    pointer = views.local_pointer(settings)
+    found = []
+    if pointer is not None:
+        line = f"bundle {pointer.version} was made active while Redis was away, and is not yet"
+        found.append(Finding(CHECK, Level.NOTE, line, "`recall up` makes it active"))
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            view = await views.read_active(settings)
+    except (DependencyError, TimeoutError):
+        line = "not checked: which bundle is active stands in Redis, which does not answer"
+        return [*found, Finding(CHECK, Level.NOTE, line)]
+    if view is None:
+        return [*found, Finding(CHECK, Level.WRONG, "no bundle is active, no worker starts", MAKE_ONE)]
+    try:
+        bundle = await asyncio.to_thread(_opened, settings, view)
+    except ConfigurationError as error:
+        return [*found, Finding(CHECK, Level.WRONG, str(error), ANOTHER)]
+    figures = f"{bundle.dim} dimensions, metric {bundle.metric}, spec {bundle.spec.name} {bundle.spec.hash[:12]}"
+    found.append(Finding(CHECK, Level.OK, f"{bundle.version} in {bundle.path}: {figures}, both towers fit it"))
+    return [*found, await _collection(settings, bundle, view.collection)]
+
+
+def _opened(settings: Settings, view: views.ActiveView) -> Bundle:
+    """The bundle of a view, its towers opened as workers open them. Raises ConfigurationError."""
+    bundle = views.load(view)
+    open_tower(bundle, "user", settings.tower_timeout_ms)
+    open_tower(bundle, "item", settings.tower_timeout_ms)
+    return bundle
+
+
+async def _collection(settings: Settings, bundle: Bundle, name: str) -> Finding:
+    if settings.milvus_file is not None:
+        return Finding(CHECK, Level.NOTE, f"collection {name} is not checked: it stands in a file")
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            held = await inspect_collection(settings, Collection(name, bundle.dim, bundle.metric, bundle.version))
+    except (DependencyError, TimeoutError):
+        return Finding(CHECK, Level.NOTE, f"collection {name} is not checked: Milvus does not answer")
+    except ConfigurationError as error:
+        todo = f"drop the collection and let the items worker read `item-updates` again, or {MAKE_ONE}"
+        return Finding(CHECK, Level.WRONG, str(error), todo)
+    if held is None:
+        return Finding(CHECK, Level.NOTE, f"collection {name} does not exist yet", "the items worker makes it")
+    if held.rows is None:
+        return Finding(CHECK, Level.NOTE, f"collection {name} matches the bundle, and is not loaded", "workers load it")
+    return Finding(CHECK, Level.OK, f"collection {name} matches the bundle: {held.index_type}, {held.rows} items")
