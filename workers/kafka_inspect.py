@@ -21,6 +21,7 @@ from workers.settings import Settings
 
 FETCH = 1  # the call whose versions tell releases apart
 RELEASES = ((18, "4.1"), (17, "3.9"), (16, "3.7"), (15, "3.5"), (13, "3.1"), (12, "2.7"), (11, "2.3"))
+RELEASE_WITHIN_MS = 3000
 LOG_APPEND_TIME = 1
 MAX_READ = 16  # partitions whose newest record is read
 MAX_PROBED = 16  # brokers whose clock is measured
@@ -82,7 +83,7 @@ def _topic(partitions: list[dict[str, Any]], configs: Mapping[str, str] | None) 
 
 async def _release(settings: Settings) -> str:
     """No call tells the release; the newest version of a call that the broker knows does so roughly."""
-    client = AIOKafkaClient(bootstrap_servers=settings.kafka_bootstrap)
+    client = AIOKafkaClient(bootstrap_servers=settings.kafka_bootstrap, request_timeout_ms=RELEASE_WITHIN_MS)
     try:
         await client.bootstrap()
         response = await client.send(client.get_random_node(), ApiVersionRequest())

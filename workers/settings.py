@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -117,8 +117,8 @@ class Settings(BaseSettings):
         found = [self.milvus_token.get_secret_value()]
         for url in (self.redis_url.get_secret_value(), self.milvus_uri):
             password = url.rpartition("@")[0].partition("://")[2].partition(":")[2]
-            query = urlsplit(url).query if "://" in url else ""
-            passwords = [password, *(value for name, value in parse_qsl(query) if _is_secret(name))]
+            parameters = parse_qsl(url.partition("?")[2])
+            passwords = [password, *(value for name, value in parameters if _is_secret(name))]
             found += [form for each in passwords for form in (each, unquote(each), quote(each, safe=""))]
         found += found[0].split(":", 1)[1:]  # a token is user:password
         return [secret for secret in found if secret]

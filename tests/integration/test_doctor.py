@@ -316,6 +316,27 @@ async def test_a_backend_that_is_down_is_one_finding_and_the_others_are_checked(
     assert not told(findings, Level.WRONG)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "check"),
+    [
+        ("redis_url", "cache:6379", "redis"),
+        ("redis_url", f"redis://:{PASSWORD}@cache:port/0", "redis"),
+        ("milvus_uri", f"http://root:{PASSWORD}@[milvus", "milvus"),
+        ("milvus_uri", f"ftp://root:{PASSWORD}@milvus", "milvus"),
+        ("milvus_uri", "http://milvus:port", "milvus"),
+    ],
+)
+def test_an_address_that_is_none_is_wrong(
+    settings: Settings, tmp_path: Path, setting: str, value: str, check: str
+) -> None:
+    done = recall(changed(settings, **{setting: value}), "doctor", "--json", cwd=tmp_path)
+    assert (done.code, done.error.count("\n")) == (1, 1)
+    assert PASSWORD not in done.output + done.error
+    wrong = [each for each in done.report["findings"] if each["level"] == Level.WRONG]
+    assert check in {each["check"] for each in wrong}
+    assert any(each["line"].startswith(f"{setting}: ") for each in wrong), wrong
+
+
 def test_it_ends_when_nothing_answers(settings: Settings, tmp_path: Path) -> None:
     silent = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
     kafka, redis, milvus = (server.getsockname()[1] for server in silent)

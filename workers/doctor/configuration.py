@@ -72,11 +72,18 @@ def _in_the_clear(settings: Settings) -> list[tuple[str, str]]:
     found = []
     redis = settings.redis_url.get_secret_value()
     if settings.shown("redis_url") != redis and redis.startswith("redis://"):
-        found.append(("redis_url", urlsplit(settings.shown("redis_url")).hostname or ""))
+        found.append(("redis_url", _host(settings.shown("redis_url"))))
     if settings.milvus_token.get_secret_value() and not settings.milvus_uri.startswith("https://"):
         uri = settings.milvus_uri if "://" in settings.milvus_uri else f"http://{settings.milvus_uri}"
-        found.append(("milvus_token", urlsplit(uri).hostname or ""))
+        found.append(("milvus_token", _host(uri)))
     return [(name, host) for name, host in found if not _is_local(host)]
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""  # another check tells that it is no address
 
 
 def _is_local(host: str) -> bool:

@@ -34,13 +34,17 @@ class MilvusClient:
     """Calls by name on Milvus' gRPC service. To be made inside a running event loop; connects at the first call."""
 
     def __init__(self, settings: Settings) -> None:
-        self._uri = settings.milvus_uri
+        self._uri = settings.shown("milvus_uri")  # for messages: without a password
         if settings.milvus_file is not None:
             raise ConfigurationError(f"milvus_uri: {self._uri} is a file; only the worker that opened it can use it")
-        parts = urlsplit(self._uri if "://" in self._uri else f"http://{self._uri}")
+        uri = settings.milvus_uri
+        try:
+            parts = urlsplit(uri if "://" in uri else f"http://{uri}")
+            address = f"{parts.hostname}:{parts.port or 19530}"
+        except ValueError as error:
+            raise ConfigurationError(f"milvus_uri: {self._uri}: {error}") from error
         if parts.scheme not in {"http", "https", "tcp"} or not parts.hostname:
             raise ConfigurationError(f"milvus_uri: {self._uri} is not http://host:port or https://host:port")
-        address = f"{parts.hostname}:{parts.port or 19530}"
         if parts.scheme == "https":
             self._channel = grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(), options=OPTIONS)
         else:

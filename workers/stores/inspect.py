@@ -86,11 +86,11 @@ async def clock_skews(settings: Settings) -> list[Skew]:
 @asynccontextmanager
 async def _servers(settings: Settings) -> AsyncIterator[dict[str, Ask]]:
     """Address of each server -> how to ask it. What is no cluster node is one server, whatever the settings say."""
-    parts = urlsplit(settings.redis_url.get_secret_value())
-    address = f"{parts.hostname}:{parts.port or 6379}" if parts.hostname else parts.path
     async with AsyncExitStack() as opened:
         single = connect(settings.model_copy(update={"redis_cluster": False}))
         opened.push_async_callback(single.aclose)
+        parts = urlsplit(settings.redis_url.get_secret_value())
+        address = f"{parts.hostname}:{parts.port or 6379}" if parts.hostname else parts.path
         if not settings.redis_cluster or not await _is_clustered(single):
             yield {address: single.execute_command}
             return
