@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.recall import Removed
-from schemas.records import hash64
+from schemas.records import among, hash64_each
 from workers.ports import Float32, UInt64
 
 
@@ -32,18 +33,21 @@ class Selection:
 def search_depth(k: int, removable: int, limit: int) -> int:
     """How many hits to ask for so that k remain after `removable` known items may have been dropped.
 
-    Rounded up to a power of two times 64, so that requests of a batch share few distinct searches, and cut to `limit`.
+    Rounded up to 64, 96, 128, 192, 256, ... (2^n and 3 * 2^n), so that requests of a batch share few distinct searches
+    and none asks for half as much again as it needs, and cut to `limit`.
     """
-    depth = 64
-    while depth < k + removable:
+    wanted, depth = k + removable, 64
+    while depth < wanted:
         depth *= 2
+    if depth > 64 and depth * 3 // 4 >= wanted:
+        depth = depth * 3 // 4
     return min(depth, limit)
 
 
 def candidates(
     item_ids: Sequence[str], scores: Float32, *, k: int, seen: UInt64, excluded: UInt64, deleted: DeletedItems
 ) -> Selection:
-    """Select at most k of the hits (best first, scores in descending order).
+    """Select at most k of the hits (best first, scores in descending order). `seen` and `excluded` are sorted hashes.
 
     Equal scores are ordered by item id; an item that stands twice is kept once, with its best score. Hits are hashed in
     pieces, because most lists are full long before the last hit; what stands behind the last kept one is not counted.
@@ -54,20 +58,17 @@ def candidates(
     piece = k + 32
     for start in range(0, len(ids), piece):
         part = ids[start : start + piece]
-        hashes = np.fromiter((hash64(item_id) for item_id in part), dtype=np.uint64, count=len(part))
-        causes = {
-            "seen": np.isin(hashes, seen),
-            "excluded": np.isin(hashes, excluded),
-            "deleted": deleted.deleted(hashes),
-        }
-        keep = np.flatnonzero(~np.logical_or.reduce(list(causes.values())))[: k - len(kept)]
-        kept.extend((start + keep).tolist())
+        hashes = hash64_each(part)
+        causes = {"seen": among(hashes, seen), "excluded": among(hashes, excluded), "deleted": deleted.deleted(hashes)}
+        keep = np.flatnonzero(~(causes["seen"] | causes["excluded"] | causes["deleted"]))[: k - len(kept)].tolist()
+        kept += [start + position for position in keep] if start else keep
         full = len(kept) == k
-        end = int(keep[-1]) if full else len(part)
-        left = np.ones(len(part), dtype=bool)
-        for name, mask in causes.items():  # an item that is seen and deleted counts once, as seen
-            counts[name] += int(np.count_nonzero(mask[:end] & left[:end]))
-            left &= ~mask
+        end = keep[-1] if full else len(part)
+        if len(keep) < end + full:  # something was taken out: an item that is seen and deleted counts once, as seen
+            left = np.ones(end, dtype=np.bool_)
+            for name, mask in causes.items():
+                counts[name] += int(np.count_nonzero(mask[:end] & left))
+                left &= ~mask[:end]
         if full:
             break
     removed = Removed(duplicate=duplicates, **counts)
@@ -75,17 +76,26 @@ def candidates(
 
 
 def _order_ties(ids: list[str], scores: Float32) -> tuple[list[str], Float32]:
-    """Order equal scores by item id; the common case, no two equal, is left as it is."""
-    if len(ids) < 2 or bool(np.all(scores[1:] < scores[:-1])):
+    """Order equal scores by item id. Nearly all hits come in order: only runs of equal scores are touched."""
+    steps = scores[1:] - scores[:-1]
+    if bool((steps < 0).all()):
         return ids, scores
-    order = sorted(range(len(ids)), key=lambda position: (-float(scores[position]), ids[position]))
-    return [ids[position] for position in order], scores[order]
+    if bool((steps > 0).any()):
+        order = sorted(range(len(ids)), key=lambda position: (-float(scores[position]), ids[position]))
+        return [ids[position] for position in order], scores[order]
+    borders = [0, *(np.flatnonzero(steps < 0) + 1).tolist(), len(ids)]
+    for start, end in pairwise(borders):
+        if end - start > 1:
+            ids[start:end] = sorted(ids[start:end])
+    return ids, scores
 
 
 def _unique(ids: list[str], scores: Float32) -> tuple[list[str], Float32, int]:
     """Keep the first place of each id, and say how many repeats were dropped."""
+    repeats = len(ids) - len(set(ids))
+    if not repeats:
+        return ids, scores, 0
     first: dict[str, int] = {}
     for position, item_id in enumerate(ids):
         first.setdefault(item_id, position)
-    repeats = len(ids) - len(first)
-    return (list(first), scores[list(first.values())], repeats) if repeats else (ids, scores, 0)
+    return list(first), scores[list(first.values())], repeats

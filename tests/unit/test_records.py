@@ -17,8 +17,10 @@ from schemas.records import (
     ItemRecord,
     RecordFormatError,
     UserRecord,
+    among,
     compact_seen,
     hash64,
+    hash64_each,
     item_fence,
     item_vectors,
     seen_items,
@@ -168,3 +170,14 @@ def test_compaction_in_between_and_order_change_nothing(seed: int) -> None:
             stored = compact_seen(stored)
     assert compact_seen(stored) == expected
     assert np.array_equal(seen_items(stored), seen_items(expected))
+
+
+@given(st.lists(st.text(max_size=20)))
+def test_hashes_of_many_are_those_of_each(texts: list[str]) -> None:
+    assert hash64_each(texts).tolist() == [hash64(text) for text in texts]
+
+
+@given(st.lists(st.integers(1, 60)), st.sets(st.integers(1, 60)))
+def test_which_hashes_are_among_the_known(hashes: list[int], known: set[int]) -> None:
+    found = among(np.array(hashes, dtype=np.uint64), np.array(sorted(known), dtype=np.uint64))
+    assert found.tolist() == [value in known for value in hashes]

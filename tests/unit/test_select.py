@@ -20,7 +20,7 @@ class Deleted:
 
 
 def hashes(*item_ids: str) -> np.ndarray:
-    return np.array([hash64(item_id) for item_id in item_ids], dtype=np.uint64)
+    return np.sort(np.array([hash64(item_id) for item_id in item_ids], dtype=np.uint64))
 
 
 def test_takes_out_what_must_not_be_shown_and_counts_each_item_once() -> None:
@@ -78,6 +78,13 @@ def test_equals_the_plain_rule(items: list[int], seen: set[int], deleted: set[in
     assert selection.item_ids == [item_id for _, item_id in ranked if item_id not in gone][:k]
 
 
+def test_hits_that_do_not_come_in_order_are_ordered() -> None:
+    scores = np.array([1, 3, 3, 2], dtype=np.float32)
+    selection = candidates(["d", "b", "a", "c"], scores, k=4, seen=NONE, excluded=NONE, deleted=Deleted())
+    assert (selection.item_ids, selection.scores.tolist()) == (["a", "b", "c", "d"], [3, 3, 2, 1])
+
+
 def test_search_depth_leaves_room_for_everything_removable_in_few_distinct_steps() -> None:
-    assert [search_depth(100, n, 16384) for n in (0, 28, 29, 400, 412, 413)] == [128, 128, 256, 512, 512, 1024]
+    assert [search_depth(100, n, 16384) for n in (0, 28, 29, 92, 93, 412, 413)] == [128, 128, 192, 192, 256, 512, 768]
+    assert [search_depth(k, 0, 16384) for k in (1, 64, 65, 96, 97)] == [64, 64, 96, 96, 128]
     assert search_depth(1000, 20_000, 16384) == 16384

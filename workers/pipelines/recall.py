@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from models import tensors
 from models.tensors import Encoding, UserFeatures
 from schemas.recall import CandidateList, Reason, RecallRequest, Status, Timings
-from schemas.records import UserRecord, hash64, seen_items
+from schemas.records import UserRecord, hash64, hash64_each, seen_items
 from workers import select
 from workers.dependencies import Dependencies
 from workers.errors import DependencyError, DependencyTimeout
@@ -218,7 +218,7 @@ class RecallPipeline:
         seen = np.zeros(0, dtype=np.uint64)
         if request.exclude_seen:
             seen = seen_items(user.seen, None if request.timestamp_ms is None else _floor(request, self._view.encoding))
-        excluded = np.array([hash64(item_id) for item_id in request.exclude_items], dtype=np.uint64)
+        excluded = np.sort(hash64_each(request.exclude_items))
         return _Row(incoming, newest_ms, seen, excluded, reasons)
 
     async def _search(

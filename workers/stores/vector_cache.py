@@ -6,6 +6,7 @@ from time import monotonic
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.records import among
 from workers.ports import Float32, ItemTable, UInt64
 from workers.stores.vector_table import VectorTable
 
@@ -64,10 +65,7 @@ class VectorCache:
 
     def deleted(self, hashes: UInt64) -> NDArray[np.bool_]:
         """bool[N]: True where the feed said within `DELETED_TTL_S` that the item of that hash was deleted."""
-        if not len(self._deleted):
-            return np.zeros(hashes.shape, dtype=np.bool_)
-        places = np.searchsorted(self._deleted, hashes)
-        return np.equal(self._deleted.take(places, mode="clip"), hashes)
+        return among(hashes, self._deleted)
 
     async def refresh(self) -> None:
         """Apply what changed since the last call. Raises the table's DependencyError; what is cached stays then.
