@@ -10,26 +10,33 @@ from typing import Any
 
 import numpy as np
 
+from models import signature, tensors
 from models.bundle import Bundle
 from models.datasets.dataset import Dataset
 from models.datasets.generated import generate
 from models.fit import FitOptions, fit
 from models.spec import builtin_spec, load_spec
+from schemas.items import ItemUpdate
 from schemas.records import HISTORY_ROW, MAX_HISTORY_ROWS, SEEN_ENTRY, TOKEN_BYTES, ProfileField, UserRecord, hash64
 from workers import topics, views
 from workers.bench.home import Home, Workers
 from workers.cli.items import item_messages, wait_for_items
-from workers.index.milvus_collection import seal
+from workers.index.milvus_collection import merged, seal
 from workers.index.schema import Collection
 from workers.kafka_client import produce
 from workers.ports import UserChange
 from workers.settings import Settings
 from workers.stores.connect import connect
 from workers.stores.user_redis import RedisUserTable
+from workers.towers.onnx import OnnxTower
 
+FIT_ITEMS = 4000
 FIT_USERS = 3000
 FIT_EVENTS = 150_000
 USERS = 10_000
+SPREAD = 0.5  # of a film's vector about that of the film it is like, in standard deviations of all
+TOWER_TIMEOUT_MS = 60_000
+MERGED_WITHIN_S = 120.0
 MINUTE_MS = 60_000
 WRITTEN_AT_ONCE = 1000
 PROFILE: tuple[ProfileField, ...] = (("age", "3", 1), ("gender", "F", 1), ("occupation", "7", 1))
@@ -48,9 +55,10 @@ class BenchView:
 
 def open_view(home: Home, items: int) -> BenchView:
     """Fit, start workers, stream `items` items in, write users."""
-    settings = home.settings.model_copy(update={"namespace": f"items{items}"})
-    home.say(f"fitting towers for {items:,} generated films")
-    dataset = generate(items=items, users=FIT_USERS, events=FIT_EVENTS)
+    index_type = "HNSW" if items >= home.settings.index_flat_below else "FLAT"
+    settings = home.settings.model_copy(update={"namespace": f"items{items}", "index_type": index_type})
+    home.say(f"fitting towers for {FIT_ITEMS:,} generated films")
+    dataset = generate(items=FIT_ITEMS, users=FIT_USERS, events=FIT_EVENTS)
     spec = builtin_spec(dataset.spec)
     log, features = dataset.log, spec.read_text()
     options = FitOptions(dim=64, polish=False)
@@ -59,12 +67,38 @@ def open_view(home: Home, items: int) -> BenchView:
     asyncio.run(_activate(settings, bundle))
     workers = home.workers(settings)
     home.say(f"streaming {items:,} items in")
-    throughput = _stream_items(settings, bundle, dataset, workers)
-    popular = np.bincount(dataset.item, minlength=items) + 1.0
+    throughput = _stream_items(settings, bundle, list(_catalogue(dataset, bundle, items)), workers)
+    popular = np.bincount(dataset.item, minlength=FIT_ITEMS) + 1.0
     users = [f"reader-{n}" for n in range(USERS)]
     home.say(f"writing {USERS:,} users with {MAX_HISTORY_ROWS} events each")
     asyncio.run(write_users(settings, users, dataset.item_ids, popular / popular.sum()))
     return BenchView(settings, bundle, workers, users, throughput)
+
+
+def _catalogue(dataset: Dataset, bundle: Bundle, items: int) -> Iterator[ItemUpdate]:
+    """The films that were fitted, and beyond them films like these, each with a vector near that of its model.
+
+    A catalogue so much larger than what was fitted would else consist of items without a history of their own, many of
+    them with one and the same vector, which no index finds its way through.
+    """
+    yield from dataset.items()
+    tower = OnnxTower(
+        bundle.item_tower, signature.item_inputs(bundle.encoding), signature.item_outputs(bundle.dim), TOWER_TIMEOUT_MS
+    )
+    inputs = tensors.item_inputs(dataset.item_ids, dataset.attributes, bundle.encoding)
+    vectors = tower.run(inputs)[signature.ITEM_EMBEDDING]
+    rng, spread = np.random.default_rng(3), SPREAD * vectors.std(axis=0)
+    for n in range(FIT_ITEMS, items):
+        like = n % FIT_ITEMS
+        vector = vectors[like] + spread * rng.standard_normal(bundle.dim).astype(np.float32)
+        yield ItemUpdate(
+            item_id=f"film-{n}",
+            op="upsert",
+            timestamp_ms=int(dataset.item_added_ms[like]),
+            attributes=dataset.attributes[like],
+            embedding=vector.tolist(),
+            embedding_model=bundle.version,
+        )
 
 
 async def _activate(settings: Settings, bundle: Bundle) -> None:
@@ -72,25 +106,28 @@ async def _activate(settings: Settings, bundle: Bundle) -> None:
     await views.activate(settings, bundle.path, bundle.version)
 
 
-def _stream_items(settings: Settings, bundle: Bundle, dataset: Dataset, workers: Workers) -> dict[str, Any]:
-    """The catalogue over Kafka; then what was streamed in is sealed and indexed, as after every bulk load."""
+def _stream_items(settings: Settings, bundle: Bundle, updates: list[ItemUpdate], workers: Workers) -> dict[str, Any]:
+    """The catalogue over Kafka; then what was streamed in is sealed, indexed and merged, as it is a few minutes later."""
     before, began_s = workers.scrape("items"), time.perf_counter()
 
-    async def stream() -> float:
-        await produce(settings, settings.topic("item-updates"), item_messages(list(dataset.items())))
+    async def stream() -> tuple[float, int]:
+        await produce(settings, settings.topic("item-updates"), item_messages(updates))
         await wait_for_items(settings)
         took_s = time.perf_counter() - began_s
         name = settings.collection(bundle.version)
-        await seal(settings, Collection(name, bundle.dim, bundle.metric, bundle.version))
-        return took_s
+        collection = Collection(name, bundle.dim, bundle.metric, bundle.version)
+        await seal(settings, collection)
+        return took_s, await merged(settings, collection, MERGED_WITHIN_S)
 
-    took_s = asyncio.run(stream())
+    took_s, segments = asyncio.run(stream())
     cpu_s = workers.scrape("items").cpu_s - before.cpu_s
-    count = len(dataset.item_ids)
     return {
-        "items_per_s": round(count / took_s),
-        "items_per_s_per_core": round(count / cpu_s),
-        "cpu_us_per_item": round(cpu_s / count * 1e6, 1),
+        "items": len(updates),
+        "index_type": settings.index_type,
+        "segments": segments,
+        "items_per_s": round(len(updates) / took_s),
+        "items_per_s_per_core": round(len(updates) / cpu_s),
+        "cpu_us_per_item": round(cpu_s / len(updates) * 1e6, 1),
     }
 
 

@@ -86,6 +86,30 @@ async def seal(settings: Settings, collection: Collection) -> None:
         await client.close()
 
 
+async def merged(settings: Settings, collection: Collection, within_s: float) -> int:
+    """Ask for small segments to be merged and wait for it, as long as that may take; how many there are then.
+
+    Every segment has a graph of its own that each search walks: six take more than twice the time of one.
+    Raises DependencyError.
+    """
+    client = MilvusClient(settings)
+    try:
+        described = await _describe(client, collection)
+        if described is None:
+            raise DependencyUnavailable(DEPENDENCY, f"collection {collection.name} does not exist yet")
+        request = milvus_pb2.ManualCompactionRequest(collectionID=described.collectionID)
+        await client.call("ManualCompaction", request, SLOW_CALL_S)
+        segments = milvus_pb2.GetQuerySegmentInfoRequest(collectionName=collection.name)
+        end = monotonic() + within_s
+        while len(found := (await client.call("GetQuerySegmentInfo", segments, SLOW_CALL_S)).infos) > 1:
+            if monotonic() > end:
+                break
+            await asyncio.sleep(0.5)
+        return len(found)
+    finally:
+        await client.close()
+
+
 async def verified_index(client: MilvusClient, collection: Collection) -> dict[str, str] | None:
     """The parameters of the vector index of a collection that is what the bundle needs; None while there is none yet.
 

@@ -17,7 +17,8 @@ VERSION = "2.3.5"
 TUNING = {
     "proxy.timeTickInterval": 50,
     "queryNode.segcore.chunkRows": 8192,
-    "dataCoord.segment.maxSize": 64,
+    "dataCoord.segment.maxSize": 512,
+    "dataCoord.segment.sealProportion": 0.03,
     "common.session.ttl": 3,
     "common.gracefulStopTimeout": 3,
 }
