@@ -107,7 +107,7 @@ async def _activate(settings: Settings, bundle: Bundle) -> None:
 
 
 def _stream_items(settings: Settings, bundle: Bundle, updates: list[ItemUpdate], workers: Workers) -> dict[str, Any]:
-    """The catalogue over Kafka; then what was streamed in is sealed, indexed and merged, as it is a few minutes later."""
+    """The catalogue over Kafka; then it is sealed, indexed and merged, as it is minutes later."""
     before, began_s = workers.scrape("items"), time.perf_counter()
 
     async def stream() -> tuple[float, int]:
