@@ -12,7 +12,7 @@ from models import signature, tensors
 from schemas.activity import UserActivity
 from schemas.items import ItemUpdate
 from schemas.recall import CandidateList, Reason, RecallRequest
-from workers.bench.view import BenchView
+from workers.bench.view import BenchView, fitted
 from workers.client import RecallClient
 from workers.clock import SystemClock
 from workers.demo.sender import Sender
@@ -93,7 +93,7 @@ class Probes:
         """New items that must lead this user's list, each deleted afterwards."""
         latencies_ms = []
         encoding, bundle = self._view.bundle.encoding, self._view.bundle
-        best = (await _ask(client, user)).item_ids[0]
+        best = fitted((await _ask(client, user)).item_ids[0])
         outputs = self._tower.run(tensors.item_inputs([best], [{}], encoding))
         embedding = (LENGTH * outputs[signature.ITEM_EMBEDDING][0]).tolist()
         for _ in range(UPDATES_EACH):

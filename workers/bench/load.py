@@ -24,7 +24,7 @@ from workers.settings import Settings, load_settings
 
 TICK_S = 0.002
 SILENCE_S = 20.0  # without an answer for so long, the rest is given up as unanswered
-LATENCIES = (50, 90, 99, 99.9)
+LATENCIES = {"p50_ms": 50.0, "p99_ms": 99.0, "p999_ms": 99.9}
 
 
 @dataclass
@@ -137,9 +137,9 @@ def _report(job: Job, answers: Answers, due_s: Any, sending_s: float) -> dict[st
         "statuses": dict(answers.statuses),
         "sending_s": round(sending_s, 2),
         "answers_per_s": round(len(arrived_s) / span_s, 1),
-        "latency_ms": {
-            f"p{percent:g}": round(float(value), 1)
-            for percent, value in zip(LATENCIES, np.percentile(latencies_ms, LATENCIES), strict=True)
+        **{
+            name: round(float(value), 1)
+            for name, value in zip(LATENCIES, np.percentile(latencies_ms, list(LATENCIES.values())), strict=True)
         },
     }
 

@@ -106,6 +106,11 @@ async def _activate(settings: Settings, bundle: Bundle) -> None:
     await views.activate(settings, bundle.path, bundle.version)
 
 
+def fitted(item_id: str) -> str:
+    """The film of the fit that a film of the catalogue is like; itself, if it was fitted."""
+    return f"film-{int(item_id.removeprefix('film-')) % FIT_ITEMS}"
+
+
 def _stream_items(settings: Settings, bundle: Bundle, updates: list[ItemUpdate], workers: Workers) -> dict[str, Any]:
     """The catalogue over Kafka; then it is sealed, indexed and merged, as it is minutes later."""
     before, began_s = workers.scrape("items"), time.perf_counter()
