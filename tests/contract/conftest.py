@@ -1,4 +1,4 @@
-"""A Redis Cluster of three nodes, for the suites that hold an adapter to its port."""
+"""A Redis Cluster of three nodes, and Milvus Lite, for the suites that hold an adapter to its port."""
 
 import time
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from workers.local.milvus_lite import MilvusLite
 from workers.local.process import end, free_ports, spawn
 from workers.local.redis import find_server
 
@@ -61,3 +62,18 @@ def _wait(deadline: float, folder: Path, condition: object) -> None:
             logs = "\n".join(path.read_text() for path in folder.glob("*.log"))
             pytest.fail(f"the Redis Cluster did not come up: {logs}")
         time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def lite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusLite]:
+    """Milvus Lite, started for this run."""
+    folder = tmp_path_factory.mktemp("lite")
+    server = MilvusLite(folder / "data", folder / "log", folder)
+    server.prepare(print)
+    server.ports = free_ports(1)
+    server.start()
+    server.wait_ready()
+    yield server
+    server.stop()
+    assert server.process is not None
+    assert server.process.returncode == 0, server.death()

@@ -7,7 +7,7 @@ of ids of its own and to a direction of its own, where its items stand far befor
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -21,7 +21,6 @@ from workers.index.milvus_client import MilvusClient
 from workers.index.milvus_collection import open_index, prepare_index
 from workers.index.schema import Collection, Metric
 from workers.local.milvus_lite import MilvusLite
-from workers.local.process import free_ports
 from workers.ports import Float32, Hits, IndexRows
 from workers.settings import Settings, load_settings
 
@@ -39,21 +38,6 @@ Index = MemoryItemIndex | MilvusItemIndex
 
 def collection(dim: int, metric: Metric) -> Collection:
     return Collection(f"contract_{dim}_{metric.lower()}", dim, metric, VERSION)
-
-
-@pytest.fixture(scope="session")
-def lite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusLite]:
-    """Milvus Lite, started for this run."""
-    folder = tmp_path_factory.mktemp("lite")
-    server = MilvusLite(folder / "data", folder / "log", folder)
-    server.prepare(print)
-    server.ports = free_ports(1)
-    server.start()
-    server.wait_ready()
-    yield server
-    server.stop()
-    assert server.process is not None
-    assert server.process.returncode == 0, server.death()
 
 
 @pytest.fixture(scope="session")
