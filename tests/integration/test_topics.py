@@ -57,13 +57,23 @@ async def test_apply_creates_all_and_again_finds_all_well(admin: AIOKafkaAdminCl
     assert int(items["delete.retention.ms"]) == 7 * 86_400_000
 
 
-async def test_partitions_grow_and_never_shrink(admin: AIOKafkaAdminClient, settings: Settings) -> None:
+async def test_partitions_grow_but_those_of_items_and_never_shrink(
+    admin: AIOKafkaAdminClient, settings: Settings
+) -> None:
     await topics.apply(settings)
-    findings = await topics.apply(settings.model_copy(update={"partitions": 6}))
-    assert results(findings) == ["grown"] * 5
-    assert findings[0].detail == "from 4 to 6 partitions"
-    assert results(await topics.apply(settings)) == ["ok"] * 5
-    assert await topics.partition_count(settings, settings.topic("item-updates")) == 6
+    more = settings.model_copy(update={"partitions": 6})
+    findings = {finding.topic: finding for finding in await topics.apply(more)}
+    items = findings.pop(settings.topic("item-updates"))
+    assert (items.result, items.detail) == (
+        "ok",
+        "stays at 4 partitions: known items would come through another one",
+    )
+    assert results(list(findings.values())) == ["grown"] * 4
+    assert findings[settings.topic("user-activity")].detail == "from 4 to 6 partitions"
+    for wanted in (more, settings):
+        assert results(await topics.apply(wanted)) == ["ok"] * 5
+    counts = {name: await topics.partition_count(settings, settings.topic(name)) for name in NAMES}
+    assert counts == dict.fromkeys(NAMES, 6) | {"item-updates": 4}
 
 
 @pytest.mark.parametrize(
