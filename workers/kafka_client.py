@@ -7,7 +7,12 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaConnectionError, KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    KafkaConnectionError,
+    KafkaError,
+    MessageSizeTooLargeError,
+)
 
 from workers.errors import ConfigurationError, DependencyUnavailable, InvalidInput
 from workers.settings import Settings
@@ -107,11 +112,11 @@ async def group_lag(settings: Settings, group: str, topic: str) -> int:
     async with connected(settings, admin, consumer):
         described = await admin.describe_topics([topic])
         partitions = [TopicPartition(topic, entry["partition"]) for entry in described[0]["partitions"]]
-        committed = {
-            partition: entry.offset
-            for partition, entry in (await admin.list_consumer_group_offsets(group, partitions=partitions)).items()
-            if entry.offset >= 0
-        }
+        try:
+            offsets = await admin.list_consumer_group_offsets(group, partitions=partitions)
+        except GroupCoordinatorNotAvailableError:  # a broker that no group has ever asked
+            offsets = {}
+        committed = {partition: entry.offset for partition, entry in offsets.items() if entry.offset >= 0}
         begins = await consumer.beginning_offsets(partitions)
         ends = await consumer.end_offsets(partitions)
     return sum(ends[partition] - committed.get(partition, begins[partition]) for partition in partitions)

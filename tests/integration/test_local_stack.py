@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaConsumer
 
 from workers import kafka_client, topics
 from workers.errors import RecallError
-from workers.local.discover import with_local_stack
+from workers.local.discover import of_own_stack, with_local_stack
 from workers.local.kafka import VERSION, Kafka
 from workers.local.process import free_ports, start_time
 from workers.local.stack import cache_dir, wipe
@@ -225,6 +225,8 @@ def test_endpoints_of_a_running_stack_fill_only_what_was_not_set(tmp_path: Path)
     assert found.kafka_bootstrap == addresses["kafka"]
     assert found.redis_url.get_secret_value() == addresses["redis"]
     assert found.milvus_uri == "http://mine:19530"
+    own = of_own_stack(load_settings(data_dir=tmp_path, milvus_uri="http://mine:19530", redis_cluster=True))
+    assert (own.milvus_uri, own.kafka_bootstrap, own.redis_cluster) == ("http://127.0.0.1:3", "127.0.0.1:1", False)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from workers.bench.system import Scrape, peak_rss_mb, scrape
 from workers.errors import RecallError
-from workers.local.discover import with_local_stack
+from workers.local.discover import of_own_stack
 from workers.local.process import end, spawn, tail
 from workers.local.ready import wait_ready
 from workers.local.stack import LocalStack, wipe
@@ -37,7 +37,7 @@ class Home:
         wipe(self.settings.data_dir)
         self._stack.start()
         self._opened.callback(self._end)
-        self.settings = with_local_stack(self.settings)
+        self.settings = of_own_stack(self.settings)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -23,7 +23,7 @@ from workers.demo.story import Show, Story, Teller
 from workers.errors import RecallError
 from workers.fitting import Job, Source, exact_ranks, fit_bundle
 from workers.kafka_client import group_lag, produce
-from workers.local.discover import with_local_stack
+from workers.local.discover import of_own_stack
 from workers.local.ready import wait_ready
 from workers.local.stack import LocalStack, wipe
 from workers.local.workers import WorkerProcesses
@@ -118,7 +118,7 @@ class Demo:
         return dataset, source, bundle, fit_s
 
     def _start_workers(self, bundle: Bundle) -> None:
-        self.settings = with_local_stack(self.settings)
+        self.settings = of_own_stack(self.settings)
         self._stage.progress("starting workers", None)
 
         async def prepare() -> None:

@@ -1,4 +1,4 @@
-"""Endpoints of a running local stack, for commands whose user configured none."""
+"""Endpoints of a running local stack: for commands whose user configured none, and for those that start their own."""
 
 from pydantic import SecretStr
 
@@ -8,13 +8,23 @@ from workers.settings import Settings
 
 def with_local_stack(settings: Settings) -> Settings:
     """Fill every endpoint that was not set explicitly from the stack that runs in `data_dir`, if one runs."""
+    found = _endpoints(settings)
+    return settings.model_copy(update={k: v for k, v in found.items() if k not in settings.model_fields_set})
+
+
+def of_own_stack(settings: Settings) -> Settings:
+    """Every endpoint from the stack that this process has started in `data_dir`, whatever was set."""
+    return settings.model_copy(update=_endpoints(settings) | {"redis_cluster": False, "milvus_token": SecretStr("")})
+
+
+def _endpoints(settings: Settings) -> dict[str, object]:
     state = running(settings.data_dir)
     if state is None:
-        return settings
+        return {}
     found: dict[str, object] = {
         "kafka_bootstrap": state.services["kafka"].address,
         "redis_url": SecretStr(state.services["redis"].address),
     }
     if "milvus" in state.services:  # else the workers open a file
         found["milvus_uri"] = state.services["milvus"].address
-    return settings.model_copy(update={k: v for k, v in found.items() if k not in settings.model_fields_set})
+    return found
