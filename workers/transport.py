@@ -231,7 +231,7 @@ def create_app(group: str, settings: Settings, policy: BatchPolicy) -> Any:
         broker_commit_interval=0.5,
         broker_commit_every=1_000_000,
         producer_acks=-1,
-        producer_linger=0.002,
+        producer_linger=0.0,
         producer_max_batch_size=262_144,
         producer_max_request_size=MAX_REQUEST_BYTES,
         producer_request_timeout=settings.publish_timeout_ms / 1000,
