@@ -102,7 +102,7 @@ async def merged(settings: Settings, collection: Collection, within_s: float) ->
         await client.call("ManualCompaction", request, SLOW_CALL_S)
         segments = milvus_pb2.GetQuerySegmentInfoRequest(collectionName=collection.name)
         end = monotonic() + within_s
-        while len(found := (await client.call("GetQuerySegmentInfo", segments, SLOW_CALL_S)).infos) > 1:
+        while len(found := (await client.call("GetQuerySegmentInfo", segments, SLOW_CALL_S)).infos) != 1:
             if monotonic() > end:
                 break
             await asyncio.sleep(0.5)
