@@ -40,7 +40,7 @@ class HealthServer:
             await web.TCPSite(self._runner, host, port).start()
         except OSError as error:
             await self.close()
-            reason = os.strerror(error.errno) if error.errno else str(error)  # asyncio's own text tells the address again
+            reason = os.strerror(error.errno) if error.errno else str(error)  # asyncio repeats the address
             raise ConfigurationError(f"web_port {host}:{port} cannot be used: {reason}") from error
 
     async def close(self) -> None:

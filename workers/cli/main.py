@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # whatever the terminal's encoding lacks
     arguments = [argument for argument in arguments if argument != "--debug"]
+    sys.unraisablehook = _unraisable
     try:
         app = build(arguments)
         if "structlog" in sys.modules:  # the command may log: to standard error, which is not structlog's default
@@ -65,6 +66,12 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(code or 0)
+
+
+def _unraisable(what: Any) -> None:
+    """A Ctrl-C that came while a library's callback ran is not told: the command knows of it in another way."""
+    if not issubclass(what.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(what)
 
 
 def build(arguments: list[str]) -> typer.Typer:

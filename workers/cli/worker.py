@@ -56,6 +56,10 @@ def _run(settings: Settings, kinds: Sequence[AgentKind]) -> None:
 
     from workers import app
 
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)  # the engine keeps a folder of its own in it
+    except OSError as error:
+        raise ConfigurationError(f"{settings.data_dir} cannot be written: {error.strerror}") from error
     with file_opened(settings) as opened:
         uvloop.run(app.run(opened, kinds))
 

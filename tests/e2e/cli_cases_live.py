@@ -1,0 +1,431 @@
+"""Situations of docs/cli.md with real servers, running, stopped or silent: what makes them true, and the commands."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from models.bundle import Bundle
+from models.datasets.generated import generate
+from tests.conftest import Stack
+from tests.e2e.cli import Done, Place, Running, case, processes_of
+from tests.e2e.cli_cases import FIT, write_events
+from tests.e2e.conftest import fit_small, prepare
+from workers import topics, views
+from workers.kafka_client import connected
+from workers.local.process import free_ports
+from workers.local.state import ServiceState, StackState, running, write_state
+from workers.local.workers import environment
+from workers.settings import AGENT_KINDS, Settings
+
+KAFKA_COMMANDS = (
+    ("ask", "u"),
+    ("send", "activity", "events.jsonl"),
+    ("watch",),
+    ("items", "load", "items.jsonl"),
+    ("topics", "apply"),
+    ("dead-letters", "list"),
+)
+ALL = "`ask`, `send`, `watch`, `items load`, `topics apply`, `dead-letters list`"
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A small bundle."""
+    return fit_small(generate(items=100, users=60, events=2500), tmp_path_factory.mktemp("bundles"))
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The run's servers in a namespace of the case's own, with topics and an active bundle."""
+
+    settings: Settings
+    bundle: Bundle
+    place: Place
+
+    def fresh(self) -> Place:
+        """The same servers, in a namespace without topics and without an active bundle."""
+        return self.place.with_(RECALL_NAMESPACE=f"t{uuid.uuid4().hex[:12]}")
+
+    async def without_bundle(self) -> Place:
+        """With topics, without an active bundle."""
+        namespace = f"t{uuid.uuid4().hex[:12]}"
+        await topics.apply(self.settings.model_copy(update={"namespace": namespace}))
+        return self.place.with_(RECALL_NAMESPACE=namespace)
+
+
+@pytest.fixture
+def ready(stack: Stack, namespace: str, tmp_path_factory: pytest.TempPathFactory, packed: Bundle) -> Ready:
+    folder = tmp_path_factory.mktemp("ready")
+    write_events(folder)
+    settings = stack.settings(namespace=namespace, data_dir=folder / "data")
+    asyncio.run(prepare(settings, packed))
+    variables = {name: value for name, value in environment(settings).items() if name != "RECALL_DATA_DIR"}
+    return Ready(settings, packed, Place(folder, variables))
+
+
+def closed(scheme: str = "") -> str:
+    """An address at which nobody listens."""
+    return f"{scheme}127.0.0.1:{free_ports(1)[0]}"
+
+
+# Kafka away
+
+
+@case(ALL, "nobody listens at `kafka_bootstrap`")
+def _(idle: Place) -> list[Done]:
+    return idle.each(*KAFKA_COMMANDS)
+
+
+@case(ALL, "its name does not resolve")
+def _(idle: Place) -> list[Done]:
+    return idle.with_(RECALL_KAFKA_BOOTSTRAP="nowhere.invalid:9092").each(*KAFKA_COMMANDS)
+
+
+@case(ALL, "it listens and never answers")
+def _(idle: Place) -> list[Done]:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        return idle.with_(RECALL_KAFKA_BOOTSTRAP=address).each(*KAFKA_COMMANDS)
+
+
+@case("`ask`, `send`, `watch`, `items load`, `dead-letters list`", "the topics do not exist")
+def _(ready: Ready) -> list[Done]:
+    return ready.fresh().each(*(command for command in KAFKA_COMMANDS if command[0] != "topics"))
+
+
+# workers and backends
+
+
+@case("`ask`", "no recall worker runs")
+def _(ready: Ready) -> list[Done]:
+    return ready.place.each(["ask", "u", "--timeout-ms", "100"])
+
+
+def ask_a_worker_without(ready: Ready, **environment: str) -> list[Done]:
+    """An answer of a recall worker that does not reach a backend."""
+    worker = ready.place.with_(**environment).start("worker", "recall")
+    try:
+        worker.until("dependency failed")
+        return [ready.place.recall("ask", "u", "--timeout-ms", "20000")]
+    finally:
+        ended = worker.signal(signal.SIGTERM).done()
+        assert ended.code == 0, ended
+
+
+@case("`ask`", "the recall worker does not reach Milvus")
+def _(ready: Ready) -> list[Done]:
+    return ask_a_worker_without(ready, RECALL_MILVUS_URI=closed("http://"))
+
+
+@case("`ask`", "the recall worker does not reach Redis")
+def _(ready: Ready) -> list[Done]:
+    return ask_a_worker_without(ready, RECALL_REDIS_URL=closed("redis://"))
+
+
+@case("`items load --wait`", "Redis does not answer")
+def _(ready: Ready) -> list[Done]:
+    load = ["items", "load", "items.jsonl", "--wait"]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        return [
+            ready.place.with_(RECALL_REDIS_URL=closed("redis://")).recall(*load),
+            ready.place.with_(RECALL_REDIS_URL=address).recall(*load),
+        ]
+
+
+@case("`items load --wait`", "no bundle is active")
+def _(ready: Ready) -> list[Done]:
+    return asyncio.run(ready.without_bundle()).each(["items", "load", "items.jsonl", "--wait"])
+
+
+@case("`model fit`", "Redis does not answer: a local pointer, which `up` carries over")
+def _(idle: Place) -> list[Done]:
+    done = idle.recall(*FIT)
+    assert (idle.data / "active.json").exists()
+    return [done]
+
+
+@case("`worker`", "no bundle is active")
+def _(ready: Ready) -> list[Done]:
+    return asyncio.run(ready.without_bundle()).each(*(["worker", kind] for kind in AGENT_KINDS))
+
+
+@case("`worker all`", "no bundle is active")
+def _(ready: Ready) -> list[Done]:
+    return asyncio.run(ready.without_bundle()).each(["worker", "all"])
+
+
+@case("`worker`", "the active bundle's folder is gone")
+def _(ready: Ready) -> list[Done]:
+    copy = ready.place.folder / "copy"
+    asyncio.run(views.activate(ready.settings, copy, ready.bundle.version))
+    return ready.place.each(["worker", "items"], ["worker", "recall"])
+
+
+@case("`worker`", "a file of the bundle was changed")
+def _(ready: Ready) -> list[Done]:
+    copy = ready.place.folder / "copy"
+    shutil.copytree(ready.bundle.path, copy)
+    (copy / "user_tower.onnx").write_bytes(b"other")
+    asyncio.run(views.activate(ready.settings, copy, ready.bundle.version))
+    return ready.place.each(["worker", "items"], ["worker", "recall"])
+
+
+@case("`worker`", "the topics do not exist")
+def _(ready: Ready) -> list[Done]:
+    return ready.fresh().each(*(["worker", kind] for kind in AGENT_KINDS))
+
+
+@case("`worker`, `worker all --one-process`", "`web_port` is taken")
+def _(ready: Ready) -> list[Done]:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = ready.place.with_(RECALL_WEB_PORT=str(taken.getsockname()[1]))
+        return place.each(["worker", "recall"], ["worker", "all", "--one-process"])
+
+
+@case("`worker all`", "`web_port` is taken")
+def _(ready: Ready) -> list[Done]:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return ready.place.with_(RECALL_WEB_PORT=str(taken.getsockname()[1])).each(["worker", "all"])
+
+
+@case("`worker`", "a backend does not answer: waits for it; at SIGTERM")
+def _(ready: Ready) -> list[Done]:
+    without = {
+        "activity": {"RECALL_REDIS_URL": closed("redis://")},
+        "items": {"RECALL_MILVUS_URI": closed("http://")},
+        "recall": {"RECALL_KAFKA_BOOTSTRAP": closed()},
+    }
+    workers = [ready.place.with_(**missing).start("worker", kind) for kind, missing in without.items()]
+    for worker in workers:
+        worker.until("dependency failed")
+        worker.signal(signal.SIGTERM)
+    return [worker.done() for worker in workers]
+
+
+# the local stack
+
+
+@dataclass
+class Own:
+    """A stack that `recall up` runs in the foreground, and what happened while it started."""
+
+    place: Place
+    up: Running
+    said: str = ""
+    refused: list[Done] = field(default_factory=list)
+
+    def pid(self, name: str) -> int:
+        """Of one server."""
+        state = running(self.place.data)
+        assert state is not None
+        return state.services[name].pid
+
+    @contextlib.contextmanager
+    def silent(self, name: str) -> Iterator[None]:
+        """A server that still listens and does not answer."""
+        os.kill(self.pid(name), signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid(name), signal.SIGCONT)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Own]:
+    """Servers that cases may stop. The port that Redis had last time is taken when they start."""
+    folder = tmp_path_factory.mktemp("own")
+    write_events(folder)
+    place = Place(folder)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        before = ServiceState(pid=1, address=f"redis://127.0.0.1:{port}/0", ports=[port], version="")
+        place.data.mkdir()
+        write_state(place.data, StackState(supervisor_pid=1, supervisor_started=1.0, services={"redis": before}))
+        own = Own(place, place.start("up"))
+        end = time.monotonic() + 60
+        while not (place.data / "lock").exists():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        own.refused = place.each(["up"], ["up", "-d"])
+        own.up.until("up; ")
+        state = running(place.data)
+        assert state is not None
+        assert state.services["redis"].ports != [port]
+    try:
+        yield own
+    finally:
+        own.up.process.terminate()
+        own.up.done()
+
+
+@case("`up`, `up -d`", "another process is starting the stack")
+def _(own: Own) -> list[Done]:
+    return own.refused
+
+
+def as_said(own: Own) -> list[Done]:
+    """What `up` has said until it was up."""
+    return [Done(("up",), 0, "", own.up.said, 0.0)]
+
+
+@case("`up`", "no bundle is active: servers alone")
+def _(own: Own) -> list[Done]:
+    return as_said(own)
+
+
+@case("`up`", "a remembered port is taken: another one")
+def _(own: Own) -> list[Done]:
+    return as_said(own)
+
+
+@case("`up`, `up -d`", "it is up")
+def _(own: Own) -> list[Done]:
+    return own.place.each(["up"], ["up", "-d"])
+
+
+@case("`status`", "it is up")
+def _(own: Own) -> list[Done]:
+    return own.place.each(["status"])
+
+
+@case("`status`", "Redis does not answer")
+def _(own: Own) -> list[Done]:
+    with own.silent("redis"):
+        return own.place.each(["status"])
+
+
+@case("`watch`", "Kafka stops answering, and comes back")
+def _(own: Own) -> list[Done]:
+    watch = own.place.start("watch")
+    watch.until("listening to")
+    with own.silent("kafka"):
+        watch.until("does not answer; waiting for it")
+    watch.until("is back")
+    return [watch.signal().done()]
+
+
+@pytest.fixture(scope="module")
+def ended(own: Own) -> list[Done]:
+    """The same, after one of its servers was killed."""
+    os.kill(own.pid("redis"), signal.SIGKILL)
+    return [own.up.done()]
+
+
+@case("`up`", "a server dies")
+def _(ended: list[Done]) -> list[Done]:
+    return ended
+
+
+@case("`status`", "the stack ended by itself")
+def _(own: Own, ended: list[Done]) -> list[Done]:
+    assert ended
+    return own.place.each(["status"])
+
+
+@case("`down`", "it is up")
+def _(own: Own, ended: list[Done]) -> list[Done]:
+    assert ended
+    up = own.place.recall("up", "-d", "--no-workers")
+    assert up.code == 0, up
+    down = own.place.each(["down"])
+    assert not processes_of(own.place.folder)
+    return down
+
+
+@case("`up`", "Ctrl-C once it is up")
+def _(own: Own, ended: list[Done]) -> list[Done]:
+    assert ended
+    up = own.place.start("up", "--no-workers")
+    up.until("up; ")
+    done = up.signal().done()
+    assert not processes_of(own.place.folder)
+    return [done]
+
+
+# Ctrl-C
+
+
+@case("`ask`, `send`, `model fit`, `items load --wait`", "Ctrl-C before it is done")
+def _(ready: Ready) -> list[Done]:
+    place = ready.place
+    commands = [
+        place.start("ask", "u", "--timeout-ms", "60000"),
+        place.start("send", "activity"),
+        place.start("items", "load", "items.jsonl", "--wait"),
+        place.start("model", "fit", "--data", "generated", "--polish", "--no-activate"),
+    ]
+    asyncio.run(_until_sent(ready.settings))
+    time.sleep(1)
+    return [command.signal().done() for command in commands]
+
+
+async def _until_sent(settings: Settings) -> None:
+    """Wait until the request and the items are in their topics: then the others are at work as well."""
+    end = time.monotonic() + 60
+    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap)
+    async with connected(settings, consumer):
+        for topic in ("recall-requests", "item-updates"):
+            partitions = [TopicPartition(settings.topic(topic), number) for number in range(settings.partitions)]
+            while not any((await consumer.end_offsets(partitions)).values()):
+                assert time.monotonic() < end
+                await asyncio.sleep(0.1)
+
+
+@case("`up`, `up -d`, `demo`", "Ctrl-C while servers start")
+def _(idle: Place) -> list[Done]:
+    found = []
+    own_addresses = Place(idle.folder)
+    for arguments, folder in ((["up"], ""), (["up", "-d"], ""), (["demo", "--data", "generated"], "demo")):
+        log = own_addresses.data / folder / "logs" / "redis.log"
+        log.unlink(missing_ok=True)
+        command = own_addresses.start(*arguments)
+        end = time.monotonic() + 60
+        while not log.exists() and command.process.poll() is None:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        found.append(command.signal().done())
+    return found
+
+
+@case("`bench`", "Ctrl-C")
+def _(idle: Place) -> list[Done]:
+    bench = Place(idle.folder).start("bench", "paced")
+    bench.until("")
+    time.sleep(2)
+    return [bench.signal().done()]
+
+
+@case("`demo`", "Ctrl-C while workers run")
+def _(idle: Place) -> list[Done]:
+    demo = Place(idle.folder).start("demo", "--data", "generated")
+    demo.until("workers ready")
+    return [demo.signal().done()]
+
+
+@case("`watch`", "Ctrl-C")
+def _(ready: Ready) -> list[Done]:
+    watch = ready.place.start("watch")
+    watch.until("listening to")
+    return [watch.signal().done()]
+
+
+@case("`worker`, `worker all`, `worker all --one-process`", "Ctrl-C")
+def _(ready: Ready) -> list[Done]:
+    alone, all_, one_process = (
+        ready.place.start("worker", *arguments) for arguments in (["recall"], ["all"], ["all", "--one-process"])
+    )
+    alone.until("worker ready")
+    all_.until("worker recall: pid", "stdout")
+    one_process.until("worker ready")
+    return [running.signal().done() for running in (alone, all_, one_process)]
