@@ -16,6 +16,7 @@ from workers.kafka_client import connected, no_answer, require_topics
 from workers.settings import Settings
 
 Headers = Sequence[tuple[str, bytes]]
+POLL_MS = 1000
 SENT_WITHIN_S = 10.0
 
 
@@ -104,11 +105,16 @@ class RecallClient:
         await self._opened.aclose()
 
     async def _read(self) -> None:
-        async for record in self._consumer:
-            request_id = dict(record.headers).get("request_id", b"").decode(errors="replace")
-            waiting = self._waiting.get(request_id)
-            if request_id in self._answered:
-                self.duplicates += 1
-            elif waiting is not None and not waiting.done():
-                self._answered.add(request_id)
-                waiting.set_result(record)
+        while True:
+            fetched = await self._consumer.getmany(timeout_ms=POLL_MS)
+            for record in (record for records in fetched.values() for record in records):
+                request_id = next((value for name, value in record.headers if name == "request_id"), b"")
+                self._take(request_id.decode(errors="replace"), record)
+
+    def _take(self, request_id: str, record: Any) -> None:
+        waiting = self._waiting.get(request_id)
+        if request_id in self._answered:
+            self.duplicates += 1
+        elif waiting is not None and not waiting.done():
+            self._answered.add(request_id)
+            waiting.set_result(record)
