@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -10,8 +9,7 @@ from typing import Any
 
 import structlog
 
-HIDDEN = "***"
-SHORTEST = 6  # anything shorter would blacken ordinary words
+from workers.hiding import forms, hide
 
 
 def configure(secrets: Sequence[str] = (), *, libraries: bool = True) -> None:
@@ -43,6 +41,7 @@ def configure(secrets: Sequence[str] = (), *, libraries: bool = True) -> None:
         )
     )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.captureWarnings(True)
 
 
 class _Sink(io.StringIO):
@@ -62,11 +61,7 @@ class _Hide:
     """The last processor: replaces secrets in the finished line."""
 
     def __init__(self, secrets: Sequence[str]) -> None:
-        long = [secret for secret in secrets if len(secret) >= SHORTEST]
-        written = {form for secret in long for form in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1])}
-        self._secrets = sorted(written, key=len, reverse=True)
+        self._written = forms(secrets)
 
     def __call__(self, _logger: Any, _method: str, line: str) -> str:
-        for secret in self._secrets:
-            line = line.replace(secret, HIDDEN)
-        return line
+        return hide(line, self._written)

@@ -15,11 +15,10 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from workers.errors import ConfigurationError
+from workers.hiding import HIDDEN, forms, hide
 
 PREFIX = "RECALL_"
 TOML = "recall.toml"
-HIDDEN = "***"
-SHORTEST_HIDDEN = 6  # anything shorter would blacken ordinary words
 URLS = ("redis_url", "milvus_uri")  # may hold a password
 
 AgentKind = Literal["activity", "items", "recall"]
@@ -30,7 +29,9 @@ AGENT_KINDS: tuple[AgentKind, ...] = ("activity", "items", "recall")
 class Settings(BaseSettings):
     """All settings with their defaults; in the environment upper case with RECALL_ before."""
 
-    model_config = SettingsConfigDict(env_prefix="RECALL_", toml_file="recall.toml", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="RECALL_", toml_file="recall.toml", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
     namespace: Annotated[str, Field(pattern=r"^[a-z0-9_]{0,40}$")] = ""
     data_dir: Path = Path(".recall")
@@ -137,10 +138,7 @@ class Settings(BaseSettings):
         for name in URLS:
             value = getattr(self, name)
             text = text.replace(value.get_secret_value() if isinstance(value, SecretStr) else value, self.shown(name))
-        for secret in sorted(self.secrets(), key=len, reverse=True):
-            if len(secret) >= SHORTEST_HIDDEN:
-                text = text.replace(secret, HIDDEN)
-        return text
+        return hide(text, forms(self.secrets()))
 
     def collection(self, model_version: str) -> str:
         """The Milvus collection of one bundle; letters, digits and underscores only."""

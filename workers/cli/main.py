@@ -3,10 +3,12 @@
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 ended by Ctrl-C.
 """
 
+import contextlib
 import io
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Final
@@ -61,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(1)
     except Exception as error:
         if debug:
-            raise
+            _print_error("".join(traceback.format_exception(error)).rstrip())
         sys.exit(_report(error))
     except KeyboardInterrupt:
         sys.exit(130)
@@ -111,27 +113,37 @@ def _unused() -> None:
 def _report(error: Exception) -> int:
     """Print one line for an error and return the exit code it stands for."""
     if isinstance(error, ConfigurationError):
-        print(f"recall: {error}", file=sys.stderr)
+        _print_error(f"recall: {error}")
         return 2
     if isinstance(error, RecallError):
-        print(f"recall: {error}", file=sys.stderr)
+        _print_error(f"recall: {error}")
         return 1
     exit_code = getattr(error, "exit_code", None)
     if isinstance(exit_code, int):  # an error of the command line itself: typer's own exceptions carry their code
         message = str(error.format_message() if hasattr(error, "format_message") else error)
         message = message.replace("Value error, ", "")
         if message.startswith("Usage:"):  # a group without a command: its whole help
-            print(message, file=sys.stderr)
+            _print_error(message)
         elif message:
-            print(f"recall: {' '.join(message.split())}", file=sys.stderr)
+            _print_error(f"recall: {' '.join(message.split())}")
         return exit_code
     if isinstance(error, OSError) and error.strerror:  # a full disk, a folder that may not be written
         where = f"{error.filename}: " if error.filename else ""
-        print(f"recall: {where}{error.strerror} (--debug shows where)", file=sys.stderr)
+        _print_error(f"recall: {where}{error.strerror} (--debug shows where)")
         return 1
     line = " ".join(str(error).split())
-    print(f"recall: {type(error).__name__}: {line} (--debug shows where)", file=sys.stderr)
+    _print_error(f"recall: {type(error).__name__}: {line} (--debug shows where)")
     return 1
+
+
+def _print_error(text: str) -> None:
+    """To standard error, secrets hidden: messages of libraries may repeat what they were given."""
+    settings = sys.modules.get("workers.settings")  # without it nothing secret was read
+    if settings is not None:
+        with contextlib.suppress(RecallError):
+            text = settings.load_settings().hide(text)
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

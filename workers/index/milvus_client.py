@@ -41,8 +41,8 @@ class MilvusClient:
         try:
             parts = urlsplit(uri if "://" in uri else f"http://{uri}")
             address = f"{parts.hostname}:{parts.port or 19530}"
-        except ValueError as error:
-            raise ConfigurationError(f"milvus_uri: {self._uri}: {error}") from error
+        except ValueError:  # its text may hold a part of a password: not to be shown
+            raise ConfigurationError(f"milvus_uri: {self._uri} is not http://host:port or https://host:port") from None
         if parts.scheme not in {"http", "https", "tcp"} or not parts.hostname:
             raise ConfigurationError(f"milvus_uri: {self._uri} is not http://host:port or https://host:port")
         if parts.scheme == "https":

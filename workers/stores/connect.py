@@ -35,8 +35,9 @@ def connect(settings: Settings) -> Client:
             max_connections=POOL_SIZE,
             retry=Retry(NoBackoff(), 1),  # once, for a connection that the server closed meanwhile
         )
-    except ValueError as error:
-        raise ConfigurationError(f"redis_url: {error}") from error
+    except ValueError:  # its text may hold a part of a password that was not percent-encoded: not to be shown
+        line = "redis_url is not redis://[[user]:password@]host:port/db (what is special in a password percent-encoded)"
+        raise ConfigurationError(line) from None
 
 
 async def ping(client: Client) -> None:
