@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from aiohttp import web
 
@@ -31,8 +32,8 @@ class HealthServer:
     async def start(self, host: str, port: int) -> None:
         """Listen; raises ConfigurationError when the port is taken."""
         application = web.Application()
-        application.router.add_get("/healthz", lambda _: _page(self._live()))
-        application.router.add_get("/readyz", lambda _: _page(self._ready()))
+        application.router.add_get("/healthz", partial(_page, self._live))
+        application.router.add_get("/readyz", partial(_page, self._ready))
         application.router.add_get("/metrics", self._render)
         self._runner = web.AppRunner(application, access_log=None)
         await self._runner.setup()
@@ -59,5 +60,6 @@ def all_of(conditions: Iterable[Condition]) -> Condition:
     return next((condition for condition in found if not condition.well), found[0])
 
 
-async def _page(condition: Condition) -> web.Response:
+async def _page(judge: Callable[[], Condition], _: web.Request) -> web.Response:
+    condition = judge()
     return web.Response(text=condition.detail + "\n", status=200 if condition.well else 503)
