@@ -239,7 +239,8 @@ def test_a_worker_does_not_start_on_what_is_unsafe_unless_it_is_allowed(capsys: 
     line = "unsafe: it forgets; make it remember (1 more: `recall doctor`); --allow-unsafe starts all the same"
     assert str(raised.value) == line
     start.refuse(Settings(allow_unsafe=True), [UNSAFE, replace(UNSAFE, line="it lies")])
-    assert capsys.readouterr().out.count("unsafe, and allowed") == 2
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("unsafe, and allowed") == 2
 
 
 def test_what_is_wrong_never_starts() -> None:

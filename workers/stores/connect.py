@@ -36,7 +36,7 @@ def connect(settings: Settings) -> Client:
             retry=Retry(NoBackoff(), 1),  # once, for a connection that the server closed meanwhile
         )
     except ValueError:  # its text may hold a part of a password that was not percent-encoded: not to be shown
-        line = "redis_url is not redis://[[user]:password@]host:port/db (what is special in a password percent-encoded)"
+        line = "redis_url: not redis://[[user]:password@]host:port/db (what is special in a password percent-encoded)"
         raise ConfigurationError(line) from None
 
 
