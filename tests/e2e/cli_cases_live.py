@@ -1,29 +1,27 @@
-"""Situations of docs/cli.md with real servers, running, stopped or silent: what makes them true, and the commands."""
+"""Situations of docs/cli.md of clients and workers, with servers that run or do not answer: what makes them true, and
+the commands."""
 
 import asyncio
-import contextlib
-import os
 import shutil
 import signal
 import socket
 import time
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from models.bundle import Bundle
 from models.datasets.generated import generate
 from tests.conftest import Stack
-from tests.e2e.cli import Done, Place, Running, case, processes_of
+from tests.e2e.cli import Done, Place, case
 from tests.e2e.cli_cases import FIT, write_events
 from tests.e2e.conftest import fit_small, prepare
 from workers import topics, views
-from workers.kafka_client import connected
+from workers.kafka_client import admin_client, connected
 from workers.local.process import free_ports
-from workers.local.state import ServiceState, StackState, running, write_state
 from workers.local.workers import environment
 from workers.settings import AGENT_KINDS, Settings
 
@@ -213,144 +211,64 @@ def _(ready: Ready) -> list[Done]:
     return [worker.done() for worker in workers]
 
 
-# the local stack
+# what would lose data, and a Milvus that only one process can open
 
 
-@dataclass
-class Own:
-    """A stack that `recall up` runs in the foreground, and what happened while it started."""
+def losing(ready: Ready) -> Place:
+    """A place whose topic of items deletes them with time."""
+    topic = ready.settings.topic("item-updates")
 
-    place: Place
-    up: Running
-    said: str = ""
-    refused: list[Done] = field(default_factory=list)
+    async def alter() -> None:
+        admin = admin_client(ready.settings)
+        async with connected(ready.settings, admin):
+            await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"cleanup.policy": "delete"})])
 
-    def pid(self, name: str) -> int:
-        """Of one server."""
-        state = running(self.place.data)
-        assert state is not None
-        return state.services[name].pid
-
-    @contextlib.contextmanager
-    def silent(self, name: str) -> Iterator[None]:
-        """A server that still listens and does not answer."""
-        os.kill(self.pid(name), signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.kill(self.pid(name), signal.SIGCONT)
+    asyncio.run(alter())
+    return ready.place
 
 
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Own]:
-    """Servers that cases may stop. The port that Redis had last time is taken when they start."""
-    folder = tmp_path_factory.mktemp("own")
-    write_events(folder)
-    place = Place(folder)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        before = ServiceState(pid=1, address=f"redis://127.0.0.1:{port}/0", ports=[port], version="")
-        place.data.mkdir()
-        write_state(place.data, StackState(supervisor_pid=1, supervisor_started=1.0, services={"redis": before}))
-        own = Own(place, place.start("up"))
-        end = time.monotonic() + 60
-        while not (place.data / "lock").exists():
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        own.refused = place.each(["up"], ["up", "-d"])
-        own.up.until("up; ")
-        state = running(place.data)
-        assert state is not None
-        assert state.services["redis"].ports != [port]
+@case("`doctor`", "all is well")
+def _(ready: Ready) -> list[Done]:
+    return ready.place.each(["doctor"])
+
+
+@case("`doctor`", "a topic would lose data")
+def _(ready: Ready) -> list[Done]:
+    return losing(ready).each(["doctor"], ["doctor", "--json"])
+
+
+@case("`worker`", "a topic would lose data")
+def _(ready: Ready) -> list[Done]:
+    return losing(ready).each(["worker", "items"])
+
+
+@case("`worker all`", "a topic would lose data")
+def _(ready: Ready) -> list[Done]:
+    return losing(ready).each(["worker", "all"])
+
+
+@case("`worker --allow-unsafe`", "a topic would lose data; Ctrl-C")
+def _(ready: Ready) -> list[Done]:
+    worker = losing(ready).start("worker", "items", "--allow-unsafe")
+    worker.until("worker ready")
+    return [worker.signal().done()]
+
+
+@case("`worker all`", "`milvus_uri` is a file")
+def _(ready: Ready) -> list[Done]:
+    return ready.place.with_(RECALL_MILVUS_URI=str(ready.place.folder / "items.db")).each(["worker", "all"])
+
+
+@case("`worker`, `worker all --one-process`", "another process has the file of `milvus_uri` open")
+def _(ready: Ready) -> list[Done]:
+    place = ready.place.with_(RECALL_MILVUS_URI=str(ready.place.folder / "items.db"))
+    first = place.start("worker", "items")
     try:
-        yield own
+        first.until("worker ready")
+        return place.each(["worker", "items"], ["worker", "all", "--one-process"])
     finally:
-        own.up.process.terminate()
-        own.up.done()
-
-
-@case("`up`, `up -d`", "another process is starting the stack")
-def _(own: Own) -> list[Done]:
-    return own.refused
-
-
-def as_said(own: Own) -> list[Done]:
-    """What `up` has said until it was up."""
-    return [Done(("up",), 0, "", own.up.said, 0.0)]
-
-
-@case("`up`", "no bundle is active: servers alone")
-def _(own: Own) -> list[Done]:
-    return as_said(own)
-
-
-@case("`up`", "a remembered port is taken: another one")
-def _(own: Own) -> list[Done]:
-    return as_said(own)
-
-
-@case("`up`, `up -d`", "it is up")
-def _(own: Own) -> list[Done]:
-    return own.place.each(["up"], ["up", "-d"])
-
-
-@case("`status`", "it is up")
-def _(own: Own) -> list[Done]:
-    return own.place.each(["status"])
-
-
-@case("`status`", "Redis does not answer")
-def _(own: Own) -> list[Done]:
-    with own.silent("redis"):
-        return own.place.each(["status"])
-
-
-@case("`watch`", "Kafka stops answering, and comes back")
-def _(own: Own) -> list[Done]:
-    watch = own.place.start("watch")
-    watch.until("listening to")
-    with own.silent("kafka"):
-        watch.until("does not answer; waiting for it")
-    watch.until("is back")
-    return [watch.signal().done()]
-
-
-@pytest.fixture(scope="module")
-def ended(own: Own) -> list[Done]:
-    """The same, after one of its servers was killed."""
-    os.kill(own.pid("redis"), signal.SIGKILL)
-    return [own.up.done()]
-
-
-@case("`up`", "a server dies")
-def _(ended: list[Done]) -> list[Done]:
-    return ended
-
-
-@case("`status`", "the stack ended by itself")
-def _(own: Own, ended: list[Done]) -> list[Done]:
-    assert ended
-    return own.place.each(["status"])
-
-
-@case("`down`", "it is up")
-def _(own: Own, ended: list[Done]) -> list[Done]:
-    assert ended
-    up = own.place.recall("up", "-d", "--no-workers")
-    assert up.code == 0, up
-    down = own.place.each(["down"])
-    assert not processes_of(own.place.folder)
-    return down
-
-
-@case("`up`", "Ctrl-C once it is up")
-def _(own: Own, ended: list[Done]) -> list[Done]:
-    assert ended
-    up = own.place.start("up", "--no-workers")
-    up.until("up; ")
-    done = up.signal().done()
-    assert not processes_of(own.place.folder)
-    return [done]
+        ended = first.signal().done()
+        assert ended.code == 0, ended
 
 
 # Ctrl-C
@@ -380,37 +298,6 @@ async def _until_sent(settings: Settings) -> None:
             while not any((await consumer.end_offsets(partitions)).values()):
                 assert time.monotonic() < end
                 await asyncio.sleep(0.1)
-
-
-@case("`up`, `up -d`, `demo`", "Ctrl-C while servers start")
-def _(idle: Place) -> list[Done]:
-    found = []
-    own_addresses = Place(idle.folder)
-    for arguments, folder in ((["up"], ""), (["up", "-d"], ""), (["demo", "--data", "generated"], "demo")):
-        log = own_addresses.data / folder / "logs" / "redis.log"
-        log.unlink(missing_ok=True)
-        command = own_addresses.start(*arguments)
-        end = time.monotonic() + 60
-        while not log.exists() and command.process.poll() is None:
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        found.append(command.signal().done())
-    return found
-
-
-@case("`bench`", "Ctrl-C")
-def _(idle: Place) -> list[Done]:
-    bench = Place(idle.folder).start("bench", "paced")
-    bench.until("")
-    time.sleep(2)
-    return [bench.signal().done()]
-
-
-@case("`demo`", "Ctrl-C while workers run")
-def _(idle: Place) -> list[Done]:
-    demo = Place(idle.folder).start("demo", "--data", "generated")
-    demo.until("workers ready")
-    return [demo.signal().done()]
 
 
 @case("`watch`", "Ctrl-C")

@@ -1,5 +1,5 @@
 """The table of situations in docs/cli.md, driven row by row against real servers: no row without a test, and no test
-without a row. The cases themselves stand in `cli_cases.py` and `cli_cases_live.py`."""
+without a row. The cases themselves stand in the modules `cli_cases*`."""
 
 import inspect
 import re
@@ -9,7 +9,8 @@ import pytest
 
 from tests.e2e.cli import CASES, Done, processes_of
 from tests.e2e.cli_cases import idle
-from tests.e2e.cli_cases_live import ended, own, packed, ready
+from tests.e2e.cli_cases_live import packed, ready
+from tests.e2e.cli_cases_stack import ended, own
 from workers.cli.main import COMMANDS
 
 __all__ = ["ended", "idle", "own", "packed", "ready"]  # fixtures

@@ -1,6 +1,8 @@
 """Recall over Kafka at three levels of load, beside the same steps without Kafka, on one view."""
 
 from dataclasses import asdict
+from operator import itemgetter
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,8 @@ from workers.bench.home import Child, Home
 from workers.bench.system import batch_sizes
 from workers.bench.view import BenchView
 
-BACKLOG = 30_000
+ROUNDS = 5
+BACKLOG = 15_000
 LEVEL_S = 15.0
 LEVELS = {"half": 0.5, "quarter": 0.25}
 TIMEOUT_MS = 60_000
@@ -20,21 +23,17 @@ KIND = "recall"
 
 
 def measure(home: Home, view: BenchView) -> dict[str, Any]:
-    """`saturation` first: the other levels are parts of its rate. Freshness is measured at half load.
+    """Saturation first, in turn with the loop: the other levels are parts of its rate. Freshness is at half load.
 
     Latencies at saturation are those of a backlog: how long the last of so many waits.
     """
     found: dict[str, Any] = {"catalogue": view.throughput}
-    home.say(f"recall at saturation: {BACKLOG:,} requests at once")
-    _level(home, view, "warm", BACKLOG // 4, 0.0)
-    saturation = _level(home, view, "saturation", BACKLOG, 0.0)
-    capacity = saturation["requests_per_s"]
-    found["saturation"] = saturation
-    home.say("the same steps without Kafka")
-    job = loop.Job(list(view.users), saturation["batch_sizes"], BACKLOG, TIMEOUT_MS)
-    found["loop"] = _child(home, view, "loop", asdict(job)).report(300)
-    ratio = saturation["cpu_us_per_request"] / found["loop"]["cpu_us_per_request"]
-    found["worker_cpu_ratio"] = round(ratio, 3)
+    home.say(f"recall at saturation, and the same steps without Kafka: {ROUNDS} times {BACKLOG:,} requests at once")
+    _level(home, view, "warm", BACKLOG // 2, 0.0)
+    rounds = sorted((_in_turn(home, view, number) for number in range(ROUNDS)), key=itemgetter("worker_cpu_ratio"))
+    found |= rounds[ROUNDS // 2]
+    found["worker_cpu_ratios"] = [each["worker_cpu_ratio"] for each in rounds]
+    capacity = median(each["saturation"]["requests_per_s"] for each in rounds)
     for name, part in LEVELS.items():
         rate = capacity * part
         home.say(f"recall at {name} load: {rate:,.0f} requests a second for {LEVEL_S:.0f} s")
@@ -46,6 +45,15 @@ def measure(home: Home, view: BenchView) -> dict[str, Any]:
     found["freshness"]["load"] = child.report(300)
     found["peak_mb"] = view.workers.peak_mb()
     return found
+
+
+def _in_turn(home: Home, view: BenchView, number: int) -> dict[str, Any]:
+    """One backlog over Kafka, then as many requests without, in batches of the same sizes."""
+    saturation = _level(home, view, f"saturation{number}", BACKLOG, 0.0)
+    job = loop.Job(list(view.users), saturation["batch_sizes"], BACKLOG, TIMEOUT_MS)
+    alone = _child(home, view, "loop", asdict(job)).report(300)
+    ratio = saturation["cpu_us_per_request"] / alone["cpu_us_per_request"]
+    return {"saturation": saturation, "loop": alone, "worker_cpu_ratio": round(ratio, 3)}
 
 
 def _level(home: Home, view: BenchView, name: str, requests: int, per_second: float) -> dict[str, Any]:

@@ -72,13 +72,14 @@ def _recall(items: int, one: dict[str, Any]) -> str:
         )
         for name, level in ((name, one[name]) for name in LEVELS)
     ]
-    sizes = _sizes(one["saturation"]["batch_sizes"])
+    sizes, ratios = _sizes(one["saturation"]["batch_sizes"]), one["worker_cpu_ratios"]
     rows.append(("without Kafka", f"{loop['requests_per_s']:,.0f}", "", f"{loop['cpu_us_per_request']}", "", sizes))
     header = ("load", "requests/s", "p50 / p99 ms", "worker CPU us/request", "answered", "batches by size")
     return (
         f"**{items:,} items** ({catalogue['index_type']}, segments: {catalogue['segments']}), top 100, users with 64 "
         f"events:\n\n{_table(header, rows)}\n\n"
-        f"`worker_cpu_ratio` {one['worker_cpu_ratio']}. At half load: click to changed list p50 / p99 "
+        f"`worker_cpu_ratio` {one['worker_cpu_ratio']}, the median of {len(ratios)} rounds (from {ratios[0]} to "
+        f"{ratios[-1]}). At half load: click to changed list p50 / p99 "
         f"{fresh['click_to_change_p50_ms']} / {fresh['click_to_change_p99_ms']} ms "
         f"({fresh['click_to_change_probes']} clicks), item update to retrievable "
         f"{fresh['item_to_retrievable_p50_ms']} / {fresh['item_to_retrievable_p99_ms']} ms "

@@ -88,9 +88,10 @@ async def seal(settings: Settings, collection: Collection) -> None:
 
 
 async def merged(settings: Settings, collection: Collection, within_s: float) -> int:
-    """Ask for small segments to be merged and wait for it, as long as that may take; how many there are then.
+    """Ask for small segments to be merged; wait until searches use the one that is left; how many they use then.
 
-    Every segment has a graph of its own that each search walks: six take more than twice the time of one.
+    Every segment has a graph of its own that each search walks: six take more than twice the time of one. Rows are
+    searched in segments that are not listed, without a graph, until those that are stored take over.
     Raises DependencyError.
     """
     client = MilvusClient(settings)
@@ -100,15 +101,22 @@ async def merged(settings: Settings, collection: Collection, within_s: float) ->
             raise DependencyUnavailable(DEPENDENCY, f"collection {collection.name} does not exist yet")
         request = milvus_pb2.ManualCompactionRequest(collectionID=described.collectionID)
         await client.call("ManualCompaction", request, SLOW_CALL_S)
-        segments = milvus_pb2.GetQuerySegmentInfoRequest(collectionName=collection.name)
         end = monotonic() + within_s
-        while len(found := (await client.call("GetQuerySegmentInfo", segments, SLOW_CALL_S)).infos) != 1:
+        while len(used := await _segments(client, "GetQuerySegmentInfo", collection)) != 1 or (
+            used != await _segments(client, "GetPersistentSegmentInfo", collection)
+        ):
             if monotonic() > end:
                 break
             await asyncio.sleep(0.5)
-        return len(found)
+        return len(used)
     finally:
         await client.close()
+
+
+async def _segments(client: MilvusClient, call: str, collection: Collection) -> set[int]:
+    """Those that searches use, or those that are stored."""
+    request = getattr(milvus_pb2, f"{call}Request")(collectionName=collection.name)
+    return {info.segmentID for info in (await client.call(call, request, SLOW_CALL_S)).infos}
 
 
 async def verified_index(client: MilvusClient, collection: Collection) -> dict[str, str] | None:
