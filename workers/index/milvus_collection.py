@@ -18,6 +18,7 @@ from workers.settings import Settings
 
 SLOW_CALL_S = 30.0
 LOAD_WITHIN_S = 120.0
+COMPACT_AGAIN_S = 10.0
 HNSW_BUILD = {"M": 16, "efConstruction": 200}
 STAMP = "recall"  # the property that holds the stamp in Lite, which drops descriptions
 FIELD_TYPES = {ITEM_ID: "VarChar", ITEM_HASH: "Int64", EMBEDDING: "FloatVector", ATTRIBUTES: "JSON"}
@@ -100,15 +101,16 @@ async def merged(settings: Settings, collection: Collection, within_s: float) ->
         if described is None:
             raise DependencyUnavailable(DEPENDENCY, f"collection {collection.name} does not exist yet")
         request = milvus_pb2.ManualCompactionRequest(collectionID=described.collectionID)
-        await client.call("ManualCompaction", request, SLOW_CALL_S)
-        end = monotonic() + within_s
-        while len(used := await _segments(client, "GetQuerySegmentInfo", collection)) != 1 or (
-            used != await _segments(client, "GetPersistentSegmentInfo", collection)
-        ):
-            if monotonic() > end:
-                break
+        end, ask_at = monotonic() + within_s, 0.0
+        while True:
+            used = await _segments(client, "GetQuerySegmentInfo", collection)
+            stored = await _segments(client, "GetPersistentSegmentInfo", collection)
+            if (len(used) == 1 and used == stored) or monotonic() > end:
+                return len(used)
+            if len(stored) > 1 and monotonic() > ask_at:  # again: what is being sealed or indexed is left out
+                await client.call("ManualCompaction", request, SLOW_CALL_S)
+                ask_at = monotonic() + COMPACT_AGAIN_S
             await asyncio.sleep(0.5)
-        return len(used)
     finally:
         await client.close()
 
