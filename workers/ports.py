@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.records import ItemRecord
+from workers.filters import Filter
 
 Float32 = NDArray[np.float32]
 UInt64 = NDArray[np.uint64]
@@ -130,8 +131,8 @@ class Hits:
 class ItemIndex(Protocol):
     """One collection of item vectors: dimension and metric are fixed when the adapter is opened."""
 
-    async def search(self, vectors: Float32, k: int) -> Hits:
-        """The k best items of each of float32[B, D]; fewer when fewer exist."""
+    async def search(self, vectors: Float32, k: int, where: Filter = ()) -> Hits:
+        """The k best items of each of float32[B, D] for which the filter holds; fewer when fewer exist."""
         ...
 
     async def upsert(self, rows: IndexRows) -> None:

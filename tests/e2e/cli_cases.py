@@ -87,6 +87,11 @@ def _(idle: Place) -> list[Done]:
     return idle.each(["ask", "u", "--timeout-ms", "60001"])
 
 
+@case("`ask`", "`--filter year`")
+def _(idle: Place) -> list[Done]:
+    return idle.each(["ask", "u", "--filter", "year"], ["ask", "u", "--filter", "year near 1990"])
+
+
 @case("`ask`", "an empty user id")
 def _(idle: Place) -> list[Done]:
     return idle.each(["ask", ""])

@@ -11,7 +11,7 @@ import pytest
 
 from schemas.activity import UserActivity
 from schemas.items import ItemUpdate
-from schemas.recall import CandidateList, RecallRequest
+from schemas.recall import CandidateList, FilterClause, RecallRequest
 from schemas.records import UserRecord, hash64
 from tests.e2e.conftest import Live
 from workers.cli.dead_letters import read_dead_letters
@@ -190,7 +190,9 @@ async def test_bad_input_is_a_dead_letter_and_the_stream_goes_on(
         ({"k": "many"}, "invalid_request", "k"),
         ({"scene": "checkout"}, "invalid_request", "scene"),
         ({"anchor_items": ["film-1"]}, "invalid_request", "anchor_items"),
-        ({"filter": [{"field": "year", "op": "gt", "value": 1990}]}, "invalid_filter", "filter"),
+        ({"filter": [{"field": "price", "op": "gt", "value": 1990}]}, "invalid_filter", "filter[0].field"),
+        ({"filter": [{"field": "year", "op": "contains", "value": 1990}]}, "invalid_filter", "filter[0].op"),
+        ({"filter": [{"field": "year", "op": "gt", "value": "1990"}]}, "invalid_filter", "filter[0].value"),
         ({"filter": [{"field": "year", "op": "near", "value": 1990}]}, "invalid_filter", "filter[0].op"),
     ],
 )
@@ -201,6 +203,26 @@ async def test_a_request_that_cannot_be_done_is_rejected_with_its_field(
     answer = await client.ask_raw(value["request_id"], json.dumps(value).encode())
     assert (answer.status, answer.reasons, answer.error_field) == ("rejected", [reason], field)
     assert answer.item_ids == []
+
+
+async def test_a_filtered_list_holds_what_fits_and_is_as_long_as_it_can_be(live: Live, client: RecallClient) -> None:
+    dataset = live.dataset
+    years = {i: a["year"] for i, a in zip(dataset.item_ids, dataset.attributes, strict=True)}
+    middle = sorted(years.values())[len(years) // 2]
+    where = [FilterClause(field="year", op="ge", value=middle)]
+
+    def known(answer: CandidateList) -> list[str]:
+        """Other tests have items of their own."""
+        return [item_id for item_id in answer.item_ids if item_id in years]
+
+    fitting = [item_id for item_id in known(await client.ask(request(new("u"), k=1000))) if years[item_id] >= middle]
+    assert 20 < len(fitting) < len(years)
+    some = await client.ask(request(new("u"), filter=where))
+    assert (some.status, len(some.item_ids)) == ("ok", 20)
+    assert known(some) == fitting[: len(known(some))]
+    every = await client.ask(request(new("u"), k=1000, filter=where))
+    assert known(every) == fitting
+    assert "short_list" in every.reasons
 
 
 async def test_an_activity_that_is_not_known_yet_is_said_so(client: RecallClient) -> None:

@@ -3,12 +3,22 @@
 import asyncio
 import time
 import uuid
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
+import orjson
 import typer
 
 from schemas import codec
-from schemas.recall import DEFAULT_K, DEFAULT_TIMEOUT_MS, MAX_K, MAX_TIMEOUT_MS, CandidateList, RecallRequest
+from schemas.recall import (
+    DEFAULT_K,
+    DEFAULT_TIMEOUT_MS,
+    MAX_K,
+    MAX_TIMEOUT_MS,
+    CandidateList,
+    FilterClause,
+    FilterOp,
+    RecallRequest,
+)
 from workers.cli.console import cells, columns, harmless, results
 from workers.client import RecallClient
 from workers.errors import ConfigurationError
@@ -25,6 +35,10 @@ def ask(
     ] = DEFAULT_TIMEOUT_MS,
     after_event: Annotated[str | None, typer.Option(help="Say whether this activity is already known.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="An item id to leave out; may be repeated.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--filter", help="A clause that must hold: 'year ge 1990', 'genres contains Drama'; repeatable."),
+    ] = None,
     include_seen: Annotated[bool, typer.Option("--include-seen", help="Keep what the user has seen.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as one JSON object.")] = False,
 ) -> None:
@@ -35,6 +49,7 @@ def ask(
         k=k,
         timeout_ms=timeout_ms,
         after_event_id=after_event,
+        filter=[_clause(text) for text in where or []],
         exclude_items=exclude or [],
         exclude_seen=not include_seen,
     )
@@ -45,6 +60,20 @@ def ask(
     except UnicodeEncodeError as error:
         raise ConfigurationError("an argument is not UTF-8 text") from error
     asyncio.run(_ask(with_local_stack(load_settings()), request, as_json))
+
+
+def _clause(text: str) -> FilterClause:
+    """FIELD OP VALUE; the value is JSON, or else the text as it stands."""
+    parts = text.split(maxsplit=2)
+    if len(parts) < 3 or parts[1] not in get_args(FilterOp):
+        raise ConfigurationError(
+            f"--filter: {text!r} is not FIELD OP VALUE with one of {', '.join(get_args(FilterOp))}"
+        )
+    field, op, value = parts
+    try:
+        return FilterClause(field=field, op=cast("FilterOp", op), value=orjson.loads(value))
+    except orjson.JSONDecodeError:
+        return FilterClause(field=field, op=cast("FilterOp", op), value=value)
 
 
 async def _ask(settings: Settings, request: RecallRequest, as_json: bool) -> None:

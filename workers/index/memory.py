@@ -4,9 +4,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
-from workers.index.schema import MAX_SEARCH_DEPTH, Collection, check_queries, check_rows, last_of_each
+from workers.filters import Filter
+from workers.index import predicate
+from workers.index.schema import (
+    MAX_SEARCH_DEPTH,
+    Collection,
+    check_queries,
+    check_rows,
+    encode_attributes,
+    last_of_each,
+)
 from workers.ports import Float32, Hits, IndexRows
 
 DEPENDENCY = "memory index"
@@ -18,12 +28,16 @@ class MemoryItemIndex:
     def __init__(self, collection: Collection) -> None:
         self._collection = collection
         self._vectors: dict[str, Float32] = {}
+        self._attributes: dict[str, dict[str, Any]] = {}
         self._sorted: tuple[list[str], Float32] | None = None  # ids and matrix, until the next write
 
-    async def search(self, vectors: Float32, k: int) -> Hits:
-        """The k best items of each of float32[B, D], all scores computed."""
+    async def search(self, vectors: Float32, k: int, where: Filter = ()) -> Hits:
+        """The k best items of each of float32[B, D] for which the filter holds, all scores computed."""
         check_queries(DEPENDENCY, vectors, self._collection.dim)
         ids, matrix = self._matrix()
+        if where:
+            kept = [n for n, item_id in enumerate(ids) if predicate.holds(where, self._attributes[item_id])]
+            ids, matrix = [ids[n] for n in kept], matrix[kept]
         depth = min(k, MAX_SEARCH_DEPTH, len(ids))
         scores = self._scores(vectors, matrix)
         best = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
@@ -36,13 +50,16 @@ class MemoryItemIndex:
         """Write rows; of a repeated id the last one counts."""
         check_rows(DEPENDENCY, rows, self._collection.dim)
         for position in last_of_each(rows.item_ids):
-            self._vectors[rows.item_ids[position]] = rows.vectors[position].astype(np.float32)
+            item_id = rows.item_ids[position]
+            self._vectors[item_id] = rows.vectors[position].astype(np.float32)
+            self._attributes[item_id] = orjson.loads(encode_attributes(rows.attributes[position]))
             self._sorted = None
 
     async def delete(self, item_ids: Sequence[str]) -> None:
         """Remove items."""
         for item_id in item_ids:
             self._vectors.pop(item_id, None)
+            self._attributes.pop(item_id, None)
             self._sorted = None
 
     async def count(self) -> int:

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from workers.errors import DependencyUnavailable
+from workers.filters import Filter
 from workers.index import milvus_wire as wire
+from workers.index import predicate
+from workers.index.effort import EVERYTHING, Shares, ef_for
 from workers.index.milvus_client import DEPENDENCY, MilvusClient, NotLoaded
 from workers.index.schema import ITEM_ID, MAX_SEARCH_DEPTH, Collection, check_queries, check_rows, last_of_each
 from workers.ports import Float32, Hits, IndexRows
-
-MAX_EF = 32_768
 
 
 class MilvusItemIndex:
@@ -36,16 +37,18 @@ class MilvusItemIndex:
         self._ef = ef if index_type == "HNSW" else None
         self._timeout_s = timeout_s
         self._lite = lite
+        self._shares = Shares(self._counted)
 
-    async def search(self, vectors: Float32, k: int) -> Hits:
-        """The k best items of each of float32[B, D] in one call; k is cut to 16,384."""
+    async def search(self, vectors: Float32, k: int, where: Filter = ()) -> Hits:
+        """The k best items of each of float32[B, D] for which the filter holds, in one call; k is cut to 16,384."""
         collection = self._collection
         check_queries(DEPENDENCY, vectors, collection.dim)
         if not len(vectors):
             return Hits([], [])
         depth = min(k, MAX_SEARCH_DEPTH)
-        params = {} if self._ef is None else {"ef": min(max(self._ef, depth), MAX_EF)}
-        request = wire.search_request(collection.name, vectors, depth, collection.metric, params, lite=self._lite)
+        told = predicate.expression(where, lite=self._lite)
+        params = {} if self._ef is None else {"ef": ef_for(depth, self._ef, await self._share(told))}
+        request = wire.search_request(collection.name, vectors, depth, collection.metric, params, told, lite=self._lite)
         response = await self._call("Search", request)
         return wire.read_hits(response.results, len(vectors), -1.0 if collection.metric == "L2" else 1.0)
 
@@ -62,8 +65,7 @@ class MilvusItemIndex:
 
     async def count(self) -> int:
         """Items that a search may find now."""
-        response = await self._call("Query", wire.query_request(self._collection.name, "", "count(*)"))
-        return int(response.fields_data[0].scalars.long_data.data[0])
+        return await self._counted(EVERYTHING)
 
     async def visible(self, item_ids: Sequence[str]) -> list[bool]:
         """Whether each of these items is there now. A search may be one time tick (see docs) behind."""
@@ -84,6 +86,13 @@ class MilvusItemIndex:
     async def close(self) -> None:
         """Close the channel."""
         await self._client.close()
+
+    async def _share(self, told: str) -> float:
+        return 1.0 if told == EVERYTHING else await self._shares.of(told)
+
+    async def _counted(self, told: str) -> int:
+        response = await self._call("Query", wire.query_request(self._collection.name, told, "count(*)"))
+        return int(response.fields_data[0].scalars.long_data.data[0])
 
     async def _call(self, method: str, request: Any) -> Any:
         """One call; a collection that a restart has left unloaded (Lite does) is loaded first, and asked again."""

@@ -92,14 +92,16 @@ async def merged(settings: Settings, collection: Collection, within_s: float) ->
     """Ask for small segments to be merged; wait until searches use the one that is left; how many they use then.
 
     Every segment has a graph of its own that each search walks: six take more than twice the time of one. Rows are
-    searched in segments that are not listed, without a graph, until those that are stored take over.
-    Raises DependencyError.
+    searched in segments that are not listed, without a graph, until those that are stored take over. Lite, which does
+    not tell, merges by itself: 0 then. Raises DependencyError.
     """
     client = MilvusClient(settings)
     try:
         described = await _describe(client, collection)
         if described is None:
             raise DependencyUnavailable(DEPENDENCY, f"collection {collection.name} does not exist yet")
+        if await _is_lite(client):
+            return 0
         request = milvus_pb2.ManualCompactionRequest(collectionID=described.collectionID)
         end, ask_at = monotonic() + within_s, 0.0
         while True:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from pymilvus.grpc_gen import common_pb2, milvus_pb2, schema_pb2
 
+from workers.index import predicate
 from workers.index.schema import ATTRIBUTES, EMBEDDING, ITEM_HASH, ITEM_ID, encode_attributes, signed_hash
 from workers.ports import Float32, Hits, IndexRows
 
@@ -20,7 +21,6 @@ BOUNDED_TIMESTAMP = 2  # what pymilvus sends with Bounded: the server puts a tim
 EXPRESSION = common_pb2.DslType.Value("BoolExprV1")
 FLOAT_ARRAY_TAG = b"\x0a"  # field 1 of FloatArray, packed
 LITE_VERSION = "milvus_lite"  # how its version begins
-LITE_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})  # all that it knows
 
 
 def pairs(**values: object) -> list[Any]:
@@ -32,15 +32,26 @@ def pairs(**values: object) -> list[Any]:
 
 
 def search_request(
-    collection: str, vectors: Float32, k: int, metric: str, params: dict[str, int], *, lite: bool = False
+    collection: str,
+    vectors: Float32,
+    k: int,
+    metric: str,
+    params: dict[str, int],
+    where: str = "",
+    *,
+    lite: bool = False,
 ) -> Any:
-    """One search of all float32[B, D]; ids and scores come back, no other field (Lite sends all when none is named)."""
+    """One search of all float32[B, D] among the rows for which an expression holds.
+
+    Ids and scores come back, no other field (Lite sends all when none is named).
+    """
     rows = np.ascontiguousarray(vectors, dtype="<f4")
     values = common_pb2.PlaceholderValue(
         tag="$0", type=common_pb2.PlaceholderType.Value("FloatVector"), values=[row.tobytes() for row in rows]
     )
     return milvus_pb2.SearchRequest(
         collection_name=collection,
+        dsl=where,
         dsl_type=EXPRESSION,
         placeholder_group=common_pb2.PlaceholderGroup(placeholders=[values]).SerializeToString(),
         search_params=pairs(anns_field=EMBEDDING, topk=k, metric_type=metric, params=params, round_decimal=-1),
@@ -125,14 +136,9 @@ def _floats(vectors: Float32) -> Any:
 
 
 def ids_expression(item_ids: Sequence[str], *, lite: bool = False) -> str:
-    """An expression that holds for these ids: JSON strings are safe literals, whatever the id.
-
-    Lite takes any other character as it is where JSON has an escape that it does not know.
-    """
-    if lite:
-        literals = ", ".join(f'"{item_id.translate(LITE_ESCAPES)}"' for item_id in item_ids)
-        return f"{ITEM_ID} in [{literals}]"
-    return f"{ITEM_ID} in {json.dumps(list(item_ids), ensure_ascii=False)}"
+    """An expression that holds for these ids."""
+    literals = ", ".join(predicate.literal(item_id, lite=lite) for item_id in item_ids)
+    return f"{ITEM_ID} in [{literals}]"
 
 
 def delete_requests(collection: str, item_ids: Sequence[str], *, lite: bool = False) -> Iterator[Any]:

@@ -57,7 +57,7 @@ def encode_attributes(attributes: Mapping[str, Any]) -> bytes:
     present: list[str] = []
     room = MAX_ATTRIBUTES_BYTES - len(PRESENT) - 8
     for name, value in attributes.items():
-        kind = _kind(value)
+        kind = kind_of(value)
         if kind is None or name == PRESENT:
             continue
         tag = f"{name}:{kind}"
@@ -71,7 +71,8 @@ def encode_attributes(attributes: Mapping[str, Any]) -> bytes:
     return orjson.dumps({**kept, PRESENT: present})
 
 
-def _kind(value: Any) -> str | None:
+def kind_of(value: Any) -> str | None:
+    """The letter of `_f` for a value; None for one that cannot be filtered on."""
     if isinstance(value, bool):
         return "b"
     if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):

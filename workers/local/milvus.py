@@ -13,10 +13,11 @@ from workers.errors import ConfigurationError, RecallError
 from workers.local.service import Say, Service
 
 VERSION = "2.3.5"
-# Visible sooner, growing segments cheaper, restarts quicker; see docs/storage.md.
+# Visible sooner, growing segments exact and cheaper, restarts quicker; see docs/storage.md.
 TUNING = {
     "proxy.timeTickInterval": 50,
     "queryNode.segcore.chunkRows": 8192,
+    "queryNode.segcore.interimIndex.enableIndex": False,
     "dataCoord.segment.maxSize": 512,
     "dataCoord.segment.sealProportion": 0.03,
     "common.session.ttl": 3,

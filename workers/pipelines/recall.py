@@ -14,7 +14,7 @@ from models import tensors
 from models.tensors import Encoding, UserFeatures
 from schemas.recall import CandidateList, Reason, RecallRequest, Status, Timings
 from schemas.records import UserRecord, hash64, hash64_each, seen_items
-from workers import select
+from workers import filters, select
 from workers.dependencies import Dependencies
 from workers.errors import DependencyError, DependencyTimeout
 from workers.ports import Clock, Float32, ItemIndex, StoredUser, Tower, UInt64, UserTable
@@ -92,6 +92,7 @@ class _Row:
     newest_ms: int | None  # the newest visible event with an item; None = there is none
     seen: UInt64
     excluded: UInt64
+    where: filters.Filter
     reasons: list[Reason]
 
 
@@ -148,8 +149,10 @@ class RecallPipeline:
         if now_ms >= incoming.deadline_ms:
             return without_items(incoming, now_ms, Status.EXPIRED, Reason.DEADLINE_EXCEEDED, self._view)
         rejected = partial(without_items, incoming, now_ms, Status.REJECTED, view=self._view)
-        if request.filter:
-            return rejected(Reason.INVALID_FILTER, error_field="filter")
+        try:
+            filters.checked(request.filter, self._view.encoding.spec.filterable)
+        except filters.InvalidFilter as error:
+            return rejected(Reason.INVALID_FILTER, error_field=str(error))
         if request.scene != DEFAULT_SCENE:
             return rejected(Reason.INVALID_REQUEST, error_field="scene")
         if request.anchor_items:
@@ -193,7 +196,7 @@ class RecallPipeline:
         outputs = await self._attempt("tower", self._tower.embed(inputs), until.at_most(timeouts.tower_ms))
         tower_ms = watch.lap_ms("tower")
 
-        # 5. search: one for every distinct depth
+        # 5. search: one for every distinct depth and filter
         rows = [self._row(incoming, stored[n], features, n, failed) for n, incoming in enumerate(batch)]
         embeddings = None if outputs is None else outputs["user_embedding"]
         found = await self._search(rows, embeddings, until.at_most(timeouts.index_ms))
@@ -219,24 +222,25 @@ class RecallPipeline:
         if request.exclude_seen:
             seen = seen_items(user.seen, None if request.timestamp_ms is None else _floor(request, self._view.encoding))
         excluded = np.sort(hash64_each(request.exclude_items))
-        return _Row(incoming, newest_ms, seen, excluded, reasons)
+        where = filters.checked(request.filter, self._view.encoding.spec.filterable)
+        return _Row(incoming, newest_ms, seen, excluded, where, reasons)
 
     async def _search(
         self, rows: Sequence[_Row], embeddings: Float32 | None, allowed_s: float
     ) -> list[tuple[Sequence[str], Float32]]:
         """Hits of every row; rows without any because something failed have the reason added."""
         found: list[tuple[Sequence[str], Float32]] = [((), np.zeros(0, dtype=np.float32))] * len(rows)
-        groups: dict[int, list[int]] = {}
+        groups: dict[tuple[int, filters.Filter], list[int]] = {}
         for position, row in enumerate(rows):
             if embeddings is None or not np.isfinite(embeddings[position]).all():
                 row.reasons.append(Reason.MODEL_UNAVAILABLE)
                 continue
             removable = len(row.seen) + len(row.excluded)
             depth = select.search_depth(row.incoming.request.k, removable, MAX_SEARCH_DEPTH)
-            groups.setdefault(depth, []).append(position)
+            groups.setdefault((depth, row.where), []).append(position)
         if embeddings is None:
             return found
-        searches = (self._index.search(embeddings[group], depth) for depth, group in groups.items())
+        searches = (self._index.search(embeddings[group], *asked) for asked, group in groups.items())
         results = await asyncio.gather(*(self._attempt("milvus", search, allowed_s) for search in searches))
         for group, hits in zip(groups.values(), results, strict=True):
             for place, position in enumerate(group):
