@@ -1,5 +1,6 @@
 """What every item table does: Redis, a Redis Cluster, memory."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
@@ -224,6 +225,7 @@ async def test_a_feed_that_vanished_is_incomplete(redis_settings: Settings) -> N
     cursor = (await table.changes(None)).cursor
     await client.delete(keys.item_feed(redis_settings, COLLECTION))
     assert not (await table.changes(cursor)).complete
+    await asyncio.sleep(0.002)  # an entry's id is its millisecond: within that of the first one it could be the same
     await table.write([item("a", 1)], [0])
     assert not (await table.changes(cursor)).complete
     await table.close()
