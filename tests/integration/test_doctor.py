@@ -1,4 +1,8 @@
-"""`recall doctor` on real servers: well, unsafe, down and wrong; workers do not start on what is unsafe."""
+"""`recall doctor` on real servers: well, unsafe, down and wrong; workers do not start on what is unsafe.
+
+Longer than 400 lines because it is one matrix of situations over the same servers: a finding that is added or reworded
+changes its row here and the counts of others, and all rows share the fixtures that make a server unsafe.
+"""
 
 import asyncio
 import json

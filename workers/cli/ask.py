@@ -3,6 +3,7 @@
 import asyncio
 import time
 import uuid
+from contextlib import suppress
 from typing import Annotated, cast, get_args
 
 import orjson
@@ -70,10 +71,9 @@ def _clause(text: str) -> FilterClause:
             f"--filter: {text!r} is not FIELD OP VALUE with one of {', '.join(get_args(FilterOp))}"
         )
     field, op, value = parts
-    try:
-        return FilterClause(field=field, op=cast("FilterOp", op), value=orjson.loads(value))
-    except orjson.JSONDecodeError:
-        return FilterClause(field=field, op=cast("FilterOp", op), value=value)
+    with suppress(orjson.JSONDecodeError):
+        value = orjson.loads(value)
+    return FilterClause(field=field, op=cast("FilterOp", op), value=value)
 
 
 async def _ask(settings: Settings, request: RecallRequest, as_json: bool) -> None:

@@ -14,7 +14,7 @@ CHECK = "clock"
 WARN_MS = 1000
 WRONG_MS = 10_000
 TIMEOUT_S = 4.0
-TODO = "let NTP or chrony set the clocks of both machines"
+REMEDY = "let NTP or chrony set the clocks of both machines"
 
 
 async def check(settings: Settings, *, probe: bool) -> list[Finding]:
@@ -68,7 +68,7 @@ def judge(what: str, ahead_ms: float, within_ms: float) -> Finding:
     apart = f"{abs(ahead_ms) / 1000:.1f} s {'ahead of' if ahead_ms > 0 else 'behind'} ours"
     if sure_ms > WRONG_MS:
         line = f"the clock of {what} is {apart}: requests expire at once or far too late"
-        return Finding(CHECK, Level.WRONG, line, TODO)
+        return Finding(CHECK, Level.WRONG, line, REMEDY)
     if sure_ms > WARN_MS:
-        return Finding(CHECK, Level.WARNING, f"the clock of {what} is {apart}: deadlines are off by that", TODO)
+        return Finding(CHECK, Level.WARNING, f"the clock of {what} is {apart}: deadlines are off by that", REMEDY)
     return Finding(CHECK, Level.OK, f"the clock of {what} is ours within {max(abs(ahead_ms), within_ms):.0f} ms")

@@ -129,38 +129,38 @@ class RecallPipeline:
         """
         now_ms = self._clock.now_ms()
         answers: dict[int, CandidateList] = {}
-        groups: dict[int, list[int]] = {}
+        groups: dict[int, dict[int, filters.Filter]] = {}
         for position, incoming in enumerate(batch):
-            refusal = self._refusal(incoming, now_ms)
-            if refusal is not None:
-                answers[position] = refusal
+            admitted = self._admit(incoming, now_ms)
+            if isinstance(admitted, CandidateList):
+                answers[position] = admitted
             else:
-                groups.setdefault((incoming.deadline_ms - now_ms).bit_length(), []).append(position)
+                groups.setdefault((incoming.deadline_ms - now_ms).bit_length(), {})[position] = admitted
         lists = await asyncio.gather(
-            *(self._answer([batch[position] for position in group]) for group in groups.values())
+            *(self._answer([batch[n] for n in group], list(group.values())) for group in groups.values())
         )
         for group, group_answers in zip(groups.values(), lists, strict=True):
             answers.update(zip(group, group_answers, strict=True))
         return [answers[position] for position in range(len(batch))]
 
-    def _refusal(self, incoming: Incoming, now_ms: int) -> CandidateList | None:
-        """The answer that needs no work: too late, or asking for what this version does not do."""
+    def _admit(self, incoming: Incoming, now_ms: int) -> filters.Filter | CandidateList:
+        """Its filter; or the answer that needs no work: too late, or asking for what cannot be done."""
         request = incoming.request
         if now_ms >= incoming.deadline_ms:
             return without_items(incoming, now_ms, Status.EXPIRED, Reason.DEADLINE_EXCEEDED, self._view)
         rejected = partial(without_items, incoming, now_ms, Status.REJECTED, view=self._view)
         try:
-            filters.checked(request.filter, self._view.encoding.spec.filterable)
+            where = filters.checked(request.filter, self._view.encoding.spec.filterable)
         except filters.InvalidFilter as error:
             return rejected(Reason.INVALID_FILTER, error_field=str(error))
         if request.scene != DEFAULT_SCENE:
             return rejected(Reason.INVALID_REQUEST, error_field="scene")
         if request.anchor_items:
             return rejected(Reason.INVALID_REQUEST, error_field="anchor_items")
-        return None
+        return where
 
-    async def _answer(self, batch: Sequence[Incoming]) -> list[CandidateList]:
-        """The six steps, for requests whose deadlines lie close together."""
+    async def _answer(self, batch: Sequence[Incoming], wheres: Sequence[filters.Filter]) -> list[CandidateList]:
+        """The six steps, for requests whose deadlines lie close together, each with its filter."""
         view, timeouts = self._view, self._timeouts
         requests = [incoming.request for incoming in batch]
         until = _Until(self._clock, min(incoming.deadline_ms for incoming in batch) - ANSWER_MARGIN_MS)
@@ -197,7 +197,10 @@ class RecallPipeline:
         tower_ms = watch.lap_ms("tower")
 
         # 5. search: one for every distinct depth and filter
-        rows = [self._row(incoming, stored[n], features, n, failed) for n, incoming in enumerate(batch)]
+        rows = [
+            self._row(incoming, where, stored[n], features, n, failed)
+            for n, (incoming, where) in enumerate(zip(batch, wheres, strict=True))
+        ]
         embeddings = None if outputs is None else outputs["user_embedding"]
         found = await self._search(rows, embeddings, until.at_most(timeouts.index_ms))
         timings = Timings(features=features_ms, tower=tower_ms, search=watch.lap_ms("search"))
@@ -207,7 +210,15 @@ class RecallPipeline:
         watch.lap_ms("select")
         return answers
 
-    def _row(self, incoming: Incoming, user: StoredUser, features: UserFeatures, n: int, failed: list[Reason]) -> _Row:
+    def _row(
+        self,
+        incoming: Incoming,
+        where: filters.Filter,
+        user: StoredUser,
+        features: UserFeatures,
+        n: int,
+        failed: list[Reason],
+    ) -> _Row:
         request = incoming.request
         reasons = list(dict.fromkeys(failed))
         if features.unreadable[n] and not failed:  # stored by a version that this one cannot read
@@ -222,7 +233,6 @@ class RecallPipeline:
         if request.exclude_seen:
             seen = seen_items(user.seen, None if request.timestamp_ms is None else _floor(request, self._view.encoding))
         excluded = np.sort(hash64_each(request.exclude_items))
-        where = filters.checked(request.filter, self._view.encoding.spec.filterable)
         return _Row(incoming, newest_ms, seen, excluded, where, reasons)
 
     async def _search(
