@@ -154,6 +154,15 @@ def user_inputs(
     return inputs
 
 
+def segments(features: UserFeatures, encoding: Encoding) -> list[str | None]:
+    """B users' segments of popularity: the value of the profile field that the spec names; None = unknown."""
+    field = encoding.spec.popular.segment
+    if not field:
+        return [None] * len(features.known)
+    values = (None, *encoding.vocabularies.values.get(f"profile.{field}", ()))
+    return [values[code] for code in features.profile[f"profile_{field}"].tolist()]
+
+
 def history_inputs(features: UserFeatures, as_of_ms: NDArray[np.int64], spec: Spec) -> Inputs:
     """The inputs that come from the history, without its vectors."""
     step_ms = spec.history.time_resolution_ms

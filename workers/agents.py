@@ -19,9 +19,9 @@ from workers.errors import InvalidInput
 from workers.inflight import Batch
 from workers.metrics import Metrics
 from workers.pipelines.activity import ActivityEvent
+from workers.pipelines.admission import Incoming
 from workers.pipelines.items import ItemEvent
 from workers.pipelines.opening import Answers
-from workers.pipelines.recall import Incoming
 from workers.ports import Clock
 from workers.publisher import Outgoing, Publisher
 from workers.retry import until_done

@@ -78,6 +78,11 @@ class Metrics:
         self.vector_cache = self._counter(
             "recall_vector_cache", "History vectors looked up", result="`hit`, `miss` (read from Redis)"
         )
+        self.reused = self._counter(
+            "recall_reused_results",
+            "Search results looked up that an equal request found a moment ago",
+            result="`hit`, `miss` (searched)",
+        )
 
         # How far behind, and how busy
         self.assigned = self._gauge("recall_assigned_partitions", "Partitions assigned now", kind=KIND)

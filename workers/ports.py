@@ -148,6 +148,26 @@ class ItemIndex(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a candidate source may go by of one request; it finds nothing for a query that has nothing for it."""
+
+    embedding: Float32 | None  # float32[D], the user tower's; None = not asked for, or not to be had
+    session: Float32  # float32[n, D], history vectors of the newest items of the user's session, newest last
+    anchors: UInt64  # uint64[n], hashes of the items that more are wanted like
+    segment: str | None  # the user's segment of popularity, None = unknown
+
+
+class CandidateSource(Protocol):
+    """Where candidates come from. `dependency` names the backend that a call which takes too long is held against."""
+
+    dependency: str
+
+    async def candidates(self, queries: Sequence[Query], depth: int, where: Filter) -> Hits:
+        """At most `depth` items of each query for which the filter holds, best first. Hits in the order of queries."""
+        ...
+
+
 class Tower(Protocol):
     """A model: named arrays in, named arrays out, the batch on the first axis."""
 

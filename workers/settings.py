@@ -16,12 +16,14 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from workers.errors import ConfigurationError
 from workers.hiding import HIDDEN, forms, hide
+from workers.scenes import SceneSettings
 
 PREFIX = "RECALL_"
 TOML = "recall.toml"
 URLS = ("redis_url", "milvus_uri")  # may hold a password
 
 AgentKind = Literal["activity", "items", "recall"]
+SceneName = Annotated[str, Field(min_length=1, max_length=64)]
 LocalMilvus = Literal["auto", "server", "lite"]
 AGENT_KINDS: tuple[AgentKind, ...] = ("activity", "items", "recall")
 
@@ -54,6 +56,11 @@ class Settings(BaseSettings):
     index_type: Literal["auto", "FLAT", "HNSW"] = "auto"  # auto: FLAT for fewer than index_flat_below rows, else HNSW
     index_flat_below: int = 10_000
     index_ef: Annotated[int, Field(ge=1, le=32768)] = 200
+
+    scenes: dict[SceneName, SceneSettings] = {}  # what requests get; `default` where they name none
+    reuse_ms: Annotated[int, Field(ge=0, le=1000)] = 1000  # how long an equal request gets the same search results
+    last_lists: Annotated[int, Field(ge=0)] = 10_000  # users' lists kept in memory for when the index is unavailable
+    last_list_ttl_ms: Annotated[int, Field(ge=0)] = 3_600_000
 
     store_timeout_ms: int = 1000
     index_timeout_ms: int = 1500
