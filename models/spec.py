@@ -15,6 +15,7 @@ from schemas.records import MAX_HISTORY_ROWS
 Kind = Literal["category", "multi", "number", "bucket"]
 FilterType = Literal["number", "string", "bool", "strings"]
 MAX_CODES = 64
+MIN_HALF_LIFE_MS = 60_000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # of files, collections and consumer groups
 NOT_A_WORD = "a field's name must be a word of letters, digits and underscores"
 
@@ -62,6 +63,16 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True):
     at_least: float | None = None
 
 
+class Popular(Struct, frozen=True, forbid_unknown_fields=True):
+    """How popularity is counted: a target event's weight halves every `half_life_ms`; also for each value of a segment.
+
+    `segment` names a profile field of kind category; "" = everybody alone.
+    """
+
+    half_life_ms: int = 7 * 86_400_000
+    segment: str = ""
+
+
 class Spec(Struct, frozen=True, forbid_unknown_fields=True):
     """A whole feature spec."""
 
@@ -73,6 +84,7 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True):
     context: dict[str, Field] = {}
     item: dict[str, Field] = {}
     filterable: dict[str, FilterType] = {}
+    popular: Popular = Popular()
 
     @property
     def seen_actions(self) -> frozenset[str]:
@@ -86,9 +98,14 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def hash(self) -> str:
-        """sha256 over the canonical form: equal for equal meaning, whatever the layout of the file."""
-        canonical = msgspec.json.encode(self, order="deterministic")
-        return hashlib.sha256(canonical).hexdigest()
+        """sha256 over the canonical form: equal for equal meaning, whatever the layout of the file.
+
+        A section that came later stands in it only when it differs from its default: older bundles keep their hash.
+        """
+        canonical = msgspec.to_builtins(self, order="deterministic")
+        if self.popular == Popular():
+            del canonical["popular"]
+        return hashlib.sha256(msgspec.json.encode(canonical)).hexdigest()
 
 
 def load_spec(path: Path) -> Spec:
@@ -140,12 +157,23 @@ def _mistakes(spec: Spec) -> list[str]:
         found += _code_mistakes(f"history.codes, entry {number}", code)
     if spec.target.at_least is not None and not math.isfinite(spec.target.at_least):
         found.append("target.at_least must be a finite number")
+    found += _popular_mistakes(spec)
     if "code" in spec.item:
         found.append("item.code: the item tower's input item_code is the item's place in the vocabulary")
     for section in ("profile", "context", "item"):
         for name, field in getattr(spec, section).items():
             found += _field_mistakes(f"{section}.{name}", name, field)
     return found + [f"filterable.{name}: {NOT_A_WORD}" for name in spec.filterable if not name.isidentifier()]
+
+
+def _popular_mistakes(spec: Spec) -> list[str]:
+    found = []
+    half_life_ms, segment = spec.popular.half_life_ms, spec.popular.segment
+    if half_life_ms < MIN_HALF_LIFE_MS:
+        found.append(f"popular.half_life_ms is {half_life_ms}, must be at least {MIN_HALF_LIFE_MS}")
+    if segment and (segment not in spec.profile or spec.profile[segment].kind != "category"):
+        found.append(f"popular.segment is {segment!r}, must be a field of profile of kind category")
+    return found
 
 
 def _code_mistakes(where: str, code: Code) -> list[str]:

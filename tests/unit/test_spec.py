@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.spec import SpecError, builtin_spec, load_spec, parse_spec
+from models.spec import Popular, SpecError, builtin_spec, load_spec, parse_spec
 
 GOOD = """
 name = "shop"
@@ -32,6 +32,18 @@ def test_layout_and_comments_do_not_change_the_hash_but_meaning_does() -> None:
     assert parse_spec(GOOD.replace("length = 10", "length = 11")).hash != spec.hash
 
 
+def test_a_spec_without_popular_has_the_hash_that_bundles_made_before_it_carry() -> None:
+    before = "3ebeaa0012d1874d81aa15fe8af1e8537c67fbd6d033fd3429906d79699a98fb"
+    assert parse_spec(GOOD).hash == before
+    assert parse_spec(f"{GOOD}[popular]\nhalf_life_ms = 604_800_000\n").hash == before  # what holds without it
+    assert parse_spec(f"{GOOD}[popular]\nhalf_life_ms = 604_800_001\n").hash != before
+
+
+def test_popularity_per_value_of_a_profile_field() -> None:
+    text = f'{GOOD}[popular]\nsegment = "city"\n'.replace("[profile]", '[profile]\ncity = { kind = "category" }')
+    assert parse_spec(text).popular == Popular(half_life_ms=7 * 86_400_000, segment="city")
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
@@ -59,6 +71,18 @@ def test_layout_and_comments_do_not_change_the_hash_but_meaning_does() -> None:
             "history.codes, entry 1: no value is at least 2.0 and below 1.0",
         ),
         (("[profile]", "at_least = inf\n[profile]"), "target.at_least must be a finite number"),
+        (
+            ("[item]", "[popular]\nhalf_life_ms = 59_999\n[item]"),
+            "popular.half_life_ms is 59999, must be at least 60000",
+        ),
+        (
+            ("[item]", '[popular]\nsegment = "age"\n[item]'),
+            "popular.segment is 'age', must be a field of profile of kind",
+        ),
+        (
+            ("[item]", '[popular]\nsegment = "cities"\n[item]'),
+            "popular.segment is 'cities', must be a field of profile",
+        ),
         (("price =", "code ="), "item.code: the item tower's input item_code is"),
     ],
 )
