@@ -24,7 +24,8 @@ from workers.bench.system import own_cpu_s
 from workers.clock import SystemClock
 from workers.dependencies import Dependencies
 from workers.metrics import Metrics
-from workers.pipelines.admission import Incoming, RecallPipeline
+from workers.pipelines.admission import Incoming
+from workers.pipelines.recall import RecallPipeline
 from workers.settings import Settings, load_settings
 from workers.stopwatch import unobserved
 

@@ -24,6 +24,7 @@ COMMANDS: Final[dict[tuple[str, ...], tuple[str, str]]] = {
     ("status",): ("workers.cli.status:status", "Say what runs, where, and how far behind it is."),
     ("worker",): ("workers.cli.worker:worker", "Run one kind of worker: activity, items, recall, or all."),
     ("ask",): ("workers.cli.ask:ask", "Send one recall request over Kafka and print the answer."),
+    ("explain",): ("workers.cli.explain:explain", "Show why a user's list is what it is."),
     ("send",): ("workers.cli.send:send", "Send JSON lines as events: activity, requests or items."),
     ("watch",): ("workers.cli.watch:watch", "Print candidate lists as they come."),
     ("doctor",): ("workers.cli.doctor:doctor", "Check backends, topics, bundle and settings; say what to do."),
