@@ -74,6 +74,51 @@ class UserTable(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class PopularChange:
+    """What the events of one partition in [first_offset, end_offset) add to its counts.
+
+    `additions`: (epoch, segment) -> item hash -> amount, a positive integer; segment "" = everybody.
+    """
+
+    partition: int
+    first_offset: int
+    end_offset: int
+    additions: Mapping[tuple[int, str], Mapping[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class PopularItems:
+    """Items, most popular first, equal ones by hash: uint64[N] and float64[N].
+
+    A score counts events, each as much as it weighs against one at the start of the newest epoch: only ratios tell.
+    """
+
+    hashes: UInt64
+    scores: NDArray[np.float64]
+
+
+class PopularTable(Protocol):
+    """Counts of target events by item: one record per partition of `user-activity`, merged when they are read."""
+
+    async def add(self, changes: Sequence[PopularChange]) -> list[int]:
+        """Add each change, whole or not at all, and expect its `end_offset` next. No partition twice in a batch.
+
+        Returns the offset that each partition expected before (0 = none): where it lies beyond `first_offset`, some of
+        these events were counted already and nothing was added. So a change that is repeated changes nothing. Only the
+        two newest epochs of a partition are kept; what is added to an older one is dropped.
+        """
+        ...
+
+    async def top(self, segments: Sequence[str], n: int) -> list[PopularItems]:
+        """The n most popular items of each segment, over all partitions; of each partition its n most popular count."""
+        ...
+
+    async def close(self) -> None:
+        """Give back connections."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class ItemChanges:
     """Recent changes of the item table, oldest first. `complete` False = some were missed: drop every cached row."""
 
