@@ -1,4 +1,4 @@
-"""Why a user's list is what it is: what is known, what the towers see, what each source finds, and where an item stands.
+"""Why a user's list is what it is: what is known, what the towers see, what each source finds, where an item stands.
 
 Runs the steps of the recall pipeline in this process, on the tables and the index that workers use. Changes nothing.
 """

@@ -1,4 +1,4 @@
-"""Opens everything that answers requests of one view: its tables, tower, index and sources. For the worker and others."""
+"""Opens everything that answers requests of one view: tables, tower, index and sources. For the worker and others."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
