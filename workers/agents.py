@@ -31,6 +31,8 @@ from workers.transport import batch_topic, serve
 
 MAX_COPIED_HEADERS_BYTES = 4096
 REPLY_PARTITION = "reply_partition"
+REQUEST_ID = "request_id"
+MAX_DIGITS = 9  # of a partition's number; Python refuses to read numbers of thousands of digits
 
 E = TypeVar("E")
 Problem = DecodeError | InvalidInput
@@ -239,18 +241,26 @@ class RecallAgent:
         await context.give_up([(r, InvalidInput(ErrorCode.ANSWER_TOO_LARGE, line)) for r, _ in too_large])
 
     def _message(self, record: Any, answer: CandidateList) -> Outgoing:
-        """An answer as message: the request's headers (up to 4 KiB) and its id; to the partition it asked for."""
+        """An answer as message: the request's headers (4 KiB of them) and its id; to the partition it asked for."""
         headers: list[tuple[str, bytes]] = []
-        size_bytes = 0
+        left_bytes = MAX_COPIED_HEADERS_BYTES
         partition = record.partition % self._reply_partitions
         for name, value in record.headers:
-            size_bytes += len(name.encode()) + len(value or b"")
-            if name == REPLY_PARTITION and (value or b"").isdigit() and int(value) < self._reply_partitions:
-                partition = int(value)
-            if size_bytes <= MAX_COPIED_HEADERS_BYTES and name != "request_id":
+            size_bytes = len(name.encode()) + len(value or b"")
+            if name == REPLY_PARTITION:
+                partition = _reply_partition(value, self._reply_partitions, partition)
+            if size_bytes <= left_bytes and name != REQUEST_ID:  # one that is too large keeps out no other
                 headers.append((name, value))
-        headers.append(("request_id", answer.request_id.encode()))
+                left_bytes -= size_bytes
+        headers.append((REQUEST_ID, answer.request_id.encode()))
         return Outgoing(answer.user_id.encode(), codec.encode_candidates(answer), tuple(headers), partition)
+
+
+def _reply_partition(value: bytes | None, partitions: int, otherwise: int) -> int:
+    """The partition that a header names; `otherwise` when it names none that exists."""
+    digits = value or b""
+    asked = int(digits) if digits.isdigit() and len(digits) <= MAX_DIGITS else partitions
+    return asked if asked < partitions else otherwise
 
 
 def _without_list(answer: CandidateList) -> CandidateList:
