@@ -148,9 +148,9 @@ class EventAgent(Generic[E]):
 def decode_activity(record: Any) -> ActivityEvent:
     """One record of user-activity; a null value forgets the user named by the key."""
     if record.value is None:
-        return ActivityEvent(codec.decode_key(record.key), None, record.timestamp)
+        return ActivityEvent(codec.decode_key(record.key), None, record.timestamp, record.partition, record.offset)
     activity = codec.decode_activity(record.value, record_timestamp_ms=record.timestamp)
-    return ActivityEvent(activity.user_id, activity, record.timestamp)
+    return ActivityEvent(activity.user_id, activity, record.timestamp, record.partition, record.offset)
 
 
 def decode_item(record: Any) -> ItemEvent:

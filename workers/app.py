@@ -1,6 +1,6 @@
 """The composition root: settings and kinds in, a running worker process out. Nothing is created at import.
 
-activity   user-activity   -> ActivityPipeline -> user table
+activity   user-activity   -> ActivityPipeline -> user table and popular counts
 items      item-updates    -> ItemsPipeline    -> index and item table of the active view
 recall     recall-requests -> RecallPipeline   -> recall-candidates
 
@@ -36,7 +36,9 @@ from workers.metrics import Metrics
 from workers.pipelines.activity import ActivityPipeline
 from workers.pipelines.items import ItemsPipeline, ItemsView
 from workers.pipelines.opening import OpeningRecall
+from workers.pipelines.popular_counts import PopularCounts
 from workers.pipelines.recall import RecallPipeline
+from workers.popularity import Popularity
 from workers.ports import Clock
 from workers.publisher import Publisher
 from workers.recall_parts import Tools, open_recall_parts
@@ -45,6 +47,7 @@ from workers.settings import AgentKind, Settings
 from workers.stopwatch import Observe
 from workers.stores.connect import connect, ping
 from workers.stores.item_redis import RedisItemTable
+from workers.stores.popular_redis import RedisPopularTable
 from workers.stores.user_redis import RedisUserTable
 from workers.towers.onnx import open_tower
 from workers.transport import Liveness, ask_broker, create_app, liveness, run_until, stopping_on_signals
@@ -202,8 +205,9 @@ async def _activity(worker: Worker) -> None:
     context = _context(worker, "recall-activity")
     client = _redis(worker, worker.opened)
     spec = bundle.spec
-    users = RedisUserTable(client, worker.settings)
-    pipeline = ActivityPipeline(users, spec.seen_actions, spec.actions, context.observe)
+    users, popularity = RedisUserTable(client, worker.settings), Popularity(bundle.encoding)
+    popular = PopularCounts(RedisPopularTable(client, worker.settings, popularity.definition), popularity)
+    pipeline = ActivityPipeline(users, spec.seen_actions, spec.actions, context.observe, popular)
     attach(worker.app, worker.settings.topic("user-activity"), EventAgent(context, decode_activity, pipeline.run))
 
 

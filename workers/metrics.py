@@ -36,7 +36,8 @@ class Metrics:
 
         # What came in, and what came of it
         outcomes = (
-            "activity: `accepted`, `duplicate`, `too_late`, `forgotten`, and beside them `unknown_action`; "
+            "activity: `accepted`, `duplicate`, `too_late`, `forgotten`, and beside them `unknown_action` and "
+            "`counted` (into popularity); "
             "items: `upserted`, `deleted`, `superseded`, `refused`; recall: `answered`, `unreadable`"
         )
         self.events = self._counter(
@@ -71,7 +72,8 @@ class Metrics:
             MS_BUCKETS,
             kind=KIND,
             step=(
-                "all: `decode`; activity: `records`, `merge`, `write`; items: `records`, `tower`, `index`, `table`; "
+                "all: `decode`; activity: `records`, `merge`, `popular`, `write`; "
+                "items: `records`, `tower`, `index`, `table`; "
                 "recall: `features`, `tower`, `search`, `select`, `publish`"
             ),
         )
