@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from models import tensors
 from models.tensors import Encoding, UserFeatures
 from schemas.recall import CandidateList, Reason, RecallRequest, Status, Timings
-from schemas.records import UserRecord, hash64, hash64_each, seen_items
+from schemas.records import hash64_each, holds_event, seen_items
 from workers import filters, select
 from workers.dependencies import Dependencies
 from workers.errors import DependencyError, DependencyTimeout
@@ -226,7 +226,7 @@ class RecallPipeline:
         elif not failed:
             if not features.known[n]:
                 reasons.append(Reason.COLD_START)
-            if request.after_event_id is not None and not _contains(user.record, request.after_event_id):
+            if request.after_event_id is not None and not holds_event(user.record, request.after_event_id):
                 reasons.append(Reason.FEATURES_STALE)
         newest_ms = int(features.newest_ms[n]) or None
         seen = np.zeros(0, dtype=np.uint64)
@@ -352,7 +352,3 @@ def _floor(request: RecallRequest, encoding: Encoding) -> int:
     """The as-of time in whole steps of the spec's time resolution: what happened in the same step is not seen."""
     step_ms = encoding.spec.history.time_resolution_ms
     return (request.timestamp_ms or 0) // step_ms * step_ms
-
-
-def _contains(record: bytes | None, event_id: str) -> bool:
-    return record is not None and hash64(event_id) in UserRecord.decode(record).rows()["event"]
