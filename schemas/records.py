@@ -169,6 +169,14 @@ class UserRecord:
         return replace(self, token=token)
 
 
+def holds_event(data: bytes | None, event_id: str) -> bool:
+    """Whether the history in a stored user record has this event; that of an unknown user (None) has not.
+
+    An event that newer ones have pushed out of the history is not found. Raises RecordFormatError.
+    """
+    return data is not None and hash64(event_id) in UserRecord.decode(data).rows()["event"]
+
+
 @dataclass(frozen=True, slots=True)
 class ItemRecord:
     """What one view knows of one item. `update` is the accepted event's bytes, empty for a tombstone."""

@@ -58,7 +58,7 @@ RESTARTS_VARIABLE = "RECALL_RESTARTS"  # set by the supervisor
 POLICIES: dict[AgentKind, BatchPolicy] = {
     "activity": BatchPolicy(max_batch=1024, in_flight=1),
     "items": BatchPolicy(max_batch=1024, in_flight=1),
-    "recall": BatchPolicy(max_batch=64, in_flight=2),
+    "recall": BatchPolicy(max_batch=1024, in_flight=1),  # which the intake cuts: see IntakePolicy
 }
 
 T = TypeVar("T")
@@ -236,7 +236,9 @@ async def _recall(worker: Worker) -> None:
     opening = OpeningRecall(
         partial(open_recall, worker, context.clock, context.observe), context.clock, worker.dependencies
     )
-    attach(worker.app, settings.topic("recall-requests"), RecallAgent(context, opening, reply_partitions))
+    users = RedisUserTable(_redis(worker, worker.opened), settings)
+    agent = RecallAgent(context, opening, reply_partitions, lambda: users if opening.is_open else None)
+    attach(worker.app, settings.topic("recall-requests"), agent)
     await opening.try_open()
     worker.waiting = lambda: None if opening.is_open else "the active bundle, its tables and its index"
     worker.background.append(opening.keep_opening)

@@ -61,6 +61,15 @@ class Metrics:
             AGE_MS_BUCKETS,
         )
 
+        self.event_waits = self._counter(
+            "recall_event_waits",
+            "Requests with `after_event_id`, by how their waiting ended",
+            result=(
+                "`found` (maybe at once), `timed_out`, `full` (too many waited already), `unavailable` (user records "
+                "cannot be read)"
+            ),
+        )
+
         # Where the time goes
         self.batch_records = self._histogram("recall_batch_records", "Records in a batch", RECORD_BUCKETS, kind=KIND)
         self.batch_ms = self._histogram(

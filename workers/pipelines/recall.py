@@ -12,10 +12,10 @@ from models import tensors
 from models.spec import Spec
 from models.tensors import Inputs, UserFeatures
 from schemas.recall import CandidateList, Reason, RecallRequest, Status, Timings
-from schemas.records import TOKEN_SLICE, UserRecord, hash64, hash64_each, seen_items
+from schemas.records import TOKEN_SLICE, hash64_each, holds_event, seen_items
 from workers import select
 from workers.dependencies import Dependencies
-from workers.pipelines.admission import Asked, Incoming, View, admit, without_items
+from workers.pipelines.admission import ANSWER_MARGIN_MS, Asked, Incoming, View, admit, without_items
 from workers.pipelines.attempts import Attempts
 from workers.pipelines.ladder import Ladder
 from workers.pipelines.retrieval import Retrieval
@@ -26,7 +26,6 @@ from workers.remembered import Results, result_key
 from workers.stopwatch import Observe, Stopwatch, unobserved
 
 MAX_SEARCH_DEPTH = 16_384  # what one Milvus search may return
-ANSWER_MARGIN_MS = 50  # kept for encoding, publishing and the way back
 SESSION_ITEMS = 5
 CAPPED_DEPTH = 3  # as many candidates for every place where caps will take some
 TOWER = "tower"
@@ -285,7 +284,7 @@ def _describe(row: Row, features: UserFeatures, n: int) -> None:
         return
     if not features.known[n]:
         row.reasons.insert(0, Reason.COLD_START)
-    if request.after_event_id is not None and not _contains(row.record, request.after_event_id):
+    if request.after_event_id is not None and not holds_event(row.record, request.after_event_id):
         row.fail(Reason.FEATURES_STALE)
 
 
@@ -323,7 +322,3 @@ def _seen(raw: bytes, asked: Asked, spec: Spec) -> UInt64:
     windows_ms = [window_ms for window_ms in (spec.seen.window_ms, asked.plan.seen_window_ms) if window_ms]
     after_ms = asked.incoming.as_of_ms - min(windows_ms) if windows_ms else None
     return seen_items(raw, before_ms, after_ms, spec.seen.cap)
-
-
-def _contains(record: bytes | None, event_id: str) -> bool:
-    return record is not None and hash64(event_id) in UserRecord.decode(record).rows()["event"]
