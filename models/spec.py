@@ -10,12 +10,13 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from schemas.records import MAX_HISTORY_ROWS
+from schemas.records import MAX_HISTORY_ROWS, MAX_SEEN_ITEMS
 
 Kind = Literal["category", "multi", "number", "bucket"]
 FilterType = Literal["number", "string", "bool", "strings"]
 MAX_CODES = 64
 MIN_HALF_LIFE_MS = 60_000
+LATER_IN_SEEN = {"window_ms": 0, "cap": MAX_SEEN_ITEMS}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # of files, collections and consumer groups
 NOT_A_WORD = "a field's name must be a word of letters, digits and underscores"
 
@@ -51,9 +52,14 @@ class History(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Seen(Struct, frozen=True, forbid_unknown_fields=True):
-    """Which actions make an item seen; none named = every one."""
+    """Which actions make an item seen (none named = every one), for how long (0 = for ever), and how many items count.
+
+    Of more items than `cap`, the newest count.
+    """
 
     actions: tuple[str, ...] = ()
+    window_ms: int = 0
+    cap: int = MAX_SEEN_ITEMS
 
 
 class Target(Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,9 +106,12 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True):
     def hash(self) -> str:
         """sha256 over the canonical form: equal for equal meaning, whatever the layout of the file.
 
-        A section that came later stands in it only when it differs from its default: older bundles keep their hash.
+        What came later stands in it only where it differs from its default: older bundles keep their hash.
         """
         canonical = msgspec.to_builtins(self, order="deterministic")
+        for name, default in LATER_IN_SEEN.items():
+            if canonical["seen"][name] == default:
+                del canonical["seen"][name]
         if self.popular == Popular():
             del canonical["popular"]
         return hashlib.sha256(msgspec.json.encode(canonical)).hexdigest()
@@ -157,6 +166,10 @@ def _mistakes(spec: Spec) -> list[str]:
         found += _code_mistakes(f"history.codes, entry {number}", code)
     if spec.target.at_least is not None and not math.isfinite(spec.target.at_least):
         found.append("target.at_least must be a finite number")
+    if spec.seen.window_ms < 0:
+        found.append(f"seen.window_ms is {spec.seen.window_ms}, must be at least 0")
+    if not 1 <= spec.seen.cap <= MAX_SEEN_ITEMS:
+        found.append(f"seen.cap is {spec.seen.cap}, 1 to {MAX_SEEN_ITEMS} are possible")
     found += _popular_mistakes(spec)
     if "code" in spec.item:
         found.append("item.code: the item tower's input item_code is the item's place in the vocabulary")

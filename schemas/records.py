@@ -95,16 +95,23 @@ def compact_seen(raw: bytes) -> bytes:
     return _compacted(_seen_entries(raw)).tobytes()
 
 
-def seen_items(raw: bytes, before_ms: int | None = None) -> NDArray[np.uint64]:
-    """uint64[n]: hashes of the items in a seen set, each once, sorted; with `before_ms` those seen before that time.
+def seen_items(
+    raw: bytes, before_ms: int | None = None, after_ms: int | None = None, cap: int = MAX_SEEN_ITEMS
+) -> NDArray[np.uint64]:
+    """uint64[n]: hashes of the items in a seen set, each once, sorted: those seen before, and not before `after_ms`.
 
-    Of an item that was seen again, only the newest time is kept for good: as of an earlier time it may count as unseen.
+    Of more than `cap`, the newest. Of an item that was seen again, only the newest time is kept for good: as of an
+    earlier time it may count as unseen.
     """
     entries = _seen_entries(raw)
     if len(entries) > MAX_SEEN_ITEMS:
         entries = _compacted(entries)
     if before_ms is not None:
         entries = entries[entries["timestamp_ms"] < before_ms]
+    if after_ms is not None:
+        entries = entries[entries["timestamp_ms"] >= after_ms]
+    if len(entries) > cap:
+        entries = _compacted(entries)[-cap:]
     items = np.sort(entries["item"])
     return items[_last_of_each(items)]
 

@@ -137,6 +137,24 @@ def test_vectors_of_records_are_zeros_where_there_is_none() -> None:
     assert vectors.sum(axis=1).tolist() == [0, 4, 0, 0, 0, 0, 0, 4]
 
 
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.integers(0, 50)), max_size=80),
+    st.none() | st.integers(0, 60),
+    st.none() | st.integers(0, 60),
+    st.integers(1, 40),
+)
+def test_seen_items_within_a_window_are_the_newest_so_many(
+    entries: list[tuple[int, int]], before_ms: int | None, after_ms: int | None, cap: int
+) -> None:
+    raw = np.array(entries, dtype=SEEN_ENTRY).tobytes()
+    newest: dict[int, int] = {}
+    for item, time_ms in entries:
+        if (before_ms is None or time_ms < before_ms) and (after_ms is None or time_ms >= after_ms):
+            newest[item] = max(time_ms, newest.get(item, 0))
+    expected = sorted(newest, key=lambda item: (newest[item], item))[-cap:]
+    assert seen_items(raw, before_ms, after_ms, cap).tolist() == sorted(expected)
+
+
 def test_seen_items_stand_once_and_as_of_a_time() -> None:
     raw = entries((9, 50), (3, 10), (9, 20), (2**64 - 1, 30))
     assert seen_items(raw).tolist() == [3, 9, 2**64 - 1]

@@ -39,6 +39,13 @@ def test_a_spec_without_popular_has_the_hash_that_bundles_made_before_it_carry()
     assert parse_spec(f"{GOOD}[popular]\nhalf_life_ms = 604_800_001\n").hash != before
 
 
+def test_a_spec_without_window_and_cap_of_seen_has_the_hash_that_bundles_made_before_them_carry() -> None:
+    before = parse_spec(GOOD).hash
+    assert before == parse_spec(f"{GOOD}[seen]\nwindow_ms = 0\ncap = 2000\n").hash
+    assert before != parse_spec(f"{GOOD}[seen]\nwindow_ms = 1\n").hash
+    assert before != parse_spec(f"{GOOD}[seen]\ncap = 1999\n").hash
+
+
 def test_popularity_per_value_of_a_profile_field() -> None:
     text = f'{GOOD}[popular]\nsegment = "city"\n'.replace("[profile]", '[profile]\ncity = { kind = "category" }')
     assert parse_spec(text).popular == Popular(half_life_ms=7 * 86_400_000, segment="city")
@@ -71,6 +78,14 @@ def test_popularity_per_value_of_a_profile_field() -> None:
             "history.codes, entry 1: no value is at least 2.0 and below 1.0",
         ),
         (("[profile]", "at_least = inf\n[profile]"), "target.at_least must be a finite number"),
+        (
+            ("[item]", "[seen]\nwindow_ms = -1\n[item]"),
+            "seen.window_ms is -1, must be at least 0",
+        ),
+        (
+            ("[item]", "[seen]\ncap = 2001\n[item]"),
+            "seen.cap is 2001, 1 to 2000 are possible",
+        ),
         (
             ("[item]", "[popular]\nhalf_life_ms = 59_999\n[item]"),
             "popular.half_life_ms is 59999, must be at least 60000",
