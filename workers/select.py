@@ -1,5 +1,6 @@
 """From search hits to a candidate list: drop what must not be shown, order, cut to k. Pure."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from schemas.recall import Removed
 from schemas.records import among, hash64_each
 from workers.ports import Float32, UInt64
+
+SEEN_AMONG_BEST = 0.4
+DELETED_MARGIN = 64  # items that were deleted a moment ago and that the index still has
 
 
 class DeletedItems(Protocol):
@@ -30,18 +34,24 @@ class Selection:
     removed: Removed
 
 
-def search_depth(k: int, removable: int, limit: int) -> int:
-    """How many hits to ask for so that k remain after `removable` known items may have been dropped.
+def first_depth(k: int, seen: int, excluded: int, limit: int) -> int:
+    """How many hits to ask for so that k are nearly always left.
 
-    Rounded up to 64, 96, 128, 192, 256, ... (2^n and 3 * 2^n), so that requests of a batch share few distinct searches
-    and none asks for half as much again as it needs, and cut to `limit`.
+    Of a user's seen items only a part stands among the best hits, but at most SEEN_AMONG_BEST of them were measured
+    there (docs/performance.md); excluded ones may be just those that were shown before. Rounded up to 64, 96, 128,
+    192, 256, ... (2^n and 3 * 2^n), so that requests of a batch share few distinct searches, and cut to `limit`.
     """
-    wanted, depth = k + removable, 64
+    wanted, depth = k + excluded + math.ceil(SEEN_AMONG_BEST * seen), 64
     while depth < wanted:
         depth *= 2
     if depth > 64 and depth * 3 // 4 >= wanted:
         depth = depth * 3 // 4
     return min(depth, limit)
+
+
+def full_depth(k: int, seen: int, excluded: int, limit: int) -> int:
+    """How many hits to ask for so that k are left for certain, if the index has them; cut to `limit`."""
+    return min(k + seen + excluded + DELETED_MARGIN, limit)
 
 
 def candidates(

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from schemas.recall import Removed
 from schemas.records import hash64
-from workers.select import candidates, search_depth
+from workers.select import candidates, first_depth, full_depth
 
 NONE = np.zeros(0, dtype=np.uint64)
 
@@ -84,7 +84,14 @@ def test_hits_that_do_not_come_in_order_are_ordered() -> None:
     assert (selection.item_ids, selection.scores.tolist()) == (["a", "b", "c", "d"], [3, 3, 2, 1])
 
 
-def test_search_depth_leaves_room_for_everything_removable_in_few_distinct_steps() -> None:
-    assert [search_depth(100, n, 16384) for n in (0, 28, 29, 92, 93, 412, 413)] == [128, 128, 192, 192, 256, 512, 768]
-    assert [search_depth(k, 0, 16384) for k in (1, 64, 65, 96, 97)] == [64, 64, 96, 96, 128]
-    assert search_depth(1000, 20_000, 16384) == 16384
+def test_the_first_depth_leaves_room_for_what_is_mostly_removed_in_few_distinct_steps() -> None:
+    depths = [first_depth(100, n, 0, 16384) for n in (0, 70, 71, 230, 231, 2000)]
+    assert depths == [128, 128, 192, 192, 256, 1024]
+    assert [first_depth(100, 0, n, 16384) for n in (28, 29, 92, 93)] == [128, 192, 192, 256]
+    assert [first_depth(k, 0, 0, 16384) for k in (1, 64, 65, 96, 97)] == [64, 64, 96, 96, 128]
+    assert first_depth(1000, 2000, 20_000, 16384) == 16384
+
+
+def test_the_full_depth_leaves_room_for_all() -> None:
+    assert full_depth(100, 2000, 10, 16384) >= 2110
+    assert full_depth(1000, 2000, 20_000, 16384) == 16384

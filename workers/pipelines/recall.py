@@ -27,7 +27,8 @@ from workers.stopwatch import Observe, Stopwatch, unobserved
 
 MAX_SEARCH_DEPTH = 16_384  # what one Milvus search may return
 SESSION_ITEMS = 5
-CAPPED_DEPTH = 3  # as many candidates for every place where caps will take some
+CAPPED_DEPTH = 3
+CAPPED_DEEPER = 8
 TOWER = "tower"
 EVERYTHING = np.iinfo(np.int64).max
 
@@ -301,14 +302,16 @@ def _key(row: Row) -> Hashable:
 
 
 def _first_depth(row: Row) -> int:
-    """How deep to search at first, so that enough is left for nearly every list."""
+    """Where caps will take some, three candidates for every place."""
     k = row.asked.k * CAPPED_DEPTH if row.asked.plan.caps else row.asked.k
-    return select.search_depth(k, len(row.seen) + len(row.excluded), MAX_SEARCH_DEPTH)
+    return select.first_depth(k, len(row.seen), len(row.excluded), MAX_SEARCH_DEPTH)
 
 
 def _full_depth(row: Row) -> int:
-    """How deep to search so that enough is left for certain, or at least far deeper where caps leave that open."""
-    return select.search_depth(8 * row.asked.k, len(row.seen) + len(row.excluded), MAX_SEARCH_DEPTH)
+    """What caps take cannot be known before: then far deeper."""
+    if row.asked.plan.caps:
+        return min(CAPPED_DEEPER * _first_depth(row), MAX_SEARCH_DEPTH)
+    return select.full_depth(row.asked.k, len(row.seen), len(row.excluded), MAX_SEARCH_DEPTH)
 
 
 def _visible_before_ms(request: RecallRequest) -> int:
