@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from schemas.records import ItemRecord, hash64
+from schemas.records import ItemRecord, hash64, hash64_each
 from workers.errors import DependencyUnavailable
 from workers.ports import Float32, ItemChanges, UInt64
 from workers.stores.item_memory import MemoryItemTable
@@ -55,7 +55,7 @@ def item(name: str, value: float, offset: int = 0, *, deleted: bool = False) -> 
 
 
 async def put(table: CountedTable, *records: ItemRecord) -> None:
-    stored = await table.read([record.item_id for record in records])
+    stored = await table.read(hash64_each([record.item_id for record in records]))
     assert all(await table.write(records, [None if record is None else record.offset for record in stored]))
 
 
