@@ -45,6 +45,7 @@ from workers.retry import until_done
 from workers.settings import AgentKind, Settings
 from workers.stopwatch import Observe
 from workers.stores.connect import connect, ping
+from workers.stores.item_follower import ItemFollower
 from workers.stores.item_redis import RedisItemTable
 from workers.stores.popular_redis import RedisPopularTable
 from workers.stores.user_redis import RedisUserTable
@@ -272,7 +273,7 @@ async def open_recall(worker: Worker, clock: Clock, observe: Observe) -> RecallP
             worker.dependencies,
             observe,
         )
-        following = asyncio.create_task(_follow(vectors, worker.dependencies))
+        following = asyncio.create_task(_follow(ItemFollower(table, vectors), worker.dependencies))
         opened.callback(following.cancel)
         worker.probes["milvus"] = index.ping
         worker.opened.push_async_exit(opened.pop_all())
@@ -322,8 +323,8 @@ def _collection(bundle: Bundle, view: views.ActiveView) -> Collection:
     return Collection(view.collection, bundle.dim, bundle.metric, bundle.version)
 
 
-async def _follow(vectors: VectorCache, dependencies: Dependencies) -> None:
-    """Keep the cache of history vectors fresh, and know of deletes."""
+async def _follow(follower: ItemFollower, dependencies: Dependencies) -> None:
+    """Keep what is cached of items fresh, and know of deletes."""
     while True:
-        await until_done(vectors.refresh, dependencies)
+        await until_done(follower.refresh, dependencies)
         await asyncio.sleep(FEED_EVERY_S)

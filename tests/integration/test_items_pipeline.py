@@ -23,6 +23,7 @@ from workers.ports import Float32
 from workers.settings import Settings
 from workers.stores import keys
 from workers.stores.connect import connect
+from workers.stores.item_follower import ItemFollower
 from workers.stores.item_redis import RedisItemTable
 from workers.stores.vector_cache import VectorCache
 
@@ -63,6 +64,7 @@ class View:
     index: MilvusItemIndex
     reader: MilvusItemIndex
     cache: VectorCache
+    follower: ItemFollower
     settings: Settings
     collection: str
 
@@ -113,10 +115,11 @@ async def view(settings: Settings, shared: Collection) -> AsyncIterator[View]:
     reader = await open_index(generous, shared)
     table = RedisItemTable(connect(generous), generous, shared.name, DIM)
     cache = VectorCache(table, DIM)
-    await cache.refresh()
+    follower = ItemFollower(table, cache)
+    await follower.refresh()
     fields = ItemsView(DIM, MODEL, ("angle", "genres"))
     pipeline = ItemsPipeline(fields, table, index, AngleTower(), angle_inputs)
-    view = View(pipeline, table, index, reader, cache, generous, shared.name)
+    view = View(pipeline, table, index, reader, cache, follower, generous, shared.name)
     yield view
     await index.delete(await view.nearest(0.0, 1000))
 
@@ -165,7 +168,7 @@ async def test_an_update_moves_the_item_everywhere(view: View) -> None:
     await view.cache.vectors(hashes("a", "b")[None, :])
     await view.codes(upsert("a", 3.0, 2))
     await view.until_nearest(3.0, "a")
-    await view.cache.refresh()
+    await view.follower.refresh()
     assert np.allclose(
         (await view.cache.vectors(hashes("a", "b")[None, :]))[0], 2 * np.vstack([towards(3), towards(2)])
     )
@@ -177,7 +180,7 @@ async def test_a_deleted_item_is_gone(view: View, kind: Callable[[str, int], Ite
     await view.until_nearest(1.0, "a")
     gone = kind("a", 2)
     assert await view.codes(gone) == [None]
-    await view.cache.refresh()
+    await view.follower.refresh()
     assert view.cache.deleted(hashes("a", "b")).tolist() == [True, False]  # at once, before the index shows it
     assert await view.until_gone("a") < 1.0
     assert await view.nearest(1.0) == ["b"]
