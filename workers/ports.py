@@ -131,8 +131,11 @@ class ItemChanges:
 class ItemTable(Protocol):
     """One view's knowledge of its items, and the feed of its recent changes."""
 
-    async def read(self, item_ids: Sequence[str]) -> list[ItemRecord | None]:
-        """Records by id."""
+    async def read(self, hashes: UInt64) -> list[ItemRecord | None]:
+        """Records by item hash: of two ids with one hash, that of the one which is stored.
+
+        Raises RowRefused, with the positions, for records that this version cannot read.
+        """
         ...
 
     async def write(self, records: Sequence[ItemRecord], expected: Sequence[int | None]) -> list[bool]:

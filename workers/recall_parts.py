@@ -15,6 +15,7 @@ from workers.metrics import Metrics
 from workers.pipelines.admission import View
 from workers.pipelines.ladder import Ladder
 from workers.pipelines.recall import Parts, RecallPipeline, StepTimeouts
+from workers.popularity import Popularity
 from workers.ports import Clock
 from workers.remembered import LastLists, Results
 from workers.retry import until_done
@@ -24,6 +25,7 @@ from workers.sources.nearest import SessionSource, SimilarSource, TowerSource
 from workers.sources.popular import PopularLists, PopularSource
 from workers.stopwatch import Observe, unobserved
 from workers.stores.item_facts import ItemFacts
+from workers.stores.item_follower import ItemFollower
 from workers.stores.item_redis import RedisItemTable
 from workers.stores.popular_redis import RedisPopularTable
 from workers.stores.user_redis import RedisUserTable
@@ -72,7 +74,9 @@ async def open_recall_parts(
     table = RedisItemTable(client, settings, names.collection, bundle.dim)
     vectors = VectorCache(table, bundle.dim, looked_up=_counted(tools.metrics))
     facts = ItemFacts(table, tuple(spec.filterable))
-    popular = PopularLists(RedisPopularTable(client, settings), facts)
+    popularity = Popularity(bundle.encoding)
+    counts = RedisPopularTable(client, settings, popularity.definition)
+    popular = PopularLists(counts, facts, popularity.segments)
     parts = Parts(
         users=RedisUserTable(client, settings),
         items=vectors,
@@ -89,7 +93,8 @@ async def open_recall_parts(
     )
     timeouts = StepTimeouts(settings.store_timeout_ms, settings.tower_timeout_ms, settings.index_timeout_ms)
     pipeline = RecallPipeline(view, parts, tools.clock, timeouts, tools.dependencies, tools.observe)
-    for work, every_s in ((vectors.refresh, FEED_EVERY_S), (popular.refresh, settings.popular_refresh_ms / 1000)):
+    follower = ItemFollower(table, vectors, facts)
+    for work, every_s in ((follower.refresh, FEED_EVERY_S), (popular.refresh, settings.popular_refresh_ms / 1000)):
         following = asyncio.create_task(_repeat(work, every_s, tools.dependencies))
         opened.callback(following.cancel)
     return RecallParts(view, parts, index, popular, pipeline)

@@ -52,6 +52,7 @@ class Settings(BaseSettings):
     requests_retention_ms: int = 86_400_000
 
     user_ttl_ms: int = 90 * 86_400_000
+    popular_refresh_ms: Annotated[int, Field(ge=100)] = 5000  # how often a recall worker reads popular lists anew
 
     index_type: Literal["auto", "FLAT", "HNSW"] = "auto"  # auto: FLAT for fewer than index_flat_below rows, else HNSW
     index_flat_below: int = 10_000

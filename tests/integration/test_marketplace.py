@@ -22,6 +22,7 @@ from workers.pipelines.items import ItemEvent, ItemsPipeline, ItemsView
 from workers.pipelines.recall import Incoming, RecallPipeline, StepTimeouts, View
 from workers.settings import Settings
 from workers.stores.connect import connect
+from workers.stores.item_follower import ItemFollower
 from workers.stores.item_redis import RedisItemTable
 from workers.stores.user_redis import RedisUserTable
 from workers.stores.vector_cache import VectorCache
@@ -58,7 +59,7 @@ async def test_a_marketplace_is_served(settings: Settings, tmp_path: Path) -> No
         )
 
     vectors = VectorCache(table, dim)
-    await vectors.refresh()
+    await ItemFollower(table, vectors).refresh()
     recall = RecallPipeline(
         View(encoding, dim, bundle.version, collection.name),
         users,
