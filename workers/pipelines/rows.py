@@ -25,7 +25,7 @@ class Found:
     """What one source has found: best first. `whole`: it has no more than these."""
 
     item_ids: Sequence[str] = ()
-    scores: Float32 = NO_SCORES
+    scores: Float32 = field(default_factory=lambda: NO_SCORES)
     whole: bool = True
 
 
