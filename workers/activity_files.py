@@ -42,7 +42,7 @@ def open_activities(path: Path, clock: Clock) -> Iterator[ActivityFile]:
     cannot be read, here and while its lines are read; ConfigurationError without the package that reads Parquet.
     """
     with ExitStack() as opened:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             rows = ParquetRows(path)
             opened.callback(rows.close)
             yield ActivityFile(str(path), _parquet(rows, clock), rows.part)

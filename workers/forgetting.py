@@ -14,7 +14,7 @@ from workers.settings import Settings
 
 READ_AT_ONCE = 1000
 LOOK_EVERY_S = 0.1
-PATIENCE_S = 30.0
+PATIENCE_S = 20.0
 
 
 async def forget(settings: Settings, user_ids: Sequence[str]) -> dict[str, int]:

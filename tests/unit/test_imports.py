@@ -14,6 +14,7 @@ VENDORS = {
     "pymilvus": {"workers/index", "workers/local/probes.py"},
     "grpc": {"workers/index", "workers/local/probes.py"},
     "onnxruntime": {"workers/towers"},
+    "pyarrow": {"workers/parquet.py"},
     "faust": {"workers/app.py", "workers/agents.py", "workers/transport.py"},
     "onnx": {"models/graphs.py"},
     "scipy": {"models/samples.py", "models/closed_form.py", "models/polish.py"},
@@ -64,7 +65,8 @@ def test_modules_form_no_cycle() -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    heavy = ("numpy", "aiokafka", "redis", "pymilvus", "onnxruntime", "faust", "pydantic", "models", "workers.settings")
+    vendors = ("numpy", "aiokafka", "redis", "pymilvus", "onnxruntime", "faust", "pydantic", "pyarrow")
+    heavy = (*vendors, "models", "workers.settings")
     code = (
         "import sys\n"
         "from workers.cli.main import main\n"

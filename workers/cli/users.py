@@ -47,13 +47,13 @@ def forget(
     if as_json:
         print(orjson.dumps({"sent": sent, "forgotten": sent if wait else None, "seconds": seconds}).decode())
     elif wait:
-        print(f"{_users(sent)} forgotten in {seconds} s")
+        print(f"{_counted(sent, 'user', 'users')} forgotten in {seconds} s")
     else:
-        print(f"{_users(sent)} to forget: sent to {settings.topic('user-activity')}")
+        print(f"{_counted(sent, 'user', 'users')} to forget: sent to {settings.topic('user-activity')}")
 
 
-def _users(count: int) -> str:
-    return f"{count:,} {'user' if count == 1 else 'users'}"
+def _counted(count: int, one: str, more: str) -> str:
+    return f"{count:,} {one if count == 1 else more}"
 
 
 def _named(users: Sequence[str]) -> list[str]:
@@ -81,7 +81,7 @@ def _id(key: bytes, where: str) -> str:
     try:
         return codec.decode_key(key)
     except codec.DecodeError as error:
-        what = "not UTF-8" if len(key) <= MAX_ID_BYTES else f"{len(key)} bytes, 1 to {MAX_ID_BYTES} are an id"
+        what = "not UTF-8" if 0 < len(key) <= MAX_ID_BYTES else f"{len(key)} bytes, 1 to {MAX_ID_BYTES} are an id"
         raise InvalidInput(error.code, f"{where}: {what}; nothing was sent") from error
 
 
@@ -147,8 +147,10 @@ def _print(figures: dict[str, Any], as_json: bool) -> None:
         print(orjson.dumps(figures).decode())
         return
     came_of_them = ", ".join(f"{figures[name]:,} {name}" for name in (*OUTCOMES, "unknown_action") if figures[name])
-    print(f"{figures['events']:,} activities of {_users(figures['users'])} taken in: {came_of_them or 'none'}")
-    print(f"{figures['skipped']:,} lines skipped; {figures['seconds']} s, {figures['events_per_s']:,} a second")
+    events = _counted(figures["events"], "activity", "activities")
+    users = _counted(figures["users"], "user", "users")
+    print(f"{events} of {users} taken in: {came_of_them or 'nothing to do'}")
+    print(f"{figures['skipped']:,} skipped; {figures['seconds']} s, {figures['events_per_s']:,} a second")
 
 
 def _figures(loading: UserLoad, seconds: float) -> dict[str, Any]:
