@@ -221,6 +221,7 @@ async def _items(worker: Worker) -> None:
     worker.probes["milvus"] = index.ping
     tower = open_tower(bundle, "item", settings.tower_timeout_ms)
     worker.opened.push_async_callback(tower.close)
+    worker.probes["tower"] = tower.ping
     context = _context(worker, f"recall-items.{view.collection}")
     items = ItemsView(bundle.dim, bundle.version, tuple(bundle.spec.filterable))
     inputs = partial(tensors.item_inputs, encoding=bundle.encoding)
@@ -251,7 +252,7 @@ async def open_recall(worker: Worker, clock: Clock, observe: Observe) -> RecallP
         client = _redis(worker, opened)
         tools = Tools(clock, worker.dependencies, worker.metrics, observe)
         ready = await open_recall_parts(worker.settings, active, client, tools, opened)
-        worker.probes["milvus"] = ready.index.ping
+        worker.probes |= ready.probes
         worker.opened.push_async_exit(opened.pop_all())
         _settle()
         return ready.pipeline

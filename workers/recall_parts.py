@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.bundle import Bundle
-from workers.dependencies import Dependencies
+from workers.dependencies import Dependencies, Probe
 from workers.index.milvus import MilvusItemIndex
 from workers.index.milvus_collection import open_index
 from workers.index.schema import Collection
@@ -48,13 +48,14 @@ class Tools:
 
 @dataclass(frozen=True, slots=True)
 class RecallParts:
-    """What was opened. The tasks that keep it fresh run already."""
+    """What was opened. The tasks that keep it fresh run already; `probes` ask what can be asked for its health."""
 
     view: View
     parts: Parts
     index: MilvusItemIndex
     popular: PopularLists
     pipeline: RecallPipeline
+    probes: dict[str, Probe]
 
 
 async def open_recall_parts(
@@ -97,7 +98,7 @@ async def open_recall_parts(
     for work, every_s in ((follower.refresh, FEED_EVERY_S), (popular.refresh, settings.popular_refresh_ms / 1000)):
         following = asyncio.create_task(_repeat(work, every_s, tools.dependencies))
         opened.callback(following.cancel)
-    return RecallParts(view, parts, index, popular, pipeline)
+    return RecallParts(view, parts, index, popular, pipeline, {"milvus": index.ping, "tower": tower.ping})
 
 
 def _counted(metrics: Metrics) -> Callable[[int, int], None]:
