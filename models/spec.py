@@ -166,17 +166,22 @@ def _mistakes(spec: Spec) -> list[str]:
         found += _code_mistakes(f"history.codes, entry {number}", code)
     if spec.target.at_least is not None and not math.isfinite(spec.target.at_least):
         found.append("target.at_least must be a finite number")
-    if spec.seen.window_ms < 0:
-        found.append(f"seen.window_ms is {spec.seen.window_ms}, must be at least 0")
-    if not 1 <= spec.seen.cap <= MAX_SEEN_ITEMS:
-        found.append(f"seen.cap is {spec.seen.cap}, 1 to {MAX_SEEN_ITEMS} are possible")
-    found += _popular_mistakes(spec)
+    found += _seen_mistakes(spec.seen) + _popular_mistakes(spec)
     if "code" in spec.item:
         found.append("item.code: the item tower's input item_code is the item's place in the vocabulary")
     for section in ("profile", "context", "item"):
         for name, field in getattr(spec, section).items():
             found += _field_mistakes(f"{section}.{name}", name, field)
     return found + [f"filterable.{name}: {NOT_A_WORD}" for name in spec.filterable if not name.isidentifier()]
+
+
+def _seen_mistakes(seen: Seen) -> list[str]:
+    found = []
+    if seen.window_ms < 0:
+        found.append(f"seen.window_ms is {seen.window_ms}, must be at least 0")
+    if not 1 <= seen.cap <= MAX_SEEN_ITEMS:
+        found.append(f"seen.cap is {seen.cap}, 1 to {MAX_SEEN_ITEMS} are possible")
+    return found
 
 
 def _popular_mistakes(spec: Spec) -> list[str]:

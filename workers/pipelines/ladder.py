@@ -38,11 +38,12 @@ class Ladder:
     def rungs(self, row: Row) -> Iterator[dict[str, Found]]:
         """What to try in turn, in place of `found`, until something is left of it."""
         asked, lost = row.asked, row.failures
-        if Reason.INDEX_UNAVAILABLE in lost:
+        if Reason.INDEX_UNAVAILABLE in lost and Reason.COLD_START not in row.reasons:  # nor after forgetting the user
             yield {CACHED: Found(*self._last.get(list_key(asked)))}
         if lost and lost != [Reason.FEATURES_STALE]:
             yield {POPULAR: Found(*self._popular.best(row.query.segment, asked.where))}
 
     def remember(self, row: Row, item_ids: list[str], scores: Float32) -> None:
-        """A good list, for the first rung."""
-        self._last.put(list_key(row.asked), item_ids, scores)
+        """A good list of a known user, for the first rung."""
+        if Reason.COLD_START not in row.reasons:
+            self._last.put(list_key(row.asked), item_ids, scores)
