@@ -1,9 +1,10 @@
 """The queue between polls and the recall pipeline: whose turn it is, who cannot be in time any more. Pure.
 
 As long as everybody can be in time, the oldest are taken first, in log order. A request that cannot be is shed as soon
-as that is known, while more wait than fit into one batch: the last ones are always tried, so that a wrong idea of how
-long a batch takes corrects itself. For a second after a request was shed the newest are taken first, and polls go on
-while others wait: those that come now are in time, instead of everybody being a little too late.
+as that is known, if more wait than fit into one batch, or if others were shed a moment ago and a batch is under way:
+some are always tried, so that a wrong idea of how long a batch takes corrects itself. For a second after a request was
+shed the newest are taken first, and polls go on while others wait: those that come now are in time, instead of
+everybody being a little too late.
 """
 
 import heapq
@@ -34,7 +35,7 @@ class IntakePolicy:
     capacity: int = 16_384  # requests that may wait
     max_overtaken: int = 65_536  # by so many that came later: what is finished behind it cannot be committed
     poll: int = 1024
-    poll_every_ms: int = 20  # in overload; a poll for one or two requests costs as much as one for many
+    poll_every_ms: int = 20  # in overload, after a small one: a poll for one or two costs as much as one for many
     overloaded_for_ms: int = 1000  # after a request was shed
     margin_ms: int = ANSWER_MARGIN_MS  # the pipeline keeps it free before a deadline
     recent_batches: int = 8  # weigh most in the mean service time
@@ -53,7 +54,7 @@ class Intake:
         self._deadlines: list[tuple[int, int]] = []  # heap of (deadline, number); also of some that wait no longer
         self._displaced: list[Entry] = []
         self._refusing = 0
-        self._put_ms = 0
+        self._next_poll_ms = 0  # in overload
         self._shed_ms: int | None = None
 
     def __len__(self) -> int:
@@ -81,14 +82,17 @@ class Intake:
             self._next += 1
         while self._waiting and self._displaces():
             self._displaced.append(self._waiting.popitem(last=False)[1])
-        self._put_ms = self._clock.now_ms()
+        if entries:
+            many = len(entries) >= self.policy.max_batch  # there may be more where these came from
+            self._next_poll_ms = 0 if many else self._clock.now_ms() + self.policy.poll_every_ms
 
     def shed(self) -> list[Entry]:
         """Those that cannot be in time any more, and those displaced: to be refused. Tell `refused` when they are."""
         found, self._displaced = self._displaced, []
         now_ms = self._clock.now_ms()
         deadlines = self._deadlines
-        while len(self._waiting) > self.policy.max_batch and self.latest_start_ms(deadlines[0][0]) < now_ms:
+        tried = 0 if self.overloaded and self.running else self.policy.max_batch
+        while len(self._waiting) > tried and self.latest_start_ms(deadlines[0][0]) < now_ms:
             entry = self._waiting.pop(heapq.heappop(deadlines)[1], None)
             if entry is not None:
                 found.append(entry)
@@ -125,8 +129,7 @@ class Intake:
         if not self._waiting:
             return self.has_slot
         room = self.policy.capacity - len(self._waiting) - self._refusing
-        rested = self._clock.now_ms() - self._put_ms >= self.policy.poll_every_ms
-        return rested and room >= self.policy.poll and self.overloaded
+        return room >= self.policy.poll and self.overloaded and self._clock.now_ms() >= self._next_poll_ms
 
     def _displaces(self) -> bool:
         """Whether the oldest has to go: too many wait, or too many have overtaken it."""

@@ -61,6 +61,12 @@ class Home:
         wait_ready(processes)
         return Workers(processes)
 
+    def start_job(self, module: str, job: dict[str, Any], settings: Settings) -> "Child":
+        """A process of workers.bench that takes its job as the name of a JSON file."""
+        file = settings.data_dir / f"{module}.{os.urandom(4).hex()}.json"
+        file.write_bytes(orjson.dumps(job))
+        return self.start(f"workers.bench.{module}", str(file), settings=settings)
+
     def start(self, module: str, *arguments: str, settings: Settings | None = None) -> "Child":
         """A process of the benchmark's own; it ends with the home."""
         child = Child(module, arguments, settings or self.settings)

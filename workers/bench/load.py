@@ -49,6 +49,7 @@ class Answers:
         )
         self._prefix = f"{job.name}-".encode()
         self.at_s = np.full(job.requests, np.nan)
+        self.ok = np.zeros(job.requests, dtype=np.bool_)
         self.statuses: Counter[str] = Counter()
         self.answered = 0
         self.repeated = 0
@@ -74,7 +75,9 @@ class Answers:
                     continue
                 self.at_s[number] = self.last_s = now_s
                 self.answered += 1
-                self.statuses[_status(record.value)] += 1
+                status = _status(record.value)
+                self.ok[number] = status == "ok"
+                self.statuses[status] += 1
 
     async def stop(self) -> None:
         """Close the connection."""
@@ -127,6 +130,7 @@ def _request(job: Job, number: int, user: str) -> bytes:
 def _report(job: Job, answers: Answers, due_s: Any, sending_s: float) -> dict[str, Any]:
     first = int(job.requests * job.warm_up)
     latencies_ms = (answers.at_s - due_s)[first:] * 1000
+    in_time = answers.ok[first:] & (latencies_ms <= job.timeout_ms)
     latencies_ms = latencies_ms[~np.isnan(latencies_ms)]
     arrived_s = np.sort(answers.at_s[~np.isnan(answers.at_s)])[first:]
     span_s = float(arrived_s[-1] - arrived_s[0]) if len(arrived_s) > 1 else float("nan")
@@ -137,6 +141,7 @@ def _report(job: Job, answers: Answers, due_s: Any, sending_s: float) -> dict[st
         "statuses": dict(answers.statuses),
         "sending_s": round(sending_s, 2),
         "answers_per_s": round(len(arrived_s) / span_s, 1),
+        "in_time_part": round(float(in_time.mean()), 4),
         **{
             name: round(float(value), 1)
             for name, value in zip(LATENCIES, np.percentile(latencies_ms, list(LATENCIES.values())), strict=True)

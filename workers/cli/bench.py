@@ -15,7 +15,8 @@ from workers.settings import load_settings
 
 def bench(
     parts: Annotated[
-        list[str] | None, typer.Argument(help="transport, paced, activity, recall; all when left out.")
+        list[str] | None,
+        typer.Argument(help="transport, paced, activity, recall, waiting, overload; all when left out."),
     ] = None,
     items: Annotated[
         list[int] | None, typer.Option(help="Items of a catalogue for recall; may be repeated. 20000 and 100000.")
