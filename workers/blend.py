@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from workers.plans import SourceShare
 from workers.ports import Float32
-from workers.scenes import SourceShare
 
 RANK_OFFSET = 60
 

@@ -15,11 +15,11 @@ from workers.metrics import Metrics
 from workers.pipelines.admission import View
 from workers.pipelines.ladder import Ladder
 from workers.pipelines.recall import Parts, RecallPipeline, StepTimeouts
+from workers.plans import plans
 from workers.popularity import Popularity
 from workers.ports import Clock
 from workers.remembered import LastLists, Results
 from workers.retry import until_done
-from workers.scenes import plans
 from workers.settings import Settings
 from workers.sources.nearest import SessionSource, SimilarSource, TowerSource
 from workers.sources.popular import PopularLists, PopularSource

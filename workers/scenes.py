@@ -1,4 +1,4 @@
-"""Scenes: what a request for one place of a product gets. `[scenes.NAME]` of the settings, checked against the bundle.
+"""Scenes as the settings declare them: what a request for one place of a product gets. See workers/plans.py.
 
 [scenes.home]
 k = 60                                      # of a request that names none
@@ -9,18 +9,12 @@ sources.tower = { weight = 1.0 }
 sources.popular = { weight = 0.5, at_least = 5, at_most = 20 }
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from models.spec import Spec
-from schemas.recall import DEFAULT_K, DEFAULT_SCENE, MAX_K, FilterClause
-from workers import filters
-from workers.errors import ConfigurationError
-from workers.filters import Filter, InvalidFilter
+from schemas.recall import DEFAULT_K, MAX_K, FilterClause
 
 SourceName = Literal["tower", "session", "similar", "popular"]
 Weight = Annotated[float, Field(gt=0, le=1000)]
@@ -63,43 +57,3 @@ class SceneSettings(BaseModel):
         except msgspec.ValidationError as error:
             raise ValueError(str(error)) from error
         return value
-
-
-@dataclass(frozen=True, slots=True)
-class SourceShare:
-    """A source of a plan. `at_least` places go to its best items; it takes more than `at_most` only when others end."""
-
-    name: str
-    weight: float = 1.0
-    at_least: int = 0
-    at_most: int = MAX_K
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A scene for one bundle. `caps`: pairs of a filterable field and how many items may have one value of it."""
-
-    scene: str = DEFAULT_SCENE
-    k: int = DEFAULT_K
-    exclude_seen: bool = True
-    seen_window_ms: int = 0
-    where: Filter = ()
-    caps: tuple[tuple[str, int], ...] = ()
-    sources: tuple[SourceShare, ...] = (SourceShare("tower"),)
-
-
-def plans(scenes: Mapping[str, SceneSettings], spec: Spec) -> dict[str, Plan]:
-    """Every scene by name; `default` too where the settings leave it out. Raises ConfigurationError with one line."""
-    return {name: _plan(name, scene, spec) for name, scene in ({DEFAULT_SCENE: SceneSettings()} | dict(scenes)).items()}
-
-
-def _plan(name: str, scene: SceneSettings, spec: Spec) -> Plan:
-    try:
-        where = filters.checked(msgspec.convert(scene.filter, list[FilterClause]), spec.filterable)
-    except InvalidFilter as error:
-        raise ConfigurationError(f"setting scenes.{name}.{error} does not fit [filterable] of the bundle") from error
-    for field in scene.at_most:
-        if field not in spec.filterable:
-            raise ConfigurationError(f"setting scenes.{name}.at_most: {field!r} is not [filterable] in the bundle")
-    shares = tuple(SourceShare(source, **share.model_dump()) for source, share in scene.sources.items())
-    return Plan(name, scene.k, scene.exclude_seen, scene.seen_window_ms, where, tuple(scene.at_most.items()), shares)

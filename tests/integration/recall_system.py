@@ -27,9 +27,10 @@ from workers.metrics import Metrics
 from workers.pipelines.admission import Incoming, View
 from workers.pipelines.ladder import Ladder
 from workers.pipelines.recall import Parts, RecallPipeline, StepTimeouts
+from workers.plans import plans
 from workers.ports import Float32, IndexRows, PopularChange, UserChange
 from workers.remembered import LastLists, Results
-from workers.scenes import SceneSettings, plans
+from workers.scenes import SceneSettings
 from workers.sources.nearest import SessionSource, SimilarSource, TowerSource
 from workers.sources.popular import PopularLists, PopularSource
 from workers.stores.item_facts import ItemFacts

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.blend import RANK_OFFSET, Blended, Ranked, blend
-from workers.scenes import SourceShare
+from workers.plans import SourceShare
 
 IDS = [f"i{n:02}" for n in range(40)]
 

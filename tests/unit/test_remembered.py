@@ -8,8 +8,9 @@ from models.spec import builtin_spec, load_spec
 from models.tensors import Encoding, Vocabularies
 from schemas.recall import FilterClause, RecallRequest
 from workers.pipelines.admission import Asked, Incoming, View, admit
+from workers.plans import plans
 from workers.remembered import MAX_RESULTS, LastLists, Results, list_key, result_key
-from workers.scenes import SceneSettings, plans
+from workers.scenes import SceneSettings
 
 SPEC = load_spec(builtin_spec("marketplace"))
 VIEW = View(Encoding(SPEC, Vocabularies({}, [])), 64, "v", "c", plans({"home": SceneSettings()}, SPEC))

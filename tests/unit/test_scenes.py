@@ -7,7 +7,8 @@ from models.tensors import Encoding, Vocabularies
 from schemas.recall import CandidateList, FilterClause, RecallRequest
 from workers.errors import ConfigurationError
 from workers.pipelines.admission import Asked, Incoming, View, admit
-from workers.scenes import SceneSettings, SourceShare, plans
+from workers.plans import SourceShare, plans
+from workers.scenes import SceneSettings
 from workers.settings import load_settings
 
 SPEC = load_spec(builtin_spec("marketplace"))

@@ -27,7 +27,12 @@ class Home:
     """A stack under `<data_dir>/bench`, wiped before and after. `with Home(settings, say) as home`."""
 
     def __init__(self, settings: Settings, say: Say) -> None:
-        self.settings = settings.model_copy(update={"data_dir": settings.data_dir / "bench", "namespace": ""})
+        own = {
+            "data_dir": settings.data_dir / "bench",
+            "namespace": "",
+            "reuse_ms": 0,
+        }  # every request is to be worked for
+        self.settings = settings.model_copy(update=own)
         self.say = say
         self._stack = LocalStack(self.settings.data_dir, say, milvus=settings.local_milvus)
         self._opened = ExitStack()

@@ -54,7 +54,8 @@ class Demo:
     def __init__(self, settings: Settings, stage: Stage) -> None:
         self._bundles = settings.data_dir / "bundles"
         scenes = {name: SceneSettings.model_validate(scene) for name, scene in SCENES.items()}
-        own = {"data_dir": settings.data_dir / "demo", "namespace": "", "scenes": scenes}
+        # The story asks the same again and again, to see when it changes: nothing is to be reused.
+        own = {"data_dir": settings.data_dir / "demo", "namespace": "", "scenes": scenes, "reuse_ms": 0}
         self.settings = settings.model_copy(update=own)
         self._stage = stage
         self._stack = LocalStack(self.settings.data_dir, stage.done, stage.interrupted, settings.local_milvus)

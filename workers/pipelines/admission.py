@@ -8,7 +8,7 @@ from models.tensors import Encoding
 from schemas.recall import CandidateList, Reason, RecallRequest, Status, Timings
 from workers import filters
 from workers.filters import Filter, InvalidFilter
-from workers.scenes import Plan, SourceShare
+from workers.plans import Plan, SourceShare
 
 ANSWER_MARGIN_MS = 50  # kept for encoding, publishing and the way back
 SIMILAR = "similar"

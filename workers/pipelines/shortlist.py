@@ -10,8 +10,8 @@ from workers.blend import Blended, Ranked, blend
 from workers.pipelines.attempts import Attempts
 from workers.pipelines.ladder import CACHED
 from workers.pipelines.rows import Found, Row
+from workers.plans import SourceShare
 from workers.ports import UInt64
-from workers.scenes import SourceShare
 from workers.select import DeletedItems, candidates
 from workers.stores.item_facts import ItemFact
 
