@@ -83,7 +83,7 @@ class Teller:
 
         new = self._new_item(self._attributes(after.item_ids[0]))
         await self._sender.item(new)
-        retrievable_ms = await self._until(lambda answer: NEW_ITEM in answer.item_ids, k=MAX_K)
+        retrievable_ms = await self._until(lambda answer: NEW_ITEM in answer.item_ids, new)
         shown = await self._ask()
         clicked, new_click_ms = await self._click([NEW_ITEM])
         changed = [i for i in shown.item_ids if i != NEW_ITEM][:TOP] != clicked.item_ids[:TOP]
@@ -92,10 +92,10 @@ class Teller:
 
         fresh = self._new_item(self._attributes(clicked.item_ids[0]), f"{NEW_ITEM}-2")
         await self._sender.item(fresh)
-        await self._until(lambda answer: fresh.item_id in answer.item_ids, k=MAX_K)
+        await self._until(lambda answer: fresh.item_id in answer.item_ids, fresh)
         now_ms = SystemClock().now_ms()
         await self._sender.item(ItemUpdate(item_id=fresh.item_id, op="delete", timestamp_ms=now_ms))
-        gone_ms = await self._until(lambda answer: fresh.item_id not in answer.item_ids, k=MAX_K)
+        gone_ms = await self._until(lambda answer: fresh.item_id not in answer.item_ids, fresh)
         sources = dict(Counter(merged.sources).most_common())
         return Story(self._user_id, click_ms, filtered, sources, retrievable_ms, changed, new_click_ms, gone_ms)
 
@@ -152,11 +152,14 @@ class Teller:
 
         return await _poll(known), _elapsed_ms(started)
 
-    async def _until(self, holds: Callable[[CandidateList], bool], k: int) -> float:
+    async def _until(self, holds: Callable[[CandidateList], bool], item: ItemUpdate) -> float:
+        """Ask for items like this one until it holds. Among all, a list of 1,000 may be too short to hold it."""
+        attributes = item.attributes or {}
+        clauses = [FilterClause(field="year", op="eq", value=attributes["year"])] if "year" in attributes else []
         started = time.perf_counter()
 
         async def look() -> CandidateList | None:
-            answer = await self._ask(k=k)
+            answer = await self._ask(k=MAX_K, filter=clauses)
             return answer if holds(answer) else None
 
         await _poll(look)
