@@ -21,7 +21,8 @@ EXPIRES_LATER = 1.1  # than user_ttl_ms: so that all that belongs together is re
 ROW = np.dtype([("item", ">u8"), ("amount", "<f8")])
 
 # KEYS hash. ARGV first offset, end offset, time to live in ms, when to renew it, items kept in a set, epochs kept, then
-# epoch, segment and packed ROWs of each set. Returns the offset that was expected, and 1 when all was given new time.
+# of each set epoch, segment and packed ROWs. Returns the offset that was expected, and 1 when all of the partition was
+# given new time to live.
 ADD = """
 local hash, ttl, most, kept = KEYS[1], ARGV[3], tonumber(ARGV[5]), tonumber(ARGV[6])
 local expected = tonumber(redis.call('HGET', hash, 'next') or 0)
@@ -60,7 +61,8 @@ return {expected, renew and 1 or 0}
 """
 
 # KEYS hash. ARGV segment, how many items, epochs kept. Returns the newest epoch, and packed ROWs of it and of each one
-# before it, strongest first; nothing where nothing was counted. Packed: a thousand rows cost the reader one object.
+# before it, strongest first; nothing where nothing was counted. Packed, a thousand rows cost the server .7 ms instead of .3, and the
+# reader's event loop .03 ms instead of 1.
 TOP = """
 local newest = redis.call('HGET', KEYS[1], 'epoch')
 if not newest then return {} end
