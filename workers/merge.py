@@ -37,21 +37,18 @@ _encode_value = msgspec.msgpack.Encoder(order="deterministic").encode
 _action_hash = lru_cache(maxsize=1024)(hash64)
 
 
-Entered = tuple[int, tuple[ProfileField, ...]]
-"""(position of an accepted event among those given, the profile just after it)"""
-
-
 @dataclass(frozen=True, slots=True)
 class Merged:
     """A record after some events. `seen` is appended to the seen set; nothing needs writing unless `changed`.
 
-    `entered`: the events that were accepted, in the order given.
+    `entered`: positions of the accepted events among those given; `profiles`: in parallel, the profile just after each.
     """
 
     record: UserRecord
     seen: bytes
     changed: bool
-    entered: Sequence[Entered]
+    entered: Sequence[int]
+    profiles: Sequence[tuple[ProfileField, ...]]
     duplicates: int
     too_late: int
     forgotten: int
@@ -66,7 +63,8 @@ def merge(record: UserRecord, events: Sequence[UserActivity], seen_actions: froz
     """Take events into a record (a new user's is `UserRecord()`); with no `seen_actions`, every item counts as seen."""
     history, floor, count, profile = record.history, record.floor, record.count, record.profile
     seen: list[bytes] = []
-    entered: list[Entered] = []
+    entered: list[int] = []
+    profiles: list[tuple[ProfileField, ...]] = []
     duplicates = too_late = forgotten = 0
     for position, event in enumerate(events):
         if record.forgotten_ms and event.timestamp_ms <= record.forgotten_ms:
@@ -98,7 +96,8 @@ def merge(record: UserRecord, events: Sequence[UserActivity], seen_actions: froz
         if event.attributes:
             profile = _merge_profile(profile, event.attributes, event.timestamp_ms)
         if accepted:
-            entered.append((position, profile))
+            entered.append(position)
+            profiles.append(profile)
         if event.item_id is not None and not repeated and (not seen_actions or event.action in seen_actions):
             seen.append(_pack_seen(hash64(event.item_id), event.timestamp_ms))
     merged = replace(record, history=history, floor=floor, count=count, profile=profile)
@@ -107,6 +106,7 @@ def merge(record: UserRecord, events: Sequence[UserActivity], seen_actions: froz
         seen=b"".join(seen),
         changed=bool(seen) or merged.encode() != record.encode(),  # values may be equal and not the same: 1, 1.0, true
         entered=entered,
+        profiles=profiles,
         duplicates=duplicates,
         too_late=too_late,
         forgotten=forgotten,

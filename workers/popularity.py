@@ -8,6 +8,7 @@ older events weigh less because newer ones weigh more. An epoch behind the newes
 An event adds at most 2^26, so that the sorted sets of Redis, which hold 64-bit floats, add up 2^27 of them exactly.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,7 +45,7 @@ class Popularity:
     def __init__(self, encoding: Encoding) -> None:
         target, popular = encoding.spec.target, encoding.spec.popular
         self._action = target.action
-        self._at_least = None if target.at_least is None else np.float32(target.at_least)
+        self._at_least = None if target.at_least is None else _least(target.at_least)
         self._half_life_ms = popular.half_life_ms
         self._field = popular.segment
         self._segments = encoding.vocabularies.codes.get(f"profile.{popular.segment}", {})
@@ -57,8 +58,7 @@ class Popularity:
     @property
     def definition(self) -> str:
         """Names the rule, in sixteen hexadecimal digits: counts under another one are other counts."""
-        at_least = None if self._at_least is None else float(self._at_least)
-        rule = [self._action, at_least, self._half_life_ms, self._field, EPOCH_HALF_LIVES, UNIT]
+        rule = [self._action, self._at_least, self._half_life_ms, self._field, EPOCH_HALF_LIVES, UNIT]
         return f"{hash64(msgspec.json.encode(rule).decode()):016x}"
 
     def addition(self, activity: UserActivity, profile: Sequence[ProfileField]) -> Addition | None:
@@ -68,7 +68,7 @@ class Popularity:
         """
         if activity.action != self._action or activity.item_id is None:
             return None
-        if self._at_least is not None and (activity.value is None or np.float32(activity.value) < self._at_least):
+        if self._at_least is not None and (activity.value is None or activity.value < self._at_least):
             return None
         epoch, amount = forward_weight(activity.timestamp_ms, self._half_life_ms)
         return epoch, self._segment(profile), hash64(activity.item_id), amount
@@ -86,6 +86,13 @@ def forward_weight(timestamp_ms: int, half_life_ms: int) -> tuple[int, int]:
     """(epoch, amount) of an event at this time: UNIT at the start of an epoch, doubled every half-life after it."""
     epoch, since_ms = divmod(timestamp_ms, EPOCH_HALF_LIVES * half_life_ms)
     return epoch, round(UNIT * 2.0 ** (since_ms / half_life_ms))
+
+
+def _least(at_least: float) -> float:
+    """The least value that is at least this one when both are 32-bit floats: an event is not rounded to be compared."""
+    rounded = np.float32(at_least)
+    middle = (float(np.nextafter(rounded, np.float32(-np.inf))) + float(rounded)) / 2
+    return middle if np.float32(middle) >= rounded else math.nextafter(middle, math.inf)
 
 
 def merged(parts: Sequence[EpochCounts], n: int) -> PopularItems:

@@ -74,6 +74,14 @@ def test_target_events_that_name_an_item_count() -> None:
     assert popularity(any_value).addition(rated(value=None), ()) == one
 
 
+@given(st.floats(-(2.0**100), 2.0**100, width=32), st.integers(-3, 3), st.floats(-0.6, 0.6))
+def test_values_are_compared_as_32_bit_floats(at_least: float, steps: int, part: float) -> None:
+    rule = popularity(SPEC.replace("4.1", repr(at_least)))
+    apart = float(np.spacing(np.float32(at_least)))
+    for value in (at_least, at_least + steps * apart / 2, at_least + part * apart):
+        assert (rule.addition(rated(value=value), ()) is not None) == bool(np.float32(value) >= np.float32(at_least))
+
+
 @pytest.mark.parametrize(
     ("city", "segment"),
     [("Bonn", "Bonn"), (7, "7"), (7.0, "7"), (True, "true"), ("Rome", ""), ("", ""), (None, ""), (["Bonn"], "")],

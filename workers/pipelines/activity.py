@@ -7,14 +7,14 @@ again, the records accept them again, and the offsets say that they were counted
 import asyncio
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, groupby
 
 from schemas.codec import ErrorCode
 from schemas.records import MAX_SEEN_ITEMS, SEEN_ENTRY, TOKEN_BYTES, RecordFormatError, UserRecord, compact_seen
 from workers.errors import DependencyUnavailable, InvalidInput
-from workers.merge import forget, merge
+from workers.merge import Merged, forget, merge
 from workers.pipelines.activity_event import ActivityEvent
 from workers.pipelines.popular_counts import Accepted, PopularCounts
 from workers.ports import UserChange, UserTable
@@ -58,18 +58,24 @@ class _Taken:
     seen: bytes = b""
     emptied: bool = False
     changed: bool = False
-    accepted: list[Accepted] = field(default_factory=list)
+    merges: list[tuple[Sequence[ActivityEvent], Merged]] = field(default_factory=list)
     outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
 
     def merge(self, events: Sequence[ActivityEvent], seen_actions: frozenset[str]) -> None:
         """Take activities in."""
         merged = merge(self.record, [each.activity for each in events if each.activity is not None], seen_actions)
-        self.accepted += [(events[position], profile) for position, profile in merged.entered]
+        self.merges.append((events, merged))
         self.record, self.seen, self.changed = merged.record, self.seen + merged.seen, self.changed or merged.changed
         self.outcomes["accepted"] += merged.accepted
         self.outcomes["duplicate"] += merged.duplicates
         self.outcomes["too_late"] += merged.too_late
         self.outcomes["forgotten"] += merged.forgotten
+
+    def accepted(self) -> Iterator[Accepted]:
+        """What is new to the record."""
+        for events, merged in self.merges:
+            for position, profile in zip(merged.entered, merged.profiles, strict=True):
+                yield events[position], profile
 
     def forget(self, taken_ms: int) -> None:
         """Take a tombstone in."""
@@ -150,7 +156,7 @@ class ActivityPipeline:
 
         # 3. popularity, once for the whole batch
         if self._popular is not None and first:
-            accepted = chain.from_iterable(taken.accepted for taken in merges.values())
+            accepted = chain.from_iterable(taken.accepted() for taken in merges.values())
             result.count("counted", await self._popular.add(batch, accepted))
             watch.lap_ms("popular")
 
