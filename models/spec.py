@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from schemas.records import MAX_HISTORY_ROWS
+from schemas.records import MAX_HISTORY_ROWS, MAX_SEEN_ITEMS
 
 Kind = Literal["category", "multi", "number", "bucket"]
 FilterType = Literal["number", "string", "bool", "strings"]
@@ -50,9 +50,15 @@ class History(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Seen(Struct, frozen=True, forbid_unknown_fields=True):
-    """Which actions make an item seen; none named = every one."""
+    """Which actions make an item seen (none named = every one), and which of the seen items count for a request."""
 
     actions: tuple[str, ...] = ()
+    window_ms: int = 0  # seen within that time before the request's as-of time; 0 = for ever
+    cap: int = MAX_SEEN_ITEMS  # the newest that many
+
+    def since_ms(self, as_of_ms: int) -> int | None:
+        """An item last seen before this time no longer counts; None = there is no such time."""
+        return as_of_ms - self.window_ms if self.window_ms else None
 
 
 class Target(Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,9 +92,15 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def hash(self) -> str:
-        """sha256 over the canonical form: equal for equal meaning, whatever the layout of the file."""
-        canonical = msgspec.json.encode(self, order="deterministic")
-        return hashlib.sha256(canonical).hexdigest()
+        """sha256 over the canonical form: equal for equal meaning, whatever the layout of the file.
+
+        What came later stands in it only when it differs from its default: older bundles keep their hash.
+        """
+        canonical = msgspec.to_builtins(self, order="deterministic")
+        for key in ("window_ms", "cap"):
+            if getattr(self.seen, key) == getattr(Seen(), key):
+                del canonical["seen"][key]
+        return hashlib.sha256(msgspec.json.encode(canonical)).hexdigest()
 
 
 def load_spec(path: Path) -> Spec:
@@ -138,6 +150,7 @@ def _mistakes(spec: Spec) -> list[str]:
         found.append(f"target.action {spec.target.action!r} has no entry in history.codes")
     for number, code in enumerate(history.codes, 1):
         found += _code_mistakes(f"history.codes, entry {number}", code)
+    found += _seen_mistakes(spec.seen)
     if spec.target.at_least is not None and not math.isfinite(spec.target.at_least):
         found.append("target.at_least must be a finite number")
     if "code" in spec.item:
@@ -146,6 +159,15 @@ def _mistakes(spec: Spec) -> list[str]:
         for name, field in getattr(spec, section).items():
             found += _field_mistakes(f"{section}.{name}", name, field)
     return found + [f"filterable.{name}: {NOT_A_WORD}" for name in spec.filterable if not name.isidentifier()]
+
+
+def _seen_mistakes(seen: Seen) -> list[str]:
+    found = []
+    if seen.window_ms < 0:
+        found.append(f"seen.window_ms is {seen.window_ms}, must be at least 0 (0 = for ever)")
+    if not 1 <= seen.cap <= MAX_SEEN_ITEMS:
+        found.append(f"seen.cap is {seen.cap}, 1 to {MAX_SEEN_ITEMS} are possible")
+    return found
 
 
 def _code_mistakes(where: str, code: Code) -> list[str]:
