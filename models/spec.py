@@ -52,14 +52,15 @@ class History(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Seen(Struct, frozen=True, forbid_unknown_fields=True):
-    """Which actions make an item seen (none named = every one), for how long (0 = for ever), and how many items count.
-
-    Of more items than `cap`, the newest count.
-    """
+    """Which actions make an item seen (none named = every one), and which of the seen items count for a request."""
 
     actions: tuple[str, ...] = ()
-    window_ms: int = 0
-    cap: int = MAX_SEEN_ITEMS
+    window_ms: int = 0  # seen within that time before the request's as-of time; 0 = for ever
+    cap: int = MAX_SEEN_ITEMS  # the newest that many
+
+    def since_ms(self, as_of_ms: int) -> int | None:
+        """An item last seen before this time no longer counts; None = there is no such time."""
+        return as_of_ms - self.window_ms if self.window_ms else None
 
 
 class Target(Struct, frozen=True, forbid_unknown_fields=True):
@@ -109,9 +110,9 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True):
         What came later stands in it only where it differs from its default: older bundles keep their hash.
         """
         canonical = msgspec.to_builtins(self, order="deterministic")
-        for name, default in LATER_IN_SEEN.items():
-            if canonical["seen"][name] == default:
-                del canonical["seen"][name]
+        for key in ("window_ms", "cap"):
+            if getattr(self.seen, key) == getattr(Seen(), key):
+                del canonical["seen"][key]
         if self.popular == Popular():
             del canonical["popular"]
         return hashlib.sha256(msgspec.json.encode(canonical)).hexdigest()
@@ -178,7 +179,7 @@ def _mistakes(spec: Spec) -> list[str]:
 def _seen_mistakes(seen: Seen) -> list[str]:
     found = []
     if seen.window_ms < 0:
-        found.append(f"seen.window_ms is {seen.window_ms}, must be at least 0")
+        found.append(f"seen.window_ms is {seen.window_ms}, must be at least 0 (0 = for ever)")
     if not 1 <= seen.cap <= MAX_SEEN_ITEMS:
         found.append(f"seen.cap is {seen.cap}, 1 to {MAX_SEEN_ITEMS} are possible")
     return found

@@ -35,6 +35,10 @@ class Plan:
     caps: tuple[tuple[str, int], ...] = ()
     sources: tuple[SourceShare, ...] = (SourceShare("tower"),)
 
+    def since_ms(self, as_of_ms: int) -> int | None:
+        """An item last seen before this time may come again; None = there is no such time."""
+        return as_of_ms - self.seen_window_ms if self.seen_window_ms else None
+
 
 def plans(scenes: Mapping[str, SceneSettings], spec: Spec) -> dict[str, Plan]:
     """Every scene by name; `default` too where the settings leave it out. Raises ConfigurationError with one line."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from workers.bench import report
-from workers.bench.load import Answers, Job, _report, _status
+from workers.bench.load import Answers, Job, _report, _status, in_turn
 from workers.bench.loop import Job as LoopJob
 from workers.bench.loop import _batches
 from workers.bench.system import Scrape, batch_sizes, machine
@@ -72,6 +72,14 @@ async def test_in_time_is_what_is_ok_and_came_within_its_timeout() -> None:
     assert _report(job, found, np.zeros(5), 1.0)["in_time_part"] == 0.25, "one of the last four"
 
 
+def test_nobody_asks_again_before_everybody_has_asked() -> None:
+    asked = in_turn(["a", "b", "c"], 8, "seed")
+    assert asked[:3] == asked[3:6]
+    assert sorted(asked[:3]) == ["a", "b", "c"]
+    assert asked[6:] == asked[:2]
+    assert in_turn(["a", "b", "c"], 8, "seed") == asked
+
+
 def test_the_status_of_an_answer_is_read_without_its_list() -> None:
     assert _status(b'{"request_id":"r","status":"degraded","item_ids":["\\"status\\":\\"ok\\""]}') == "degraded"
 
@@ -115,6 +123,22 @@ FIGURES: dict[str, Any] = {
         "answered": 60_000,
         "statuses": {"rejected": 20_000, "ok": 40_000},
     },
+    "seen": {
+        "items": 3883,
+        "index_type": "FLAT",
+        "short_lists": 0,
+        "recall_at_100": 0.25,
+        "recall_at_100_exact": 0.25,
+        "overlap_at_100": 1.0,
+        "targets": 4800,
+        "p50_ratio": 1.2,
+        "p50_ratios": [1.1, 1.3],
+        "light": {"p50_ms": 15.5, "p99_ms": 35.5},
+        "heavy": {"p50_ms": 20.5, "p99_ms": 40.5},
+        "readers": {"heavy": 500, "light": 500},
+        "households": 145,
+        "seen_items": {"heavy": [500, 690, 1850], "light": [20, 22, 26]},
+    },
     "recall": {
         "20000": {
             "catalogue": {"index_type": "HNSW", "segments": 1, "items_per_s": 9000, "cpu_us_per_item": 40.0},
@@ -143,6 +167,8 @@ def test_tables_hold_the_figures_of_the_parts_that_ran() -> None:
     assert "`waiter_p50_ratio` 1.043, the median of 3 rounds (from 0.98 to 1.07; 120 have waited)" in tables
     assert "3,000 requests a second where 2,000 can be done; 60,000 of 60,000 answered (40,000 ok, 20,000" in tables
     assert "`goodput_ratio` 0.912" in tables
+    assert "| heavy | 500 | 500 / 690 / 1,850 | 20.5 / 40.5 |" in tables
+    assert "`p50_ratio` 1.2, the median of 2 rounds (from 1.1 to 1.3)" in tables
     assert "transport_ratio" not in tables
     without = copy.deepcopy(FIGURES)
     del without["recall"]

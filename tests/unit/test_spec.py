@@ -32,18 +32,25 @@ def test_layout_and_comments_do_not_change_the_hash_but_meaning_does() -> None:
     assert parse_spec(GOOD.replace("length = 10", "length = 11")).hash != spec.hash
 
 
-def test_a_spec_without_popular_has_the_hash_that_bundles_made_before_it_carry() -> None:
-    before = "3ebeaa0012d1874d81aa15fe8af1e8537c67fbd6d033fd3429906d79699a98fb"
-    assert parse_spec(GOOD).hash == before
-    assert parse_spec(f"{GOOD}[popular]\nhalf_life_ms = 604_800_000\n").hash == before  # what holds without it
-    assert parse_spec(f"{GOOD}[popular]\nhalf_life_ms = 604_800_001\n").hash != before
+def test_a_spec_without_what_came_later_keeps_the_hash_that_bundles_were_packed_with() -> None:
+    """Another hash would refuse every bundle that exists. The expected ones are those of the first release."""
+    assert parse_spec(GOOD).hash == "3ebeaa0012d1874d81aa15fe8af1e8537c67fbd6d033fd3429906d79699a98fb"
+    seen = GOOD + '[seen]\nactions = ["view"]\n'
+    assert parse_spec(seen).hash == "490d05047aae52ad9287b6c91e640952a871e6cca15dcc9bb4ef838368c66759"
+    assert parse_spec(seen + "window_ms = 0\ncap = 2000\n").hash == parse_spec(seen).hash
+    assert parse_spec(f"{GOOD}[popular]\nhalf_life_ms = 604_800_000\n").hash == parse_spec(GOOD).hash
 
 
-def test_a_spec_without_window_and_cap_of_seen_has_the_hash_that_bundles_made_before_them_carry() -> None:
-    before = parse_spec(GOOD).hash
-    assert before == parse_spec(f"{GOOD}[seen]\nwindow_ms = 0\ncap = 2000\n").hash
-    assert before != parse_spec(f"{GOOD}[seen]\nwindow_ms = 1\n").hash
-    assert before != parse_spec(f"{GOOD}[seen]\ncap = 1999\n").hash
+@pytest.mark.parametrize(
+    "line", ["[seen]\nwindow_ms = 60000", "[seen]\ncap = 1999", "[popular]\nhalf_life_ms = 604_800_001"]
+)
+def test_another_rule_is_another_spec(line: str) -> None:
+    assert parse_spec(f"{GOOD}{line}\n").hash != parse_spec(GOOD).hash
+
+
+def test_from_when_on_an_item_counts_as_seen() -> None:
+    assert parse_spec(GOOD).seen.since_ms(5000) is None
+    assert parse_spec(GOOD + "[seen]\nwindow_ms = 60000\n").seen.since_ms(100_000) == 40_000
 
 
 def test_popularity_per_value_of_a_profile_field() -> None:
@@ -68,6 +75,10 @@ def test_popularity_per_value_of_a_profile_field() -> None:
         (("[history]", "[historie]"), "Object"),
         (('kind = "number"', 'kind = "numeric"'), "Invalid enum value 'numeric'"),
         (('name = "shop"', "name = "), "Invalid value"),
+        (("[target]", "[seen]\nwindow_ms = -1\n[target]"), "seen.window_ms is -1, must be at least 0 (0 = for ever)"),
+        (("[target]", "[seen]\ncap = 0\n[target]"), "seen.cap is 0, 1 to 2000 are possible"),
+        (("[target]", "[seen]\ncap = 2001\n[target]"), "seen.cap is 2001, 1 to 2000 are possible"),
+        (("[target]", "[seen]\nwindow_s = 1\n[target]"), "unknown field `window_s`"),
         (("[target]", '[[history.codes]]\naction = "buy"\n[target]'), "same action and range twice"),
         (('name = "shop"', 'name = "../shop"'), "name is '../shop', must be 1 to 64 letters"),
         (("length = 10", "length = 10\nsession_ms = 0"), "history.session_ms is 0"),

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -66,17 +67,17 @@ class Home:
         wait_ready(processes)
         return Workers(processes)
 
-    def start_job(self, module: str, job: dict[str, Any], settings: Settings) -> "Child":
-        """A process of workers.bench that takes its job as the name of a JSON file."""
-        file = settings.data_dir / f"{module}.{os.urandom(4).hex()}.json"
-        file.write_bytes(orjson.dumps(job))
-        return self.start(f"workers.bench.{module}", str(file), settings=settings)
-
     def start(self, module: str, *arguments: str, settings: Settings | None = None) -> "Child":
         """A process of the benchmark's own; it ends with the home."""
         child = Child(module, arguments, settings or self.settings)
         self._opened.callback(child.stop)
         return child
+
+    def job(self, module: str, job: Any, settings: Settings) -> "Child":
+        """A process of a module of this package, with its `Job`: too long for a command line, so in a file."""
+        file = settings.data_dir / f"{module}.{os.urandom(4).hex()}.json"
+        file.write_bytes(orjson.dumps(asdict(job)))
+        return self.start(f"workers.bench.{module}", str(file), settings=settings)
 
 
 class Workers:

@@ -9,7 +9,9 @@ import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -92,7 +94,7 @@ def _status(value: bytes) -> str:
 
 async def ask(settings: Settings, job: Job) -> dict[str, Any]:
     """Ask all, wait for the answers, and report."""
-    chosen = random.Random(job.name).choices(job.users, k=job.requests)  # noqa: S311  # repeatable, no secret
+    chosen = in_turn(job.users, job.requests, job.name)
     messages = [(user.encode(), _request(job, n, user)) for n, user in enumerate(chosen)]
     answers = Answers(settings, job)
     producer = AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap, acks="all", enable_idempotence=True)
@@ -120,6 +122,12 @@ async def ask(settings: Settings, job: Job) -> dict[str, Any]:
     await answers.stop()
     due_s = begin_s + np.arange(job.requests) * period_s
     return _report(job, answers, due_s, end_s - begin_s)
+
+
+def in_turn(users: Sequence[str], requests: int, seed: str) -> list[str]:
+    """Users in random order, everybody once before anybody again: an answer that is kept for a second serves nobody."""
+    order = random.Random(seed).sample(users, len(users))  # noqa: S311  # repeatable, no secret
+    return list(islice(cycle(order), requests))
 
 
 def _request(job: Job, number: int, user: str) -> bytes:

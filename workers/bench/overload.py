@@ -1,6 +1,5 @@
 """What a worker is worth when more is asked than it can do: answers in time, as a part of what it can do at most."""
 
-from dataclasses import asdict
 from statistics import median
 from typing import Any
 
@@ -34,4 +33,4 @@ def measure(home: Home, view: BenchView) -> dict[str, Any]:
 
 
 def _ask(home: Home, view: BenchView, job: load.Job) -> dict[str, Any]:
-    return home.start_job("load", asdict(job), view.settings).report(300)
+    return home.job("load", job, view.settings).report(300)

@@ -1,6 +1,5 @@
 """Recall over Kafka at three levels of load, beside the same steps without Kafka, on one view."""
 
-from dataclasses import asdict
 from operator import itemgetter
 from statistics import median
 from typing import Any
@@ -48,7 +47,7 @@ def _in_turn(home: Home, view: BenchView, number: int) -> dict[str, Any]:
     """One backlog over Kafka, then as many requests without, in batches of the same sizes."""
     saturation = _level(home, view, f"saturation{number}", BACKLOG, 0.0)
     job = loop.Job(list(view.users), saturation["batch_sizes"], BACKLOG, TIMEOUT_MS)
-    alone = home.start_job("loop", asdict(job), view.settings).report(300)
+    alone = home.job("loop", job, view.settings).report(300)
     ratio = saturation["cpu_us_per_request"] / alone["cpu_us_per_request"]
     return {"saturation": saturation, "loop": alone, "worker_cpu_ratio": round(ratio, 3)}
 
@@ -67,5 +66,4 @@ def _level(home: Home, view: BenchView, name: str, requests: int, per_second: fl
 
 
 def _load(home: Home, view: BenchView, name: str, requests: int, per_second: float) -> Child:
-    job = load.Job(name, list(view.users), requests, per_second, TIMEOUT_MS)
-    return home.start_job("load", asdict(job), view.settings)
+    return home.job("load", load.Job(name, list(view.users), requests, per_second, TIMEOUT_MS), view.settings)

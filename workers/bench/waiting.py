@@ -3,7 +3,6 @@
 import asyncio
 import time
 import uuid
-from dataclasses import asdict
 from statistics import median
 from typing import Any
 
@@ -41,7 +40,7 @@ def measure(home: Home, view: BenchView) -> dict[str, Any]:
 def _round(home: Home, view: BenchView, number: int, *, waits: bool) -> dict[str, Any]:
     name = f"waiting-{'beside' if waits else 'without'}{number}"
     job = load.Job(name, list(view.users), int(PER_SECOND * ROUND_S), PER_SECOND, TIMEOUT_MS)
-    child = home.start_job("load", asdict(job), view.settings)
+    child = home.job("load", job, view.settings)
     asked = asyncio.run(_ask_beside(view, child, waits=waits))
     return {**child.report(60), "asked": asked}
 

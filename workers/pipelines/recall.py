@@ -29,6 +29,7 @@ MAX_SEARCH_DEPTH = 16_384  # what one Milvus search may return
 SESSION_ITEMS = 5
 CAPPED_DEPTH = 3
 CAPPED_DEEPER = 8
+DELETED_MARGIN = 64  # items that were deleted a moment ago, and that the index still has
 TOWER = "tower"
 EVERYTHING = np.iinfo(np.int64).max
 
@@ -311,7 +312,7 @@ def _full_depth(row: Row) -> int:
     """What caps take cannot be known before: then far deeper."""
     if row.asked.plan.caps:
         return min(CAPPED_DEEPER * _first_depth(row), MAX_SEARCH_DEPTH)
-    return select.full_depth(row.asked.k, len(row.seen), len(row.excluded), MAX_SEARCH_DEPTH)
+    return select.full_depth(row.asked.k, len(row.seen) + len(row.excluded) + DELETED_MARGIN, MAX_SEARCH_DEPTH)
 
 
 def _visible_before_ms(request: RecallRequest) -> int:
@@ -322,6 +323,6 @@ def _seen(raw: bytes, asked: Asked, spec: Spec) -> UInt64:
     """The items that count as seen at the time of the request; what happened in the same step of time is not."""
     request, step_ms = asked.request, spec.history.time_resolution_ms
     before_ms = None if request.timestamp_ms is None else request.timestamp_ms // step_ms * step_ms
-    windows_ms = [window_ms for window_ms in (spec.seen.window_ms, asked.plan.seen_window_ms) if window_ms]
-    after_ms = asked.incoming.as_of_ms - min(windows_ms) if windows_ms else None
-    return seen_items(raw, before_ms, after_ms, spec.seen.cap)
+    rules = (spec.seen.since_ms(asked.incoming.as_of_ms), asked.plan.since_ms(asked.incoming.as_of_ms))
+    since_ms = max((time_ms for time_ms in rules if time_ms is not None), default=None)
+    return seen_items(raw, before_ms, since_ms, spec.seen.cap)
