@@ -60,7 +60,7 @@ class Explainer:
 
         Raises DependencyError when a backend fails that only the explanation needs.
         """
-        row, answer = await self._pipeline.trace(Incoming(request, self._clock.now_ms()))
+        row, answer = await self.trace(request)
         report: dict[str, Any] = {"answer": _answer(answer)}
         if row is None:
             return report
@@ -70,6 +70,10 @@ class Explainer:
         if item_id is not None:
             report["item"] = await self._item(row, answer, item_id)
         return report
+
+    async def trace(self, request: RecallRequest) -> tuple[Row | None, CandidateList]:
+        """What the steps find out about a request that comes now, and its answer."""
+        return await self._pipeline.trace(Incoming(request, self._clock.now_ms()))
 
     async def _user(self, row: Row) -> dict[str, Any]:
         """The record, events newest first."""
