@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import parse_qsl, quote, unquote
 
+import orjson
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
@@ -140,6 +141,15 @@ class Settings(BaseSettings):
             return without_password(value.get_secret_value() if isinstance(value, SecretStr) else value)
         if isinstance(value, SecretStr):
             return HIDDEN if value.get_secret_value() else ""
+        return self.text(name)
+
+    def text(self, name: str) -> str:
+        """The value of a setting as an environment variable holds it."""
+        value = getattr(self, name)
+        if isinstance(value, SecretStr):
+            return value.get_secret_value()
+        if isinstance(value, dict):
+            return orjson.dumps(value, default=lambda model: model.model_dump(exclude_unset=True)).decode()
         return str(value).lower() if isinstance(value, bool) else str(value)
 
     def hide(self, text: str) -> str:

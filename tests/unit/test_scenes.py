@@ -6,6 +6,7 @@ from models.spec import builtin_spec, load_spec
 from models.tensors import Encoding, Vocabularies
 from schemas.recall import CandidateList, FilterClause, RecallRequest
 from workers.errors import ConfigurationError
+from workers.local.workers import environment
 from workers.pipelines.admission import Asked, Incoming, View, admit
 from workers.plans import SourceShare, plans
 from workers.scenes import SceneSettings
@@ -29,6 +30,14 @@ def view(**scenes: object) -> View:
 def ask(of: View, *, now_ms: int = 1000, **fields: object) -> Asked | CandidateList:
     request = RecallRequest(**({"request_id": "r", "user_id": "u"} | fields))
     return admit(Incoming(request, 1000), of, now_ms)
+
+
+def test_scenes_reach_another_process_through_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings(scenes={"home": HOME})
+    for name, value in environment(settings).items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().scenes == settings.scenes
+    assert settings.shown("scenes").startswith('{"home":{"k":60')
 
 
 def test_without_scenes_there_is_the_default_one() -> None:

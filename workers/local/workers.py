@@ -14,9 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import orjson
 import structlog
-from pydantic import SecretStr
 
 from workers.errors import ConfigurationError, RecallError
 from workers.local.process import end, free_ports, spawn, tail
@@ -165,15 +163,8 @@ def environment(settings: Settings) -> dict[str, str]:
     """The environment that gives another process these settings: all that are not left at their defaults."""
     found = {"RECALL_DATA_DIR": str(settings.data_dir)}
     for name in settings.model_fields_set:
-        value = getattr(settings, name)
-        found[f"RECALL_{name.upper()}"] = _text(value)
+        found[f"RECALL_{name.upper()}"] = settings.text(name)
     return found
-
-
-def _text(value: object) -> str:
-    if isinstance(value, dict):
-        return orjson.dumps(value, default=lambda model: model.model_dump(exclude_unset=True)).decode()
-    return str(value.get_secret_value() if isinstance(value, SecretStr) else value)
 
 
 def _how(code: int) -> str:
