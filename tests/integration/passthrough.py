@@ -14,7 +14,6 @@ import uvloop
 
 from schemas.recall import RecallRequest
 from workers import logs
-from workers.app import POLICIES
 from workers.clock import SystemClock
 from workers.inflight import Batch, BatchPolicy
 from workers.intake import Entry, Intake
@@ -27,7 +26,7 @@ from workers.transport import batch_topic, create_app, run_until, serve, stoppin
 
 async def main(group: str, source: str, target: str, work_ms: float, how: str) -> int:
     settings = load_settings()
-    policy = BatchPolicy(max_batch=64, in_flight=2) if how == "whole" else POLICIES["recall"]
+    policy = BatchPolicy(max_batch=64, in_flight=2) if how == "whole" else BatchPolicy(max_batch=1024, in_flight=1)
     app = create_app(group, settings, policy)
     publisher = Publisher(app, 30_000)
     raised = Path(settings.data_dir) / f"{group}.raised"
