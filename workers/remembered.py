@@ -38,6 +38,7 @@ class Results(Generic[T]):
         looked_up: Callable[[bool], None] = lambda _hit: None,
     ) -> None:
         """`looked_up(hit)` is told of every call, unless nothing is kept."""
+        self.ttl_ms = ttl_ms
         self._now_s = now_s
         self._looked_up = looked_up
         self._kept: TTLCache[Hashable, tuple[float, T]] | None = None

@@ -42,9 +42,7 @@ async def check(settings: Settings) -> list[Finding]:
     try:
         plans(settings.scenes, bundle.spec)
     except ConfigurationError as error:
-        found.append(
-            Finding(CHECK, Level.WRONG, str(error), "change the scene, or fit with that field filterable")
-        )
+        found.append(Finding(CHECK, Level.WRONG, str(error), "change the scene, or fit with that field filterable"))
     return [*found, await _collection(settings, bundle, view.collection)]
 
 

@@ -1,7 +1,7 @@
 """From recall requests to candidate lists, in six steps on whole batches. Every request gets an answer."""
 
 import asyncio
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -138,7 +138,8 @@ class RecallPipeline:
         lists = await self._shortlisting.run(rows, attempt)
         search_ms += await self._deepen(rows, lists, attempt, watch)
         for row in fresh:
-            self._keep(row)
+            if row.key is not None and not row.failures:
+                self._parts.results.put(row.key, row)
         await self._step_down(rows, lists, attempt)
         timings = Timings(features=features_ms, tower=tower_ms, search=search_ms)
         answers = [self._answer_of(row, shortlist, timings) for row, shortlist in zip(rows, lists, strict=True)]
@@ -148,8 +149,10 @@ class RecallPipeline:
     def _row(self, asked: Asked, user: StoredUser | None) -> Row:
         """What the read of records says; None = it failed."""
         request = asked.request
-        row = Row(asked, excluded=np.sort(hash64_each([*request.exclude_items, *request.anchor_items])))
-        row.query = replace(row.query, anchors=hash64_each(request.anchor_items))
+        row = Row(asked)
+        if request.exclude_items or request.anchor_items:
+            row.excluded = np.sort(hash64_each([*request.exclude_items, *request.anchor_items]))
+            row.query = replace(row.query, anchors=hash64_each(request.anchor_items))
         if user is None:
             row.fail(Reason.FEATURES_UNAVAILABLE)
             return row
@@ -160,17 +163,16 @@ class RecallPipeline:
 
     def _reuse(self, row: Row) -> bool:
         """Take over what an equal request of a moment ago has found; whether there was one."""
-        kept = None if row.failures else self._parts.results.get(_key(row))
+        if row.failures or not self._parts.results.ttl_ms:
+            return False
+        row.key = result_key(row.asked, b"" if row.record is None else row.record[TOKEN_SLICE])
+        kept = self._parts.results.get(row.key)
         if kept is None:
             return False
         earlier, row.reused_ms = kept
         row.reasons, row.newest_ms = list(earlier.reasons), earlier.newest_ms
         row.query, row.found = earlier.query, dict(earlier.found)
         return True
-
-    def _keep(self, row: Row) -> None:
-        if not row.failures:
-            self._parts.results.put(_key(row), row)
 
     async def _understand(self, rows: Sequence[Row], attempt: Attempts, watch: Stopwatch) -> tuple[float, float]:
         """Steps 2 to 4, for rows whose records were read. Returns milliseconds for features and for the tower."""
@@ -296,10 +298,6 @@ def _in_session(features: UserFeatures, session_ms: int) -> NDArray[np.bool_]:
     newest[:, :-SESSION_ITEMS] = False
     newest &= features.item_hashes != 0
     return newest
-
-
-def _key(row: Row) -> Hashable:
-    return result_key(row.asked, b"" if row.record is None else row.record[TOKEN_SLICE])
 
 
 def _first_depth(row: Row) -> int:

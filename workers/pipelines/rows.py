@@ -1,6 +1,6 @@
 """What the steps of the recall pipeline find out about one request."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,6 +41,7 @@ class Row:
     newest_ms: int | None = None  # the newest visible event with an item; None = there is none
     query: Query = NO_QUERY
     found: dict[str, Found] = field(default_factory=dict)  # by source
+    key: Hashable = None  # of what equal requests find; None = nothing is reused
     reused_ms: float | None = None  # the age of `found`, when it is another request's
 
     def fail(self, reason: Reason) -> None:
