@@ -102,8 +102,10 @@ async def send(live: Live, asked: Sequence[RecallRequest], wave: int) -> None:
     await producer.start()
     topic = live.settings.topic("recall-requests")
     begin_s = time.perf_counter()
+    sent = []
     for number, start in enumerate(range(0, len(asked), wave)):
-        for one in asked[start : start + wave]:
-            await producer.send(topic, codec.encode_event(one), one.user_id.encode())
+        some = asked[start : start + wave]
+        sent += [await producer.send(topic, codec.encode_event(one), one.user_id.encode()) for one in some]
         await asyncio.sleep(max(0.0, begin_s + (number + 1) * BETWEEN_S - time.perf_counter()))
+    await asyncio.gather(*sent)
     await producer.stop()

@@ -17,7 +17,7 @@ from tests.e2e.test_live import new, request
 from tests.e2e.test_overload import Reader
 from workers.local.workers import environment
 
-TIMES = 4
+TIMES = 3
 PER_TICK = 10
 TICK_S = 0.02
 
@@ -36,7 +36,7 @@ def spawn(live: Live, log: Path) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(argv, stdout=output, stderr=output, env=os.environ | environment(live.settings))
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 async def test_workers_that_join_and_leave_lose_no_request(live: Live, reader: Reader, tmp_path: Path) -> None:
     producer = AIOKafkaProducer(bootstrap_servers=live.settings.kafka_bootstrap, acks="all")
     await producer.start()
@@ -49,16 +49,17 @@ async def test_workers_that_join_and_leave_lose_no_request(live: Live, reader: R
             for n in range(PER_TICK):
                 waits = "never-sent" if n == 0 else None
                 one = request(new("u"), request_id=f"{name}-{len(ids)}", after_event_id=waits, timeout_ms=20_000)
-                await producer.send(topic, codec.encode_event(one), one.user_id.encode())
+                sent = await producer.send(topic, codec.encode_event(one), one.user_id.encode())
                 ids.add(one.request_id)
+            await sent
             await asyncio.sleep(TICK_S)
 
     asking = asyncio.create_task(ask_on())
     log = tmp_path / "other.log"
     codes = []
     for _ in range(TIMES):
+        began = log.stat().st_size if log.exists() else 0
         other = spawn(live, log)
-        began = log.stat().st_size
         while b"partitions assigned" not in log.read_bytes()[began:]:
             assert other.poll() is None, log.read_text()[-2000:]
             await asyncio.sleep(0.05)
