@@ -48,7 +48,7 @@ def _(idle: Place) -> list[Done]:
 
 @case("any", "an unknown option")
 def _(idle: Place) -> list[Done]:
-    return idle.each(["--nonsense"], ["ask", "--nonsense", "u"], ["watch", "--nonsense"])
+    return idle.each(["--xyz"], ["ask", "--xyz", "u"], ["watch", "--xyz"])
 
 
 @case("any", "a group without a command")

@@ -28,7 +28,7 @@ from workers.pipelines.admission import Incoming, View
 from workers.pipelines.ladder import Ladder
 from workers.pipelines.recall import Parts, RecallPipeline, StepTimeouts
 from workers.plans import plans
-from workers.ports import Float32, IndexRows, PopularChange, UserChange
+from workers.ports import Float32, IndexRows, ItemTable, PopularChange, Tower, UserChange
 from workers.remembered import LastLists, Results
 from workers.scenes import SceneSettings
 from workers.sources.nearest import SessionSource, SimilarSource, TowerSource
@@ -144,6 +144,29 @@ class System:
         """The mean of the history vectors of some items."""
         mean: Float32 = self.history_vectors[[self.dataset.item_ids.index(item) for item in item_ids]].mean(axis=0)
         return mean
+
+
+def plain_pipeline(bundle: Bundle, tower: Tower, **parts: Any) -> RecallPipeline:
+    """One scene, one source, nothing popular, nothing reused: on the `users`, `table`, `vectors` and `index` given."""
+    table: ItemTable = parts.get("table") or MemoryItemTable(bundle.dim)
+    vectors = parts.get("vectors") or VectorCache(table, bundle.dim)
+    facts = ItemFacts(table, ())
+    popular = PopularLists(MemoryPopularTable(), facts, [])
+    return RecallPipeline(
+        View(bundle.encoding, bundle.dim, bundle.version, "c", plans({}, bundle.spec)),
+        Parts(
+            users=parts.get("users") or MemoryUserTable(),
+            items=vectors,
+            facts=facts,
+            tower=tower,
+            sources={"tower": TowerSource(parts["index"])},
+            ladder=Ladder(popular, LastLists(0, 0)),
+            results=Results(0),
+        ),
+        SystemClock(),
+        StepTimeouts(5000, 5000, 5000),
+        Dependencies("recall", Metrics()),
+    )
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import pytest
 
 from schemas import codec
 from schemas.records import MAX_HISTORY_ROWS
+from tests.conftest import Stack
 from tests.integration.test_activity_pipeline import (
     ALL,
     KNOWN,
@@ -35,6 +36,12 @@ from workers.stores.user_memory import MemoryUserTable
 from workers.stores.user_redis import RedisUserTable
 
 __all__ = ["server"]  # a fixture
+
+
+@pytest.fixture
+def settings(stack: Stack, namespace: str) -> Settings:
+    """A table that is waited for: on a busy machine an answer that comes too late is a write that is counted twice."""
+    return stack.settings(namespace=namespace, store_timeout_ms=30_000)
 
 
 @contextmanager

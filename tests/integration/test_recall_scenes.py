@@ -175,6 +175,13 @@ async def test_an_event_or_a_deletion_is_seen_at_once_all_the_same(system: Syste
     assert first.item_ids[1] not in third.item_ids
 
 
+async def test_a_request_that_waits_for_an_event_does_not_take_over_what_lacks_it(system: System) -> None:
+    pipeline = system.pipeline(reuse_ms=1000)
+    await pipeline.run([ask("nobody")])
+    (late,) = await pipeline.run([ask("nobody", after_event_id="never-sent")])
+    assert (late.status, late.reasons, late.timings_ms.reused) == ("degraded", ["features_stale"], None)
+
+
 async def test_answers_that_lack_something_are_not_reused(system: System) -> None:
     pipeline = system.pipeline(tower=Broken(), reuse_ms=1000)
     answers = [(await pipeline.run([ask()]))[0] for _ in range(2)]

@@ -163,7 +163,7 @@ class RecallPipeline:
 
     def _reuse(self, row: Row) -> bool:
         """Take over what an equal request of a moment ago has found; whether there was one."""
-        if row.failures or not self._parts.results.ttl_ms:
+        if row.failures or not self._parts.results.ttl_ms or row.asked.request.after_event_id is not None:
             return False
         row.key = result_key(row.asked, b"" if row.record is None else row.record[TOKEN_SLICE])
         kept = self._parts.results.get(row.key)
