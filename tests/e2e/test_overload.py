@@ -1,4 +1,4 @@
-"""Far more requests than a worker can answer in time: each is answered once, the newest are served."""
+"""Far more requests than a worker can answer in time: each is answered once, the newest are served first."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ from workers.client import RecallClient
 from workers.kafka_client import group_lag
 
 BACKLOG = 3000
-TIMES = 2.5
+OFFERED = (1.7, 2.5, 1.4, 4.0)  # times what can be done
 WAVES = 40
 BETWEEN_S = 0.1
 TIMEOUT_MS = 500
@@ -60,23 +60,29 @@ async def reader(live: Live) -> AsyncIterator[Reader]:
     await reader.stop()
 
 
-async def test_more_than_can_be_done_is_answered_in_full_and_the_newest_are_served(
+@pytest.mark.timeout(300)
+async def test_more_than_can_be_done_is_answered_in_full_and_the_newest_come_first(
     live: Live, client: RecallClient, reader: Reader
 ) -> None:
+    """What is too much, and yet not too much to be read, depends on the machine and on what else it does now."""
     await client.ask(request(new("u")))  # the worker is warm
-    wave = int(TIMES * BETWEEN_S * await capacity_per_s(live, reader))
-    asked = [different(f"wave-{n}", TIMEOUT_MS) for n in range(WAVES * wave)]
-    await send(live, asked, wave)
-    answers = {answer.request_id: answer for answer in await reader.until({one.request_id for one in asked})}
-
-    said = Counter((answer.status, *answer.reasons) for answer in answers.values())
-    assert said["rejected", "overloaded"]
-    assert {status for status, *_ in said} <= {"ok", "rejected", "expired", "degraded"}
-    refused = [answer for answer in answers.values() if answer.reasons == ["overloaded"]]
-    assert all(answer.timings_ms.total < TIMEOUT_MS for answer in refused), "before their deadlines"
-    served = [answer for answer in answers.values() if answer.status == "ok"]
-    assert all(answer.timings_ms.total <= TIMEOUT_MS and len(answer.item_ids) == 20 for answer in served)
-    assert any(answers[one.request_id].status == "ok" for one in asked[-5 * wave :]), f"the newest are served: {said}"
+    capacity = await capacity_per_s(live, reader)
+    asked: list[RecallRequest] = []
+    for times in OFFERED:
+        wave = int(times * BETWEEN_S * capacity)
+        some = [different(f"{times}-{n}", TIMEOUT_MS) for n in range(WAVES * wave)]
+        asked += some
+        await send(live, some, wave)
+        answers = {answer.request_id: answer for answer in await reader.until({one.request_id for one in some})}
+        assert {answer.status for answer in answers.values()} <= {"ok", "rejected", "expired", "degraded"}
+        refused = [answer for answer in answers.values() if answer.reasons == ["overloaded"]]
+        assert all(answer.timings_ms.total < TIMEOUT_MS for answer in refused), "before their deadlines"
+        served = [answer for answer in answers.values() if answer.status == "ok"]
+        assert all(answer.timings_ms.total <= TIMEOUT_MS and len(answer.item_ids) == 20 for answer in served)
+        if overtaken([answers[one.request_id] for one in some]):
+            break
+    else:
+        pytest.fail("no newer request was served while older ones waited in vain")
 
     topic, group = live.settings.topic("recall-requests"), live.settings.group("recall-requests")
     async with asyncio.timeout(WITHIN_S):
@@ -85,7 +91,19 @@ async def test_more_than_can_be_done_is_answered_in_full_and_the_newest_are_serv
     last = request(new("u"))
     assert (await client.ask(last)).status == "ok", "the overload is over"
     await reader.until({last.request_id})
-    assert sum(answer.request_id in answers for answer in reader.answers) == len(asked), "each is answered once"
+    ids = Counter(answer.request_id for answer in reader.answers)
+    assert {ids[one.request_id] for one in asked} == {1}, "each is answered once"
+
+
+def overtaken(answers: Sequence[CandidateList]) -> bool:
+    """Whether one was refused after another was served that had been asked much later; in the order of asking."""
+    newest = 0
+    for number, answer in sorted(enumerate(answers), key=lambda pair: pair[1].timestamp_ms):
+        if answer.reasons == ["overloaded"] and number + 1000 < newest:
+            return True
+        if answer.status == "ok":
+            newest = max(newest, number)
+    return False
 
 
 def different(request_id: str, timeout_ms: int) -> RecallRequest:
