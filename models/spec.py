@@ -10,11 +10,13 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from schemas.records import MAX_HISTORY_ROWS
+from schemas.records import MAX_HISTORY_ROWS, MAX_SEEN_ITEMS
 
 Kind = Literal["category", "multi", "number", "bucket"]
 FilterType = Literal["number", "string", "bool", "strings"]
 MAX_CODES = 64
+MIN_HALF_LIFE_MS = 60_000
+LATER_IN_SEEN = {"window_ms": 0, "cap": MAX_SEEN_ITEMS}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # of files, collections and consumer groups
 NOT_A_WORD = "a field's name must be a word of letters, digits and underscores"
 
@@ -50,9 +52,15 @@ class History(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Seen(Struct, frozen=True, forbid_unknown_fields=True):
-    """Which actions make an item seen; none named = every one."""
+    """Which actions make an item seen (none named = every one), and which of the seen items count for a request."""
 
     actions: tuple[str, ...] = ()
+    window_ms: int = 0  # seen within that time before the request's as-of time; 0 = for ever
+    cap: int = MAX_SEEN_ITEMS  # the newest that many
+
+    def since_ms(self, as_of_ms: int) -> int | None:
+        """An item last seen before this time no longer counts; None = there is no such time."""
+        return as_of_ms - self.window_ms if self.window_ms else None
 
 
 class Target(Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,6 +68,16 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True):
 
     action: str
     at_least: float | None = None
+
+
+class Popular(Struct, frozen=True, forbid_unknown_fields=True):
+    """How popularity is counted: a target event's weight halves every `half_life_ms`; also for each value of a segment.
+
+    `segment` names a profile field of kind category; "" = everybody alone.
+    """
+
+    half_life_ms: int = 7 * 86_400_000
+    segment: str = ""
 
 
 class Spec(Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,6 +91,7 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True):
     context: dict[str, Field] = {}
     item: dict[str, Field] = {}
     filterable: dict[str, FilterType] = {}
+    popular: Popular = Popular()
 
     @property
     def seen_actions(self) -> frozenset[str]:
@@ -86,9 +105,17 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def hash(self) -> str:
-        """sha256 over the canonical form: equal for equal meaning, whatever the layout of the file."""
-        canonical = msgspec.json.encode(self, order="deterministic")
-        return hashlib.sha256(canonical).hexdigest()
+        """sha256 over the canonical form: equal for equal meaning, whatever the layout of the file.
+
+        What came later stands in it only where it differs from its default: older bundles keep their hash.
+        """
+        canonical = msgspec.to_builtins(self, order="deterministic")
+        for key in ("window_ms", "cap"):
+            if getattr(self.seen, key) == getattr(Seen(), key):
+                del canonical["seen"][key]
+        if self.popular == Popular():
+            del canonical["popular"]
+        return hashlib.sha256(msgspec.json.encode(canonical)).hexdigest()
 
 
 def load_spec(path: Path) -> Spec:
@@ -140,12 +167,32 @@ def _mistakes(spec: Spec) -> list[str]:
         found += _code_mistakes(f"history.codes, entry {number}", code)
     if spec.target.at_least is not None and not math.isfinite(spec.target.at_least):
         found.append("target.at_least must be a finite number")
+    found += _seen_mistakes(spec.seen) + _popular_mistakes(spec)
     if "code" in spec.item:
         found.append("item.code: the item tower's input item_code is the item's place in the vocabulary")
     for section in ("profile", "context", "item"):
         for name, field in getattr(spec, section).items():
             found += _field_mistakes(f"{section}.{name}", name, field)
     return found + [f"filterable.{name}: {NOT_A_WORD}" for name in spec.filterable if not name.isidentifier()]
+
+
+def _seen_mistakes(seen: Seen) -> list[str]:
+    found = []
+    if seen.window_ms < 0:
+        found.append(f"seen.window_ms is {seen.window_ms}, must be at least 0 (0 = for ever)")
+    if not 1 <= seen.cap <= MAX_SEEN_ITEMS:
+        found.append(f"seen.cap is {seen.cap}, 1 to {MAX_SEEN_ITEMS} are possible")
+    return found
+
+
+def _popular_mistakes(spec: Spec) -> list[str]:
+    found = []
+    half_life_ms, segment = spec.popular.half_life_ms, spec.popular.segment
+    if half_life_ms < MIN_HALF_LIFE_MS:
+        found.append(f"popular.half_life_ms is {half_life_ms}, must be at least {MIN_HALF_LIFE_MS}")
+    if segment and (segment not in spec.profile or spec.profile[segment].kind != "category"):
+        found.append(f"popular.segment is {segment!r}, must be a field of profile of kind category")
+    return found
 
 
 def _code_mistakes(where: str, code: Code) -> list[str]:

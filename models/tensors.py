@@ -154,6 +154,15 @@ def user_inputs(
     return inputs
 
 
+def segments(features: UserFeatures, encoding: Encoding) -> list[str | None]:
+    """B users' segments of popularity: the value of the profile field that the spec names; None = unknown."""
+    field = encoding.spec.popular.segment
+    if not field:
+        return [None] * len(features.known)
+    values = (None, *encoding.vocabularies.values.get(f"profile.{field}", ()))
+    return [values[code] for code in features.profile[f"profile_{field}"].tolist()]
+
+
 def history_inputs(features: UserFeatures, as_of_ms: NDArray[np.int64], spec: Spec) -> Inputs:
     """The inputs that come from the history, without its vectors."""
     step_ms = spec.history.time_resolution_ms
@@ -195,12 +204,12 @@ def encode_field(field: Field, values: Sequence[Any], codes: Mapping[str, int]) 
     bucket: int64[B], 1 + number of edges not above the value. number: float32[B], or log1p of it.
     """
     if field.kind == "category":
-        return np.array([codes.get(_text(value), 0) for value in values], dtype=np.int64)
+        return np.array([codes.get(category_name(value), 0) for value in values], dtype=np.int64)
     if field.kind == "multi":
         hot = np.zeros((len(values), len(codes)), dtype=np.float32)
         for row, value in enumerate(values):
             for element in value if isinstance(value, list) else [value]:
-                code = codes.get(_text(element), 0)
+                code = codes.get(category_name(element), 0)
                 if code:
                     hot[row, code - 1] = 1
         return hot
@@ -238,7 +247,7 @@ def build_vocabularies(
     for section, facts in rows.items():
         for name, field in getattr(spec, section).items():
             if field.kind in {"category", "multi"}:
-                found = Counter(_text(e) for row in facts for e in _elements(row.get(name)))
+                found = Counter(category_name(e) for row in facts for e in _elements(row.get(name)))
                 del found[""]
                 values[f"{section}.{name}"] = sorted(
                     sorted(found, key=lambda value: (-found[value], value))[:MAX_VALUES]
@@ -336,7 +345,7 @@ def _profiles_at(
     ]
 
 
-def _text(value: Any) -> str:
+def category_name(value: Any) -> str:
     """A category's name: text as it is, true and false, numbers without a trailing .0; '' = none."""
     if isinstance(value, str):
         return value

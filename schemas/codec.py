@@ -200,6 +200,7 @@ def encode_candidates(answer: CandidateList) -> bytes:
                 "tower": timings.tower,
                 "search": timings.search,
                 "total": timings.total,
+                "reused": timings.reused,
             },
             "timestamp_ms": answer.timestamp_ms,
         },

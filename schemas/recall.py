@@ -9,6 +9,7 @@ from schemas.activity import Id, TimestampMs
 
 MAX_K = 1000
 DEFAULT_K = 100
+DEFAULT_SCENE = "default"
 DEFAULT_TIMEOUT_MS = 2000
 MAX_TIMEOUT_MS = 60_000
 MAX_EXCLUDE_ITEMS = 1000
@@ -26,19 +27,22 @@ class FilterClause(Struct, frozen=True, kw_only=True):
 
 
 class RecallRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Ask for the `k` best candidates of one user, before the record's Kafka timestamp + `timeout_ms`."""
+    """Ask for the `k` best candidates of one user, before the record's Kafka timestamp + `timeout_ms`.
+
+    What is left out of `k` and `exclude_seen` the scene decides: 100 and true where it says nothing either.
+    """
 
     request_id: Id
     user_id: Id
     timestamp_ms: TimestampMs | None = None  # as-of time: only events before it are seen; None = everything known now
-    k: Annotated[int, Meta(ge=1, le=MAX_K)] = DEFAULT_K
+    k: Annotated[int, Meta(ge=1, le=MAX_K)] | None = None
     timeout_ms: Annotated[int, Meta(ge=1, le=MAX_TIMEOUT_MS)] = DEFAULT_TIMEOUT_MS
-    scene: Id = "default"
+    scene: Id = DEFAULT_SCENE
     after_event_id: Id | None = None  # answer only from a record that contains this activity
     filter: list[FilterClause] = []
     exclude_items: Annotated[list[Id], Meta(max_length=MAX_EXCLUDE_ITEMS)] = []
     anchor_items: Annotated[list[Id], Meta(max_length=MAX_ANCHOR_ITEMS)] = []
-    exclude_seen: bool = True
+    exclude_seen: bool | None = None
     context: dict[str, Any] | None = None
 
 
@@ -76,13 +80,17 @@ class Removed(Struct, frozen=True, kw_only=True):
 
 
 class Timings(Struct, frozen=True, kw_only=True):
-    """Milliseconds spent per step; `queue` runs from the record's Kafka timestamp to the start of its batch."""
+    """Milliseconds spent per step; `queue` runs from the record's Kafka timestamp to the start of its batch.
+
+    `reused` is None, or the age of the search results when they were reused: those of an equal request just before.
+    """
 
     queue: float = 0.0
     features: float = 0.0
     tower: float = 0.0
     search: float = 0.0
     total: float = 0.0
+    reused: float | None = None
 
 
 class CandidateList(Struct, frozen=True, kw_only=True):

@@ -92,19 +92,27 @@ def among(hashes: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.b
 
 def compact_seen(raw: bytes) -> bytes:
     """The seen set without repeats: the newest time of each item, the newest MAX_SEEN_ITEMS by (time, item)."""
-    return _compacted(_seen_entries(raw)).tobytes()
+    return _compacted(_seen_entries(raw), MAX_SEEN_ITEMS).tobytes()
 
 
-def seen_items(raw: bytes, before_ms: int | None = None) -> NDArray[np.uint64]:
-    """uint64[n]: hashes of the items in a seen set, each once, sorted; with `before_ms` those seen before that time.
+def seen_items(
+    raw: bytes, before_ms: int | None = None, since_ms: int | None = None, cap: int = MAX_SEEN_ITEMS
+) -> NDArray[np.uint64]:
+    """uint64[n]: hashes of the items in a seen set, each once, sorted.
 
+    `before_ms`: only those seen before that time; `since_ms`: only those seen at that time or later, which may lie
+    before the epoch; `cap` (1 to MAX_SEEN_ITEMS): of what is left the newest that many, by (time, item).
     Of an item that was seen again, only the newest time is kept for good: as of an earlier time it may count as unseen.
     """
     entries = _seen_entries(raw)
     if len(entries) > MAX_SEEN_ITEMS:
-        entries = _compacted(entries)
+        entries = _compacted(entries, MAX_SEEN_ITEMS)
     if before_ms is not None:
         entries = entries[entries["timestamp_ms"] < before_ms]
+    if since_ms is not None:
+        entries = entries[entries["timestamp_ms"] >= since_ms]
+    if len(entries) > cap:
+        entries = _compacted(entries, cap)
     items = np.sort(entries["item"])
     return items[_last_of_each(items)]
 
@@ -114,11 +122,11 @@ def _seen_entries(raw: bytes) -> NDArray[np.void]:
     return np.frombuffer(raw, dtype=SEEN_ENTRY, count=len(raw) // SEEN_ENTRY.itemsize)
 
 
-def _compacted(entries: NDArray[np.void]) -> NDArray[np.void]:
-    """Oldest first by (time, item)."""
+def _compacted(entries: NDArray[np.void], most: int) -> NDArray[np.void]:
+    """The newest time of each item, the newest `most` of these, oldest first by (time, item)."""
     by_item = entries[np.lexsort((entries["timestamp_ms"], entries["item"]))]
     newest = by_item[_last_of_each(by_item["item"])]
-    return newest[np.lexsort((newest["item"], newest["timestamp_ms"]))][-MAX_SEEN_ITEMS:]
+    return newest[np.lexsort((newest["item"], newest["timestamp_ms"]))][-most:]
 
 
 def _last_of_each(items: NDArray[np.uint64]) -> NDArray[np.bool_]:
@@ -167,6 +175,14 @@ class UserRecord:
     def with_token(self, token: bytes) -> "UserRecord":
         """The same facts under another token."""
         return replace(self, token=token)
+
+
+def holds_event(data: bytes | None, event_id: str) -> bool:
+    """Whether the history in a stored user record has this event; that of an unknown user (None) has not.
+
+    An event that newer ones have pushed out of the history is not found. Raises RecordFormatError.
+    """
+    return data is not None and hash64(event_id) in UserRecord.decode(data).rows()["event"]
 
 
 @dataclass(frozen=True, slots=True)

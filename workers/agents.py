@@ -1,8 +1,9 @@
 """The three agents: take a batch, decode it, run the pipeline, publish, acknowledge. Glue only.
 
-`batch.done()` is the one line after which offsets may be committed; before it every effect is confirmed.
+`batch.done(...)` is the one line after which offsets may be committed; before it every effect is confirmed.
 """
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,21 +17,26 @@ from schemas.recall import CandidateList, Reason, Status
 from workers.dead_letters import dead_letter
 from workers.dependencies import SAY_EVERY_S, Dependencies
 from workers.errors import InvalidInput
-from workers.inflight import Batch
+from workers.inflight import Backlog, Batch, Record
+from workers.intake import Entry, Intake
 from workers.metrics import Metrics
 from workers.pipelines.activity import ActivityEvent
+from workers.pipelines.admission import Incoming, without_items
 from workers.pipelines.items import ItemEvent
 from workers.pipelines.opening import Answers
-from workers.pipelines.recall import Incoming
-from workers.ports import Clock
+from workers.ports import Clock, UserTable
 from workers.publisher import Outgoing, Publisher
 from workers.retry import until_done
+from workers.runners import Runners
 from workers.settings import AgentKind, Settings
 from workers.stopwatch import Stopwatch
 from workers.transport import batch_topic, serve
+from workers.waiting import WaitingPolicy, WaitingRoom
 
 MAX_COPIED_HEADERS_BYTES = 4096
 REPLY_PARTITION = "reply_partition"
+REQUEST_ID = "request_id"
+MAX_DIGITS = 9  # of a partition's number; Python refuses to read numbers of thousands of digits
 
 E = TypeVar("E")
 Problem = DecodeError | InvalidInput
@@ -99,9 +105,9 @@ class Context:
         """Take in the time of one step."""
         self.metrics.step_ms.labels(self.kind, step).observe(elapsed_ms)
 
-    def count_batch(self, batch: Batch, started: float) -> None:
+    def count_batch(self, records: int, started: float) -> None:
         """Count a finished batch."""
-        self.metrics.batch_records.labels(self.kind).observe(len(batch.records))
+        self.metrics.batch_records.labels(self.kind).observe(records)
         self.metrics.batch_ms.labels(self.kind).observe((time.perf_counter() - started) * 1000)
 
     def count_events(self, outcomes: dict[str, int]) -> None:
@@ -112,6 +118,8 @@ class Context:
 
 class EventAgent(Generic[E]):
     """user-activity -> user table, and item-updates -> index and item table: events that ask for no answer."""
+
+    backlog: Backlog | None = None
 
     def __init__(
         self, context: Context, decode: Callable[[Any], E], run: Callable[[Sequence[E]], Awaitable[BatchResult]]
@@ -140,15 +148,15 @@ class EventAgent(Generic[E]):
         await context.give_up(problems)
         batch.done()
         context.count_events(result.outcomes)
-        context.count_batch(batch, started)
+        context.count_batch(len(batch.records), started)
 
 
 def decode_activity(record: Any) -> ActivityEvent:
     """One record of user-activity; a null value forgets the user named by the key."""
     if record.value is None:
-        return ActivityEvent(codec.decode_key(record.key), None, record.timestamp)
+        return ActivityEvent(codec.decode_key(record.key), None, record.timestamp, record.partition, record.offset)
     activity = codec.decode_activity(record.value, record_timestamp_ms=record.timestamp)
-    return ActivityEvent(activity.user_id, activity, record.timestamp)
+    return ActivityEvent(activity.user_id, activity, record.timestamp, record.partition, record.offset)
 
 
 def decode_item(record: Any) -> ItemEvent:
@@ -162,43 +170,95 @@ def decode_item(record: Any) -> ItemEvent:
 
 
 class RecallAgent:
-    """recall-requests -> recall-candidates."""
+    """recall-requests -> recall-candidates.
 
-    def __init__(self, context: Context, pipeline: Answers, reply_partitions: int) -> None:
+    A request is read, waits for its event if it names one, waits for its turn, and is answered in a batch.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        pipeline: Answers,
+        reply_partitions: int,
+        users: Callable[[], UserTable | None] = lambda: None,
+    ) -> None:
         self._context = context
         self._pipeline = pipeline
         self._reply_partitions = reply_partitions
+        self.backlog = Intake(context.clock)
+        self._runners = Runners(self.backlog, self._answer, self._refuse)
+        self._room = WaitingRoom(
+            WaitingPolicy(context.settings.wait_for_event_ms),
+            users,
+            self._runners,
+            context.clock,
+            context.dependencies,
+            context.metrics.event_waits,
+        )
 
     async def handle(self, batch: Batch) -> None:
-        """One batch, all of it."""
-        context, started = self._context, time.perf_counter()
+        """Take in what one poll brought; whatever cannot be read is answered, or is a dead letter, here."""
+        context = self._context
         name_place(batch)
-        watch = Stopwatch(context.observe)
-        answers: list[tuple[Any, CandidateList]] = []
+        rejections: list[tuple[Any, CandidateList]] = []
         problems: list[tuple[Any, Problem]] = []
-        records: list[Any] = []
-        requests: list[Incoming] = []
-        raw: Sequence[Any] = batch.records
-        for record in raw:
-            try:
-                requests.append(Incoming(codec.decode_request(record.value), record.timestamp))
-                records.append(record)
-            except DecodeError as error:
+        size = self.backlog.policy.max_batch
+        for start in range(0, len(batch.records), size):
+            for record, error in self._take_in(batch, batch.records[start : start + size]):
                 rejection = self._rejection(record, error)
                 if rejection is None:
                     problems.append((record, error))
                 else:
-                    answers.append((record, rejection))
-        watch.lap_ms("decode")
-        answers += zip(records, await self._pipeline.run(requests), strict=True)
-        watch = Stopwatch(context.observe)
-        await self._publish(answers)
-        watch.lap_ms("publish")
+                    rejections.append((record, rejection))
+            await asyncio.sleep(0)  # the first are worked on while the others are read
+        if rejections:
+            await self._publish(rejections)
         await context.give_up(problems)
         batch.done()
-        self._count([answer for _, answer in answers])
-        context.count_events({"answered": len(answers), "unreadable": len(problems)})
-        context.count_batch(batch, started)
+        self._count([answer for _, answer in rejections])
+        context.count_events({"unreadable": len(problems)})
+
+    def _take_in(self, batch: Batch, records: Sequence[Any]) -> list[tuple[Any, DecodeError]]:
+        """Read some requests and let them wait; those that cannot be read."""
+        watch = Stopwatch(self._context.observe)
+        problems: list[tuple[Any, DecodeError]] = []
+        ready: list[Entry] = []
+        after_events: list[Entry] = []
+        for record in records:
+            try:
+                incoming = Incoming(codec.decode_request(record.value), record.timestamp)
+            except DecodeError as error:
+                problems.append((record, error))
+                continue
+            batch.hold(record)
+            waits = incoming.request.after_event_id is not None
+            (after_events if waits else ready).append(Entry(record, batch, incoming))
+        watch.lap_ms("decode")
+        if after_events:
+            self._room.enter(after_events)
+        self._runners.put(ready)
+        return problems
+
+    async def _answer(self, entries: Sequence[Entry]) -> None:
+        """One batch, all of it."""
+        started = time.perf_counter()
+        name_record(entries[0].record)
+        answers = await self._pipeline.run([entry.incoming for entry in entries])
+        watch = Stopwatch(self._context.observe)
+        await self._finish(entries, answers)
+        watch.lap_ms("publish")
+        self._context.count_batch(len(entries), started)
+
+    async def _refuse(self, entries: Sequence[Entry]) -> None:
+        """Requests that the intake has shed."""
+        now_ms = self._context.clock.now_ms()
+        await self._finish(entries, [_refusal(entry.incoming, now_ms) for entry in entries])
+
+    async def _finish(self, entries: Sequence[Entry], answers: Sequence[CandidateList]) -> None:
+        await self._publish([(entry.record, answer) for entry, answer in zip(entries, answers, strict=True)])
+        for entry in entries:
+            entry.batch.done(entry.record)
+        self._count(answers)
 
     def _count(self, answers: Sequence[CandidateList]) -> None:
         metrics = self._context.metrics
@@ -208,6 +268,7 @@ class RecallAgent:
         for answer in answers:
             if answer.feature_age_ms is not None:
                 metrics.feature_age_ms.observe(answer.feature_age_ms)
+        self._context.count_events({"answered": len(answers)})
 
     def _rejection(self, record: Any, error: DecodeError) -> CandidateList | None:
         """The answer to a request that cannot be done but names itself and its user; None when it does not."""
@@ -239,18 +300,33 @@ class RecallAgent:
         await context.give_up([(r, InvalidInput(ErrorCode.ANSWER_TOO_LARGE, line)) for r, _ in too_large])
 
     def _message(self, record: Any, answer: CandidateList) -> Outgoing:
-        """An answer as message: the request's headers (up to 4 KiB) and its id; to the partition it asked for."""
+        """An answer as message: the request's headers (4 KiB of them) and its id; to the partition it asked for."""
         headers: list[tuple[str, bytes]] = []
-        size_bytes = 0
+        left_bytes = MAX_COPIED_HEADERS_BYTES
         partition = record.partition % self._reply_partitions
         for name, value in record.headers:
-            size_bytes += len(name.encode()) + len(value or b"")
-            if name == REPLY_PARTITION and (value or b"").isdigit() and int(value) < self._reply_partitions:
-                partition = int(value)
-            if size_bytes <= MAX_COPIED_HEADERS_BYTES and name != "request_id":
+            size_bytes = len(name.encode()) + len(value or b"")
+            if name == REPLY_PARTITION:
+                partition = _reply_partition(value, self._reply_partitions, partition)
+            if size_bytes <= left_bytes and name != REQUEST_ID:  # one that is too large keeps out no other
                 headers.append((name, value))
-        headers.append(("request_id", answer.request_id.encode()))
+                left_bytes -= size_bytes
+        headers.append((REQUEST_ID, answer.request_id.encode()))
         return Outgoing(answer.user_id.encode(), codec.encode_candidates(answer), tuple(headers), partition)
+
+
+def _reply_partition(value: bytes | None, partitions: int, otherwise: int) -> int:
+    """The partition that a header names; `otherwise` when it names none that exists."""
+    digits = value or b""
+    asked = int(digits) if digits.isdigit() and len(digits) <= MAX_DIGITS else partitions
+    return asked if asked < partitions else otherwise
+
+
+def _refusal(incoming: Incoming, now_ms: int) -> CandidateList:
+    """The answer to a request that cannot be in time: too late already, or only if it were tried."""
+    if now_ms >= incoming.deadline_ms:
+        return without_items(incoming, now_ms, Status.EXPIRED, Reason.DEADLINE_EXCEEDED, None)
+    return without_items(incoming, now_ms, Status.REJECTED, Reason.OVERLOADED, None)
 
 
 def _without_list(answer: CandidateList) -> CandidateList:
@@ -269,14 +345,18 @@ def _without_list(answer: CandidateList) -> CandidateList:
 
 def name_place(batch: Batch) -> None:
     """Let every log line of this batch's task say where it stands: topic, partition and offset of its first record."""
-    first: Any = batch.records[0]
-    structlog.contextvars.bind_contextvars(topic=first.topic, partition=first.partition, offset=first.offset)
+    name_record(batch.records[0])
+
+
+def name_record(record: Record) -> None:
+    """The same for work on records of several batches, of which this is the first."""
+    structlog.contextvars.bind_contextvars(topic=record.topic, partition=record.partition, offset=record.offset)
 
 
 def attach(app: Any, topic: str, agent: EventAgent[Any] | RecallAgent) -> None:
     """Make the app's agent: every batch of the topic goes through `agent.handle`."""
 
     async def run(stream: Any) -> None:
-        await serve(stream, agent.handle)
+        await serve(stream, agent.handle, agent.backlog)
 
     app.agent(batch_topic(app, topic), name=topic)(run)

@@ -1,6 +1,6 @@
 """The composition root: settings and kinds in, a running worker process out. Nothing is created at import.
 
-activity   user-activity   -> ActivityPipeline -> user table
+activity   user-activity   -> ActivityPipeline -> user table and popular counts
 items      item-updates    -> ItemsPipeline    -> index and item table of the active view
 recall     recall-requests -> RecallPipeline   -> recall-candidates
 
@@ -29,34 +29,36 @@ from workers.dependencies import Dependencies, Probe
 from workers.doctor import start
 from workers.errors import ConfigurationError
 from workers.health import Condition, HealthServer, all_of
-from workers.index.milvus_collection import open_index, prepare_index
+from workers.index.milvus_collection import prepare_index
 from workers.index.schema import Collection
 from workers.inflight import BatchPolicy
 from workers.metrics import Metrics
 from workers.pipelines.activity import ActivityPipeline
 from workers.pipelines.items import ItemsPipeline, ItemsView
 from workers.pipelines.opening import OpeningRecall
-from workers.pipelines.recall import RecallPipeline, StepTimeouts, View
+from workers.pipelines.popular_counts import PopularCounts
+from workers.pipelines.recall import RecallPipeline
+from workers.popularity import Popularity
 from workers.ports import Clock
 from workers.publisher import Publisher
+from workers.recall_parts import Tools, open_recall_parts
 from workers.retry import until_done
 from workers.settings import AgentKind, Settings
 from workers.stopwatch import Observe
 from workers.stores.connect import connect, ping
 from workers.stores.item_redis import RedisItemTable
+from workers.stores.popular_redis import RedisPopularTable
 from workers.stores.user_redis import RedisUserTable
-from workers.stores.vector_cache import VectorCache
 from workers.towers.onnx import open_tower
 from workers.transport import Liveness, ask_broker, create_app, liveness, run_until, stopping_on_signals
 
-FEED_EVERY_S = 0.2
 LIVE_WITHIN_S = 60.0
 LOOK_EVERY_S = 0.5
 RESTARTS_VARIABLE = "RECALL_RESTARTS"  # set by the supervisor
 POLICIES: dict[AgentKind, BatchPolicy] = {
     "activity": BatchPolicy(max_batch=1024, in_flight=1),
     "items": BatchPolicy(max_batch=1024, in_flight=1),
-    "recall": BatchPolicy(max_batch=64, in_flight=2),
+    "recall": BatchPolicy(max_batch=1024, in_flight=1),  # which the intake cuts: see IntakePolicy
 }
 
 T = TypeVar("T")
@@ -203,8 +205,9 @@ async def _activity(worker: Worker) -> None:
     context = _context(worker, "recall-activity")
     client = _redis(worker, worker.opened)
     spec = bundle.spec
-    users = RedisUserTable(client, worker.settings)
-    pipeline = ActivityPipeline(users, spec.seen_actions, spec.actions, context.observe)
+    users, popularity = RedisUserTable(client, worker.settings), Popularity(bundle.encoding)
+    popular = PopularCounts(RedisPopularTable(client, worker.settings, popularity.definition), popularity)
+    pipeline = ActivityPipeline(users, spec.seen_actions, spec.actions, context.observe, popular)
     attach(worker.app, worker.settings.topic("user-activity"), EventAgent(context, decode_activity, pipeline.run))
 
 
@@ -218,6 +221,7 @@ async def _items(worker: Worker) -> None:
     worker.probes["milvus"] = index.ping
     tower = open_tower(bundle, "item", settings.tower_timeout_ms)
     worker.opened.push_async_callback(tower.close)
+    worker.probes["tower"] = tower.ping
     context = _context(worker, f"recall-items.{view.collection}")
     items = ItemsView(bundle.dim, bundle.version, tuple(bundle.spec.filterable))
     inputs = partial(tensors.item_inputs, encoding=bundle.encoding)
@@ -233,7 +237,9 @@ async def _recall(worker: Worker) -> None:
     opening = OpeningRecall(
         partial(open_recall, worker, context.clock, context.observe), context.clock, worker.dependencies
     )
-    attach(worker.app, settings.topic("recall-requests"), RecallAgent(context, opening, reply_partitions))
+    users = RedisUserTable(_redis(worker, worker.opened), settings)
+    agent = RecallAgent(context, opening, reply_partitions, lambda: users if opening.is_open else None)
+    attach(worker.app, settings.topic("recall-requests"), agent)
     await opening.try_open()
     worker.waiting = lambda: None if opening.is_open else "the active bundle, its tables and its index"
     worker.background.append(opening.keep_opening)
@@ -241,39 +247,15 @@ async def _recall(worker: Worker) -> None:
 
 async def open_recall(worker: Worker, clock: Clock, observe: Observe) -> RecallPipeline:
     """What answers requests. Raises DependencyError while a part is missing, and holds nothing open then."""
-    settings, metrics = worker.settings, worker.metrics
     async with AsyncExitStack() as opened:
-        bundle, view = await _active_bundle(worker)
+        active = await _active_bundle(worker)
         client = _redis(worker, opened)
-        index = await open_index(settings, _collection(bundle, view))
-        opened.push_async_callback(index.close)
-        tower = open_tower(bundle, "user", settings.tower_timeout_ms)
-        opened.push_async_callback(tower.close)
-        hit, miss = metrics.vector_cache.labels("hit"), metrics.vector_cache.labels("miss")
-
-        def looked_up(hits: int, misses: int) -> None:
-            hit.inc(hits)
-            miss.inc(misses)
-
-        table = RedisItemTable(client, settings, view.collection, bundle.dim)
-        vectors = VectorCache(table, bundle.dim, looked_up=looked_up)
-        pipeline = RecallPipeline(
-            View(bundle.encoding, bundle.dim, bundle.version, view.collection),
-            RedisUserTable(client, settings),
-            vectors,
-            tower,
-            index,
-            clock,
-            StepTimeouts(settings.store_timeout_ms, settings.tower_timeout_ms, settings.index_timeout_ms),
-            worker.dependencies,
-            observe,
-        )
-        following = asyncio.create_task(_follow(vectors, worker.dependencies))
-        opened.callback(following.cancel)
-        worker.probes["milvus"] = index.ping
+        tools = Tools(clock, worker.dependencies, worker.metrics, observe)
+        ready = await open_recall_parts(worker.settings, active, client, tools, opened)
+        worker.probes |= ready.probes
         worker.opened.push_async_exit(opened.pop_all())
         _settle()
-        return pipeline
+        return ready.pipeline
 
 
 def _settle() -> None:
@@ -316,10 +298,3 @@ def _redis(worker: Worker, opened: AsyncExitStack) -> Any:
 
 def _collection(bundle: Bundle, view: views.ActiveView) -> Collection:
     return Collection(view.collection, bundle.dim, bundle.metric, bundle.version)
-
-
-async def _follow(vectors: VectorCache, dependencies: Dependencies) -> None:
-    """Keep the cache of history vectors fresh, and know of deletes."""
-    while True:
-        await until_done(vectors.refresh, dependencies)
-        await asyncio.sleep(FEED_EVERY_S)

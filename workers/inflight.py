@@ -6,7 +6,7 @@ records finish. Offsets need not be consecutive: compaction leaves gaps.
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol, TypeVar
@@ -34,6 +34,19 @@ class BatchPolicy:
     in_flight: int = 2
 
 
+class Backlog(Protocol):
+    """Records that an agent works on apart from the batches they came in: it has a say in when more are polled."""
+
+    @property
+    def running(self) -> int:
+        """Batches of its own making that are worked on now."""
+        ...
+
+    def wants_poll(self) -> bool:
+        """Whether more would be of use now; asked at least every 50 ms while a poll waits for it."""
+        ...
+
+
 class _Run:
     """What one batch holds of one partition: offsets in order, finished together or one by one."""
 
@@ -44,9 +57,11 @@ class _Run:
         self._not_before_ms: int | None = None  # of the whole; None = not all of it is finished
         self._finished: dict[int, int] = {}  # offset -> not before, of what was finished by itself
 
-    def finish(self, offset: int, not_before_ms: int) -> None:
-        """One record's effect is confirmed."""
+    def finish(self, offset: int, not_before_ms: int) -> bool:
+        """One record's effect is confirmed; False when it was before."""
+        new = offset not in self._finished
         self._finished[offset] = not_before_ms
+        return new
 
     def finish_rest(self, held: Collection[int], not_before_ms: int) -> None:
         """The effects of all others are confirmed, but for those held."""
@@ -72,15 +87,21 @@ class _Run:
 
 
 class Batch:
-    """Records in log order, from all partitions. Every one must be finished with `done`, now or later."""
+    """Records in log order, from all partitions. Every one must be finished with `done`, now or later.
 
-    __slots__ = ("_apart", "_flight", "_runs", "records", "started")
+    A record that waits for something, or for its turn, is held: `hold` at once, `start` when work on it begins, `done`.
+    """
+
+    __slots__ = ("_apart", "_done_apart", "_flight", "_held_or_done", "_rest_done", "_runs", "records", "started")
 
     def __init__(self, flight: "InFlight", records: Sequence[Record]) -> None:
         self.records = records
         self.started = False
         self._flight = flight
         self._apart: dict[Partition, set[int]] = {}  # finished by themselves, or held
+        self._held_or_done = 0  # records in it
+        self._done_apart = 0  # of these, finished
+        self._rest_done = False
         offsets: defaultdict[Partition, list[int]] = defaultdict(list)
         for record in records:
             offsets[record.topic, record.partition].append(record.offset)
@@ -94,10 +115,13 @@ class Batch:
         if record is None:
             for partition, run in self._runs.items():
                 run.finish_rest(self._apart.get(partition, ()), not_before_ms)
-            self._flight.release(self)
-        else:
-            self._runs[record.topic, record.partition].finish(record.offset, not_before_ms)
-            self.hold(record)
+            self._rest_done = True
+            self._settle()
+            return
+        if self._runs[record.topic, record.partition].finish(record.offset, not_before_ms):
+            self._done_apart += 1
+        self.hold(record)
+        self._flight.finish(record)
 
     @property
     def void(self) -> bool:
@@ -106,31 +130,50 @@ class Batch:
 
     def hold(self, record: Record) -> None:
         """Keep one record unfinished without keeping the batch's slot; finish it later with `done(record)`."""
-        self._apart.setdefault((record.topic, record.partition), set()).add(record.offset)
-        if sum(map(len, self._apart.values())) == len(self.records):
-            self._flight.release(self)
+        apart = self._apart.setdefault((record.topic, record.partition), set())
+        if record.offset not in apart:
+            apart.add(record.offset)
+            self._held_or_done += 1
+        self._settle()
+
+    def start(self, record: Record) -> bool:
+        """Begin work on a held record; a drain waits for it from now on. Idempotent.
+
+        False when it was given up: it will be polled again, here or elsewhere, and is to be left alone.
+        """
+        return self._flight.start(record)
+
+    def _settle(self) -> None:
+        if self._rest_done or self._held_or_done == len(self.records):
+            self._flight.release(self, all_done=self._done_apart == self._held_or_done)
 
 
 class InFlight:
-    """The records of one assignment between poll and commit."""
+    """The records of one assignment between poll and commit. `changed` is called when a slot or a record is done."""
 
-    def __init__(self, policy: BatchPolicy) -> None:
+    def __init__(self, policy: BatchPolicy, changed: Callable[[], None] = lambda: None) -> None:
         self._policy = policy
+        self._changed = changed
         self._order: dict[Partition, deque[_Run]] = {}
         self._next: dict[Partition, int] = {}
         self._confirmed: dict[Partition, int] = {}
-        self._running: set[Batch] = set()
         self._waiting: deque[Batch] = deque()
+        self._running: set[Batch] = set()  # those with a slot
+        self._unfinished: set[Batch] = set()  # those polled of which a record is not finished
+        self._started: set[tuple[str, int, int]] = set()  # held records that are worked on
+        self._given_up = False
 
     def add(self, polled: Mapping[Partition, Sequence[R]]) -> None:
         """Cut a poll into waiting batches, in log order."""
         merged = _in_log_order([records for records in polled.values() if records])
         size = self._policy.max_batch
-        self._waiting.extend(Batch(self, merged[start : start + size]) for start in range(0, len(merged), size))
+        batches = [Batch(self, merged[start : start + size]) for start in range(0, len(merged), size)]
+        self._waiting.extend(batches)
+        self._unfinished.update(batches)
 
     def take(self) -> Batch | None:
         """The next waiting batch, when a slot is free for it."""
-        if not self._waiting or not self.has_slot():
+        if not self._waiting or self._given_up or not self.has_slot():
             return None
         batch = self._waiting.popleft()
         self._running.add(batch)
@@ -145,7 +188,8 @@ class InFlight:
         return not self._waiting and self.has_slot()
 
     def drop_waiting(self) -> None:
-        """Give up what nobody has started; it will be polled again."""
+        """Give up what nobody has started, and whatever is polled from now on; it will be polled again."""
+        self._given_up = True
         self._waiting.clear()
         self._running = {batch for batch in self._running if batch.started}
 
@@ -154,8 +198,21 @@ class InFlight:
         return batch in self._running
 
     def unfinished(self) -> bool:
-        """Whether batches are being worked on."""
-        return bool(self._running)
+        """Whether batches, or held records, are being worked on."""
+        return bool(self._running or self._started)
+
+    def start(self, record: Record) -> bool:
+        """See Batch.start."""
+        key = (record.topic, record.partition, record.offset)
+        if self._given_up and key not in self._started:
+            return False
+        self._started.add(key)
+        return True
+
+    def finish(self, record: Record) -> None:
+        """Work on a held record, if it was one, has ended."""
+        self._started.discard((record.topic, record.partition, record.offset))
+        self._changed()
 
     def new_run(self, partition: Partition, offsets: Iterable[int]) -> _Run:
         """A place for the next records of a partition, behind all earlier ones."""
@@ -163,9 +220,13 @@ class InFlight:
         self._order.setdefault(partition, deque()).append(run)
         return run
 
-    def release(self, batch: Batch) -> None:
-        """A batch needs its slot no longer."""
-        self._running.discard(batch)
+    def release(self, batch: Batch, *, all_done: bool) -> None:
+        """A batch needs its slot no longer; `all_done`: nor is a record of it held."""
+        if all_done:
+            self._unfinished.discard(batch)
+        if batch in self._running:
+            self._running.discard(batch)
+            self._changed()
 
     def committable(self, now_ms: int | None = None) -> dict[Partition, int]:
         """Partition -> one past its finished prefix, where that moved since the last confirmation."""
@@ -184,7 +245,7 @@ class InFlight:
 
     def oldest_ms(self) -> int | None:
         """The log time of the oldest record that was polled and belongs to an unfinished batch; None without one."""
-        return min((batch.records[0].timestamp for batch in (*self._running, *self._waiting)), default=None)
+        return min((batch.records[0].timestamp for batch in self._unfinished), default=None)
 
     @property
     def counts(self) -> tuple[int, int, int]:

@@ -1,7 +1,7 @@
 """What commands need of Kafka: connect within seconds, produce messages in bulk, how far behind a consumer group is."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
@@ -63,9 +63,15 @@ async def _stop(client: Any) -> None:
             await (client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())
 
 
-async def produce(settings: Settings, topic: str, messages: Iterable[Message]) -> int:
+async def produce(
+    settings: Settings,
+    topic: str,
+    messages: Iterable[Message],
+    acknowledged: Callable[[int], None] = lambda _: None,
+) -> int:
     """Send messages, routed by key, and return how many once all in-sync replicas have them.
 
+    `acknowledged` is told of each, in order: the time at which the broker took it, epoch ms.
     Raises ConfigurationError for an unknown topic, InvalidInput for a message that is too large, DependencyUnavailable.
     """
     producer = AIOKafkaProducer(
@@ -80,19 +86,23 @@ async def produce(settings: Settings, topic: str, messages: Iterable[Message]) -
     await require_topics(settings, topic)
     async with connected(settings, producer):
         try:
-            pending = []
+            pending: list[Any] = []
             for key, value, headers in messages:
                 pending.append(await producer.send(topic, key=key, value=value, headers=list(headers)))
                 sent += 1
                 if len(pending) >= MAX_IN_MEMORY:
-                    for future in pending:
-                        await future
-                    pending.clear()
-            for future in pending:
-                await future
+                    await _delivered(pending, acknowledged)
+            await _delivered(pending, acknowledged)
         except MessageSizeTooLargeError as error:
             raise InvalidInput("value_too_large", f"message {sent + 1} is larger than a broker takes") from error
     return sent
+
+
+async def _delivered(pending: list[Any], acknowledged: Callable[[int], None]) -> None:
+    """Wait for deliveries, and empty the list of them."""
+    for future in pending:
+        acknowledged((await future).timestamp)
+    pending.clear()
 
 
 async def require_topics(settings: Settings, *topics: str) -> None:

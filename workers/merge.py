@@ -39,29 +39,40 @@ _action_hash = lru_cache(maxsize=1024)(hash64)
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """A record after some events. `seen` is appended to the seen set; nothing needs writing unless `changed`."""
+    """A record after some events. `seen` is appended to the seen set; nothing needs writing unless `changed`.
+
+    `entered`: positions of the accepted events among those given; `profiles`: in parallel, the profile just after each.
+    """
 
     record: UserRecord
     seen: bytes
     changed: bool
-    accepted: int
+    entered: Sequence[int]
+    profiles: Sequence[tuple[ProfileField, ...]]
     duplicates: int
     too_late: int
     forgotten: int
+
+    @property
+    def accepted(self) -> int:
+        """How many events are new to the record."""
+        return len(self.entered)
 
 
 def merge(record: UserRecord, events: Sequence[UserActivity], seen_actions: frozenset[str]) -> Merged:
     """Take events into a record (a new user's is `UserRecord()`); with no `seen_actions`, every item counts as seen."""
     history, floor, count, profile = record.history, record.floor, record.count, record.profile
     seen: list[bytes] = []
-    accepted = duplicates = too_late = forgotten = 0
-    for event in events:
+    entered: list[int] = []
+    profiles: list[tuple[ProfileField, ...]] = []
+    duplicates = too_late = forgotten = 0
+    for position, event in enumerate(events):
         if record.forgotten_ms and event.timestamp_ms <= record.forgotten_ms:
             forgotten += 1
             continue
         row = _row(event)
         place = _find(history, row[EVENT])
-        repeated = False
+        accepted = repeated = False
         if place >= 0:
             duplicates += 1
             known = history[place : place + ROW_BYTES]
@@ -76,7 +87,7 @@ def merge(record: UserRecord, events: Sequence[UserActivity], seen_actions: froz
             too_late += 1
             row = b""
         else:
-            accepted += 1
+            accepted = True
         if row:
             history = _insert(history, row)
             count += row[ITEM] != NO_ITEM
@@ -84,6 +95,9 @@ def merge(record: UserRecord, events: Sequence[UserActivity], seen_actions: froz
                 floor, history = history[:PAIR_BYTES], history[ROW_BYTES:]
         if event.attributes:
             profile = _merge_profile(profile, event.attributes, event.timestamp_ms)
+        if accepted:
+            entered.append(position)
+            profiles.append(profile)
         if event.item_id is not None and not repeated and (not seen_actions or event.action in seen_actions):
             seen.append(_pack_seen(hash64(event.item_id), event.timestamp_ms))
     merged = replace(record, history=history, floor=floor, count=count, profile=profile)
@@ -91,7 +105,8 @@ def merge(record: UserRecord, events: Sequence[UserActivity], seen_actions: froz
         record=merged,
         seen=b"".join(seen),
         changed=bool(seen) or merged.encode() != record.encode(),  # values may be equal and not the same: 1, 1.0, true
-        accepted=accepted,
+        entered=entered,
+        profiles=profiles,
         duplicates=duplicates,
         too_late=too_late,
         forgotten=forgotten,

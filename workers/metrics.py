@@ -36,7 +36,8 @@ class Metrics:
 
         # What came in, and what came of it
         outcomes = (
-            "activity: `accepted`, `duplicate`, `too_late`, `forgotten`, and beside them `unknown_action`; "
+            "activity: `accepted`, `duplicate`, `too_late`, `forgotten`, and beside them `unknown_action` and "
+            "`counted` (into popularity); "
             "items: `upserted`, `deleted`, `superseded`, `refused`; recall: `answered`, `unreadable`"
         )
         self.events = self._counter(
@@ -60,6 +61,15 @@ class Metrics:
             AGE_MS_BUCKETS,
         )
 
+        self.event_waits = self._counter(
+            "recall_event_waits",
+            "Requests with `after_event_id`, by how their waiting ended",
+            result=(
+                "`found` (maybe at once), `timed_out`, `full` (too many waited already), `unavailable` (user records "
+                "cannot be read)"
+            ),
+        )
+
         # Where the time goes
         self.batch_records = self._histogram("recall_batch_records", "Records in a batch", RECORD_BUCKETS, kind=KIND)
         self.batch_ms = self._histogram(
@@ -71,12 +81,18 @@ class Metrics:
             MS_BUCKETS,
             kind=KIND,
             step=(
-                "all: `decode`; activity: `records`, `merge`, `write`; items: `records`, `tower`, `index`, `table`; "
+                "all: `decode`; activity: `records`, `merge`, `popular`, `write`; "
+                "items: `records`, `tower`, `index`, `table`; "
                 "recall: `features`, `tower`, `search`, `select`, `publish`"
             ),
         )
         self.vector_cache = self._counter(
             "recall_vector_cache", "History vectors looked up", result="`hit`, `miss` (read from Redis)"
+        )
+        self.reused = self._counter(
+            "recall_reused_results",
+            "Search results looked up that an equal request found a moment ago",
+            result="`hit`, `miss` (searched)",
         )
 
         # How far behind, and how busy

@@ -74,6 +74,51 @@ class UserTable(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class PopularChange:
+    """What the events of one partition in [first_offset, end_offset) add to its counts.
+
+    `additions`: (epoch, segment) -> item hash -> amount, a positive integer; segment "" = everybody.
+    """
+
+    partition: int
+    first_offset: int
+    end_offset: int
+    additions: Mapping[tuple[int, str], Mapping[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class PopularItems:
+    """Items, most popular first, equal ones by hash: uint64[N] and float64[N].
+
+    A score counts events, each as much as it weighs against one at the start of the newest epoch: only ratios tell.
+    """
+
+    hashes: UInt64
+    scores: NDArray[np.float64]
+
+
+class PopularTable(Protocol):
+    """Counts of target events by item: one record per partition of `user-activity`, merged when they are read."""
+
+    async def add(self, changes: Sequence[PopularChange]) -> list[int]:
+        """Add each change, whole or not at all, and expect its `end_offset` next. No partition twice in a batch.
+
+        Returns the offset that each partition expected before (0 = none): where it lies beyond `first_offset`, some of
+        these events were counted already and nothing was added. So a change that is repeated changes nothing. Only the
+        two newest epochs of a partition are kept; what is added to an older one is dropped.
+        """
+        ...
+
+    async def top(self, segments: Sequence[str], n: int) -> list[PopularItems]:
+        """The n most popular items of each segment, over all partitions; of each partition its n most popular count."""
+        ...
+
+    async def close(self) -> None:
+        """Give back connections."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class ItemChanges:
     """Recent changes of the item table, oldest first. `complete` False = some were missed: drop every cached row."""
 
@@ -86,8 +131,11 @@ class ItemChanges:
 class ItemTable(Protocol):
     """One view's knowledge of its items, and the feed of its recent changes."""
 
-    async def read(self, item_ids: Sequence[str]) -> list[ItemRecord | None]:
-        """Records by id."""
+    async def read(self, hashes: UInt64) -> list[ItemRecord | None]:
+        """Records by item hash: of two ids with one hash, that of the one which is stored.
+
+        Raises RowRefused, with the positions, for records that this version cannot read.
+        """
         ...
 
     async def write(self, records: Sequence[ItemRecord], expected: Sequence[int | None]) -> list[bool]:
@@ -145,6 +193,26 @@ class ItemIndex(Protocol):
 
     async def close(self) -> None:
         """Give back connections."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a candidate source may go by of one request; it finds nothing for a query that has nothing for it."""
+
+    embedding: Float32 | None  # float32[D], the user tower's; None = not asked for, or not to be had
+    session: Float32  # float32[n, D], history vectors of the newest items of the user's session, newest last
+    anchors: UInt64  # uint64[n], hashes of the items that more are wanted like
+    segment: str | None  # the user's segment of popularity, None = unknown
+
+
+class CandidateSource(Protocol):
+    """Where candidates come from. `dependency` names the backend that a call which takes too long is held against."""
+
+    dependency: str
+
+    async def candidates(self, queries: Sequence[Query], depth: int, where: Filter) -> Hits:
+        """At most `depth` items of each query for which the filter holds, best first. Hits in the order of queries."""
         ...
 
 

@@ -1,5 +1,6 @@
 """From search hits to a candidate list: drop what must not be shown, order, cut to k. Pure."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from schemas.recall import Removed
 from schemas.records import among, hash64_each
 from workers.ports import Float32, UInt64
+
+SEEN_AMONG_BEST = 0.6
 
 
 class DeletedItems(Protocol):
@@ -30,13 +33,28 @@ class Selection:
     removed: Removed
 
 
-def search_depth(k: int, removable: int, limit: int) -> int:
-    """How many hits to ask for so that k remain after `removable` known items may have been dropped.
+def first_depth(k: int, seen: int, excluded: int, limit: int) -> int:
+    """How many hits to ask for first, so that k are nearly always left and few are fetched in vain.
 
-    Rounded up to 64, 96, 128, 192, 256, ... (2^n and 3 * 2^n), so that requests of a batch share few distinct searches
-    and none asks for half as much again as it needs, and cut to `limit`.
+    Excluded items are counted whole: a request excludes what it was shown, which stands at the top. Of n seen items
+    only those among the best hits matter: measured on MovieLens (docs/performance.md), .6 * sqrt(n * k) of them at most
+    for 98 of 100 users at k = 100 and for 93 of 100 at k = 1000. The others need a search of `full_depth` as well, but
+    only when the first one brought as many hits as it asked for: fewer are all there are.
     """
-    wanted, depth = k + removable, 64
+    return _in_steps(k + excluded + min(seen, math.ceil(SEEN_AMONG_BEST * math.sqrt(seen * k))), limit)
+
+
+def full_depth(k: int, removable: int, limit: int) -> int:
+    """How many hits are enough whatever stands where: k remain after all `removable` items have been dropped."""
+    return _in_steps(k + removable, limit)
+
+
+def _in_steps(wanted: int, limit: int) -> int:
+    """Round up to 64, 96, 128, 192, 256, ... (2^n and 3 * 2^n) and cut to `limit`.
+
+    So requests of a batch share few distinct searches and none asks for half as much again as it needs.
+    """
+    depth = 64
     while depth < wanted:
         depth *= 2
     if depth > 64 and depth * 3 // 4 >= wanted:

@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import parse_qsl, quote, unquote
 
+import orjson
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from workers.errors import ConfigurationError
 from workers.hiding import HIDDEN, forms, hide
+from workers.scenes import SceneSettings
 
 PREFIX = "RECALL_"
 TOML = "recall.toml"
 URLS = ("redis_url", "milvus_uri")  # may hold a password
 
 AgentKind = Literal["activity", "items", "recall"]
+SceneName = Annotated[str, Field(min_length=1, max_length=64)]
 LocalMilvus = Literal["auto", "server", "lite"]
 AGENT_KINDS: tuple[AgentKind, ...] = ("activity", "items", "recall")
 
@@ -50,15 +53,22 @@ class Settings(BaseSettings):
     requests_retention_ms: int = 86_400_000
 
     user_ttl_ms: int = 90 * 86_400_000
+    popular_refresh_ms: Annotated[int, Field(ge=100)] = 5000  # how often a recall worker reads popular lists anew
 
     index_type: Literal["auto", "FLAT", "HNSW"] = "auto"  # auto: FLAT for fewer than index_flat_below rows, else HNSW
     index_flat_below: int = 10_000
     index_ef: Annotated[int, Field(ge=1, le=32768)] = 200
 
+    scenes: dict[SceneName, SceneSettings] = {}  # what requests get; `default` where they name none
+    reuse_ms: Annotated[int, Field(ge=0, le=1000)] = 1000  # how long an equal request gets the same search results
+    last_lists: Annotated[int, Field(ge=0)] = 10_000  # users' lists kept in memory for when the index is unavailable
+    last_list_ttl_ms: Annotated[int, Field(ge=0)] = 3_600_000
+
     store_timeout_ms: int = 1000
     index_timeout_ms: int = 1500
     tower_timeout_ms: int = 1000
     publish_timeout_ms: int = 30_000
+    wait_for_event_ms: Annotated[int, Field(ge=0, le=60_000)] = 500  # a request with after_event_id, at most
     allow_unsafe: bool = False  # start although `recall doctor` says that data may be lost
     web_bind: str = "127.0.0.1"
     web_port: Annotated[int, Field(ge=0, le=65535)] = 0  # /healthz /readyz /metrics of a worker; 0 = not served
@@ -131,6 +141,15 @@ class Settings(BaseSettings):
             return without_password(value.get_secret_value() if isinstance(value, SecretStr) else value)
         if isinstance(value, SecretStr):
             return HIDDEN if value.get_secret_value() else ""
+        return self.text(name)
+
+    def text(self, name: str) -> str:
+        """The value of a setting as an environment variable holds it."""
+        value = getattr(self, name)
+        if isinstance(value, SecretStr):
+            return value.get_secret_value()
+        if isinstance(value, dict):
+            return orjson.dumps(value, default=lambda model: model.model_dump(exclude_unset=True)).decode()
         return str(value).lower() if isinstance(value, bool) else str(value)
 
     def hide(self, text: str) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from schemas import codec
+from schemas.records import hash64_each
 from workers import views
 from workers.errors import DependencyError
 from workers.settings import Settings
@@ -18,7 +19,7 @@ async def read_titles(settings: Settings, item_ids: Sequence[str]) -> dict[str, 
             return {}
         table = RedisItemTable(connect(settings), settings, view.collection)
         try:
-            records = await table.read(item_ids)
+            records = await table.read(hash64_each(item_ids))
         finally:
             await table.close()
     except DependencyError:

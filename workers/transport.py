@@ -1,7 +1,8 @@
 """The batch transport: Faust's app, agents, rebalances and commits, with batches in place of single messages.
 
 One poll is one merged, cut set of batches over all partitions; the next poll waits until a slot is free and no batch
-waits, so that batches grow with load by themselves. Offsets are committed as the longest finished prefix.
+waits, so that batches grow with load by themselves. An agent with a backlog of its own has a say in it too. Offsets are
+committed as the longest finished prefix.
 
     app = create_app("recall-requests", settings, policy)
     topic = batch_topic(app, "recall-requests")
@@ -33,7 +34,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage
 
 from workers.errors import DependencyUnavailable
-from workers.inflight import Batch, BatchPolicy, InFlight
+from workers.inflight import Backlog, Batch, BatchPolicy, InFlight
 from workers.settings import Settings
 
 log = structlog.get_logger()
@@ -52,10 +53,18 @@ class Consumer(driver.Consumer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.policy: BatchPolicy = self.app.recall_policy
-        self.flight = InFlight(self.policy)
-        self.last_poll = time.monotonic()
         self.wake = asyncio.Event()
+        self.flight = self._new_flight()
+        self.backlog: Backlog | None = None
+        self.last_poll = time.monotonic()
         self._resumed = False  # since the last assignment
+
+    def _new_flight(self) -> InFlight:
+        return InFlight(self.policy, self.wake.set)
+
+    def wants_poll(self) -> bool:
+        """Whether it is time for the next poll, to the batches in flight and to the agent's own backlog."""
+        return self.flight.wants_poll() and (self.backlog is None or self.backlog.wants_poll())
 
     def _new_consumer_thread(self) -> driver.AIOKafkaConsumerThread:
         """The thread that fetches and sends heartbeats, on a loop as fast as the main one."""
@@ -72,7 +81,7 @@ class Consumer(driver.Consumer):
                 if not self._resumed:
                     await asyncio.sleep(0.01)
                     continue
-                if self.flight.wants_poll():
+                if self.wants_poll():
                     await self._poll()
                 await self._deliver()
         except self.consumer_stopped_errors:
@@ -115,9 +124,9 @@ class Consumer(driver.Consumer):
                 batch, None, 0, 0, partition, generation_id=self.app.consumer_generation_id,
             )  # fmt: skip
             await self.callback(message)
-        if not self.flight.wants_poll() and not self.should_stop:
+        if not self.wants_poll() and not self.should_stop:
             self.wake.clear()
-            if not self.flight.wants_poll():
+            if not self.wants_poll():
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.wake.wait(), 0.05)
 
@@ -163,12 +172,16 @@ class Consumer(driver.Consumer):
         if revoked:
             log.info("partitions revoked", topic=_topics(revoked), partitions=_numbers(revoked))
         await super().on_partitions_revoked(revoked)
-        self.flight = InFlight(self.policy)
+        self._renew_flight()
+
+    def _renew_flight(self) -> None:
+        self.flight.drop_waiting()  # also where nothing was drained, as when the group was lost
+        self.flight = self._new_flight()
 
     async def on_partitions_assigned(self, assigned: Any, generation_id: int = 0) -> None:
         """A new assignment starts from the committed offsets."""
         self._resumed = False
-        self.flight = InFlight(self.policy)
+        self._renew_flight()
         log.info("partitions assigned", topic=_topics(assigned), partitions=_numbers(assigned))
         await super().on_partitions_assigned(assigned, generation_id)
 
@@ -252,32 +265,33 @@ def batch_topic(app: Any, name: str) -> Any:
     return app.topic(name, schema=_BatchSchema(), key_type=None, value_type=None)
 
 
-async def serve(stream: Any, handle: Callable[[Batch], Awaitable[None]]) -> None:
-    """Run `handle` for every batch, as many at once as the policy allows. It must finish each record, and not raise.
+async def serve(stream: Any, handle: Callable[[Batch], Awaitable[None]], backlog: Backlog | None = None) -> None:
+    """Run `handle` for every batch, as many at once as the policy allows. It must finish or hold each record.
 
-    If it raises all the same, the process ends without a commit: a supervisor starts it again, and nothing is lost.
+    What is held belongs to the agent's `backlog`, which has a say in when to poll. An exception ends the process.
     """
     consumer = stream.app.consumer
+    consumer.backlog = backlog
     running: set[asyncio.Task[None]] = set()
-
-    async def run(batch: Batch) -> None:
-        try:
-            await handle(batch)
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            log.exception("an agent raised; ending without a commit", topic=batch.records[0].topic)
-            end_process()
-        finally:
-            consumer.wake.set()
-
     async for batch in stream.noack():
         if batch.void:  # a rebalance took its partitions while it lay in the agent's queue
             continue
         batch.started = True
-        task = asyncio.create_task(run(batch))
+        task = asyncio.create_task(or_end_process(handle(batch)))
         running.add(task)
         task.add_done_callback(running.discard)
+
+
+async def or_end_process(work: Awaitable[None]) -> None:
+    """Work that must not raise. If it does, the process ends without a commit.
+
+    A supervisor starts it again, and nothing is lost.
+    """
+    try:
+        await work
+    except Exception:
+        log.exception("an agent raised; ending without a commit")
+        end_process()
 
 
 def end_process() -> NoReturn:
@@ -320,7 +334,8 @@ def liveness(app: Any) -> Liveness:
         lag += max(0, highwater - read) if highwater is not None and read is not None else 0
     oldest_ms = consumer.flight.oldest_ms()
     age_ms = 0 if oldest_ms is None else max(0, time.time_ns() // 1_000_000 - oldest_ms)
-    return Liveness(idle_s, len(assigned), lag, age_ms, consumer.flight.counts[0])
+    working = consumer.flight.counts[0] + (0 if consumer.backlog is None else consumer.backlog.running)
+    return Liveness(idle_s, len(assigned), lag, age_ms, working)
 
 
 async def ask_broker(app: Any) -> None:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from models.event_log import Catalogue, EventLog
 from models.samples import Requests, chunks, is_target, target_requests
+from models.spec import Seen
 from models.tensors import Encoding, Inputs, item_inputs, user_inputs
-from schemas.records import hash64
+from schemas.records import SEEN_ENTRY, among, hash64, seen_items
 
 Float32 = NDArray[np.float32]
 EmbedUsers = Callable[[Inputs], Float32]
@@ -139,8 +140,22 @@ def seen_before(log: EventLog, catalogue: Catalogue, encoding: Encoding, request
         counts = np.isin(log.action, np.array([hash64(name) for name in encoding.spec.seen_actions], dtype=np.uint64))
     index = np.where(counts, catalogue.index_of(log.item), -1)[log.order]
     ends = log.offsets[requests.user] + _earlier(log, requests, encoding)
-    met = [index[begin:end] for begin, end in zip(log.offsets[requests.user].tolist(), ends.tolist(), strict=True)]
-    return [items[items >= 0] for items in met]
+    rule, met = encoding.spec.seen, []
+    for begin, end, as_of_ms in zip(
+        log.offsets[requests.user].tolist(), ends.tolist(), requests.as_of_ms.tolist(), strict=True
+    ):
+        rows = np.arange(begin, end)[index[begin:end] >= 0]
+        if rule.window_ms or len(rows) > rule.cap:
+            rows = rows[_counting(log, log.order[rows], rule, as_of_ms)]
+        met.append(index[rows])
+    return met
+
+
+def _counting(log: EventLog, rows: NDArray[np.int64], rule: Seen, as_of_ms: int) -> NDArray[np.bool_]:
+    """bool[n] of the log's rows that made an item seen: where that item still counts, told as the live system does."""
+    entries = np.zeros(len(rows), dtype=SEEN_ENTRY)
+    entries["item"], entries["timestamp_ms"] = log.item[rows], log.timestamp_ms[rows]
+    return among(entries["item"], seen_items(entries.tobytes(), None, rule.since_ms(as_of_ms), rule.cap))
 
 
 def _earlier(log: EventLog, requests: Requests, encoding: Encoding) -> NDArray[np.int64]:

@@ -49,6 +49,14 @@ async def test_answers_are_exact_and_in_order(shelf: Shelf) -> None:
 
 
 @every
+async def test_exact_gives_what_all_scores_give(shelf: Shelf) -> None:
+    ids = shelf.ids(*(f"item {n}" for n in range(200)))
+    vectors, queries = shelf.vectors(200, 1), shelf.vectors(1, 2)
+    await shelf.upsert(ids, vectors)
+    shelf.assert_best(await shelf.index.exact(queries, 50), queries, ids, vectors, 50)
+
+
+@every
 async def test_a_batch_equals_its_rows(shelf: Shelf) -> None:
     await shelf.upsert(shelf.ids(*(f"item {n}" for n in range(64))), shelf.vectors(64, 1))
     queries = shelf.vectors(64, 2)
@@ -263,5 +271,7 @@ async def test_many_rows_give_a_graph_and_it_finds_the_nearest(collections: Sett
         best = np.argsort(-(vectors[:8] @ vectors.T), axis=1)[:, :k]
         found = [len({ids[n] for n in row} & set(got)) for row, got in zip(best.tolist(), hits.item_ids, strict=True)]
         assert min(found) >= 0.9 * k
+    (exact,) = (await again.exact(vectors[:1], 400)).item_ids
+    assert exact == [ids[n] for n in np.argsort(-(vectors[:1] @ vectors.T), axis=1)[0, :400].tolist()]
     await index.close()
     await again.close()

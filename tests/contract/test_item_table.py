@@ -7,7 +7,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from schemas.records import ItemRecord, hash64
+from schemas.records import ItemRecord, hash64, hash64_each
 from workers.errors import DependencyError, RowRefused
 from workers.ports import ItemTable, UInt64
 from workers.settings import Settings, load_settings
@@ -60,11 +60,11 @@ async def test_reads_what_was_written_in_the_order_asked(table: ItemTable) -> No
     records = [item(f"item {n}", n, value=n) for n in range(300)]
     assert await table.write(records, [None] * 300) == [True] * 300
     asked = ["nobody", "item 7", "item 299", "item 7", "item 0"]
-    assert await table.read(asked) == [None, records[7], records[299], records[7], records[0]]
+    assert await table.read(hash64_each(asked)) == [None, records[7], records[299], records[7], records[0]]
 
 
 async def test_nothing_is_answered_without_the_backend(table: ItemTable) -> None:
-    assert await table.read([]) == []
+    assert await table.read(hash64_each([])) == []
     assert await table.write([], []) == []
     vectors, known = await table.vectors(hashes())
     assert vectors.shape == (0, DIM)
@@ -74,7 +74,7 @@ async def test_nothing_is_answered_without_the_backend(table: ItemTable) -> None
 async def test_hostile_ids(table: ItemTable) -> None:
     records = [item(name, n, value=n) for n, name in enumerate(HOSTILE)]
     assert all(await table.write(records, [None] * len(records)))
-    assert await table.read(HOSTILE) == records
+    assert await table.read(hash64_each(HOSTILE)) == records
     vectors, known = await table.vectors(hashes(*HOSTILE))
     assert known.all()
     assert vectors[:, 0].tolist() == list(range(len(HOSTILE)))
@@ -85,10 +85,10 @@ async def test_a_write_needs_the_record_that_was_read(table: ItemTable) -> None:
     assert await table.write([item("a", 7)], [None]) == [False]
     assert await table.write([item("a", 7)], [4]) == [False]
     assert await table.write([item("a", 7, partition=1)], [5]) == [False]
-    assert await table.read(["a"]) == [item("a", 5)]
+    assert await table.read(hash64_each(["a"])) == [item("a", 5)]
     assert await table.write([item("a", 7)], [5]) == [True]
     assert await table.write([item("b", 9), item("a", 6), item("c", 9)], [None, 5, None]) == [True, False, True]
-    assert await table.read(["a"]) == [item("a", 7)]
+    assert await table.read(hash64_each(["a"])) == [item("a", 7)]
 
 
 @pytest.mark.parametrize("offset", [0, 255, 256, 2**32 - 1, 2**32, 2**53 + 1, 2**62])
@@ -96,7 +96,7 @@ async def test_offsets_of_every_size(table: ItemTable, offset: int) -> None:
     assert await table.write([item("a", offset)], [None]) == [True]
     assert await table.write([item("a", offset + 1)], [offset + 1]) == [False]
     assert await table.write([item("a", offset + 1)], [offset]) == [True]
-    assert (await table.read(["a"]))[0] == item("a", offset + 1)
+    assert (await table.read(hash64_each(["a"])))[0] == item("a", offset + 1)
 
 
 async def test_the_same_write_again_is_no_conflict(table: ItemTable) -> None:
@@ -182,10 +182,10 @@ async def test_collections_do_not_see_each_other(redis_settings: Settings) -> No
     second = RedisItemTable(connect(redis_settings), redis_settings, "items_v2", DIM)
     cursor = (await second.changes(None)).cursor
     await first.write([item("a", 1)], [None])
-    assert await second.read(["a"]) == [None]
+    assert await second.read(hash64_each(["a"])) == [None]
     assert len((await second.changes(cursor)).hashes) == 0
     assert await second.write([item("a", 0)], [None]) == [True]
-    assert await first.read(["a"]) == [item("a", 1)]
+    assert await first.read(hash64_each(["a"])) == [item("a", 1)]
     await first.close()
     await second.close()
 
@@ -210,7 +210,7 @@ async def test_records_that_cannot_be_read_are_named(redis_settings: Settings) -
     await client.set(keys.item_record(redis_settings, COLLECTION, hash64("newer")), b"\x09" + bytes(60))
     await client.set(keys.item_record(redis_settings, COLLECTION, hash64("short")), b"\x01")
     with pytest.raises(RowRefused) as caught:
-        await table.read(["nobody", "newer", "a", "short"])
+        await table.read(hash64_each(["nobody", "newer", "a", "short"]))
     assert caught.value.rows == [1, 3]
     vectors, known = await table.vectors(hashes("newer", "a", "short"))
     assert known.tolist() == [False, True, False]
@@ -238,7 +238,7 @@ async def test_an_unreachable_server_is_a_dependency_error(namespace: str, clust
     )
     table = RedisItemTable(connect(settings), settings, COLLECTION, DIM)
     with pytest.raises(DependencyError):
-        await table.read(["a"])
+        await table.read(hash64_each(["a"]))
     with pytest.raises(DependencyError):
         await table.write([item("a")], [None])
     with pytest.raises(DependencyError):

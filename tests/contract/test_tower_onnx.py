@@ -113,6 +113,13 @@ def test_a_tower_that_is_not_the_bundles_is_refused_in_one_line(bundle: Bundle, 
         OnnxTower(tmp_path / "no.onnx", inputs, outputs, 1000)
 
 
+async def test_a_ping_runs_the_model(tower: OnnxTower) -> None:
+    await tower.ping()
+    await tower.close()
+    with pytest.raises(DependencyUnavailable):
+        await tower.ping()
+
+
 async def test_closing_twice(bundle: Bundle) -> None:
     tower = open_tower(bundle)
     await tower.close()

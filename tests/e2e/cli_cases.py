@@ -48,17 +48,17 @@ def _(idle: Place) -> list[Done]:
 
 @case("any", "an unknown option")
 def _(idle: Place) -> list[Done]:
-    return idle.each(["--nonsense"], ["ask", "--nonsense", "u"], ["watch", "--nonsense"])
+    return idle.each(["--xyz"], ["ask", "--xyz", "u"], ["watch", "--xyz"])
 
 
 @case("any", "a group without a command")
 def _(idle: Place) -> list[Done]:
-    return idle.each(["items"], ["model"], ["topics"], ["dead-letters"])
+    return idle.each(["items"], ["model"], ["topics"], ["users"], ["dead-letters"])
 
 
-@case("`ask`, `send`, `worker`", "an argument is missing")
+@case("`ask`, `send`, `worker`, `users load`", "an argument is missing")
 def _(idle: Place) -> list[Done]:
-    return idle.each(["ask"], ["send"], ["worker"])
+    return idle.each(["ask"], ["send"], ["worker"], ["users", "load"])
 
 
 @case("`worker`, `send`, `watch`, `items load`, `model fit`, `demo`", "a word that is none of those possible")
@@ -97,9 +97,9 @@ def _(idle: Place) -> list[Done]:
     return idle.each(["ask", ""])
 
 
-@case("`ask`, `watch`", "an id that is not UTF-8")
+@case("`ask`, `watch`, `users forget`", "an id that is not UTF-8")
 def _(idle: Place) -> list[Done]:
-    return idle.each(["ask", "\udcff"], ["watch", "--user", "\udcff"])
+    return idle.each(["ask", "\udcff"], ["watch", "--user", "\udcff"], ["users", "forget", "u", "\udcff"])
 
 
 @case("`watch`, `dead-letters list`", "`--limit 0`")
@@ -156,10 +156,11 @@ def _(idle: Place) -> list[Done]:
 # files and folders
 
 
-@case("`send`, `items load`, `model fit`", "no such file")
+@case("`send`, `items load`, `model fit`, `users forget`, `users load`", "no such file")
 def _(idle: Place) -> list[Done]:
     no_activity = [each.replace("activity.jsonl", "nowhere.jsonl") for each in FIT]
-    return idle.each(["send", "activity", "nowhere.jsonl"], ["items", "load", "nowhere.jsonl"], no_activity)
+    users = (["users", "forget", "--file", "nowhere.jsonl"], ["users", "load", "nowhere.jsonl"])
+    return idle.each(["send", "activity", "nowhere.jsonl"], ["items", "load", "nowhere.jsonl"], no_activity, *users)
 
 
 @case("`send`", "a bad line")

@@ -31,9 +31,10 @@ KAFKA_COMMANDS = (
     ("watch",),
     ("items", "load", "items.jsonl"),
     ("topics", "apply"),
+    ("users", "forget", "u"),
     ("dead-letters", "list"),
 )
-ALL = "`ask`, `send`, `watch`, `items load`, `topics apply`, `dead-letters list`"
+ALL = "`ask`, `send`, `watch`, `items load`, `topics apply`, `users forget`, `dead-letters list`"
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def _(idle: Place) -> list[Done]:
         return idle.with_(RECALL_KAFKA_BOOTSTRAP=address).each(*KAFKA_COMMANDS)
 
 
-@case("`ask`, `send`, `watch`, `items load`, `dead-letters list`", "the topics do not exist")
+@case("`ask`, `send`, `watch`, `items load`, `users forget`, `dead-letters list`", "the topics do not exist")
 def _(ready: Ready) -> list[Done]:
     return ready.fresh().each(*(command for command in KAFKA_COMMANDS if command[0] != "topics"))
 
@@ -274,7 +275,9 @@ def _(ready: Ready) -> list[Done]:
 # Ctrl-C
 
 
-@case("`ask`, `send`, `model fit`, `items load --wait`", "Ctrl-C before it is done")
+@case(
+    "`ask`, `send`, `model fit`, `items load --wait`, `users load`, `users forget --wait`", "Ctrl-C before it is done"
+)
 def _(ready: Ready) -> list[Done]:
     place = ready.place
     commands = [
@@ -282,6 +285,8 @@ def _(ready: Ready) -> list[Done]:
         place.start("send", "activity"),
         place.start("items", "load", "items.jsonl", "--wait"),
         place.start("model", "fit", "--data", "generated", "--polish", "--no-activate"),
+        place.start("users", "load", "-"),
+        place.start("users", "forget", "u", "--wait"),
     ]
     asyncio.run(_until_sent(ready.settings))
     time.sleep(1)
@@ -289,11 +294,11 @@ def _(ready: Ready) -> list[Done]:
 
 
 async def _until_sent(settings: Settings) -> None:
-    """Wait until the request and the items are in their topics: then the others are at work as well."""
+    """Wait until request, items and tombstone are in their topics: then the others are at work as well."""
     end = time.monotonic() + 60
     consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap)
     async with connected(settings, consumer):
-        for topic in ("recall-requests", "item-updates"):
+        for topic in ("recall-requests", "item-updates", "user-activity"):
             partitions = [TopicPartition(settings.topic(topic), number) for number in range(settings.partitions)]
             while not any((await consumer.end_offsets(partitions)).values()):
                 assert time.monotonic() < end

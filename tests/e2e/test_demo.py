@@ -24,6 +24,10 @@ def test_demo_without_a_terminal_shows_everything_and_ends(tmp_path: Path) -> No
     assert abs(figures["recall_at_100"] - figures["recall_at_100_offline"]) <= 0.005
     assert figures["recall_at_100"] > figures["recall_at_100_popular"]
     assert figures["new_item_click_changes_list"] is True
+    assert figures["filtered"] > 0
+    assert len(figures["merged"]) > 1
+    assert sum(figures["merged"].values()) == 100
+    assert any("popular" in source for source in figures["merged"])
     assert figures["delete_to_gone_ms"] < 1000
     assert "after liking" in done.stderr
     assert not (tmp_path / "demo" / "stack.json").exists() or _all_ended(tmp_path / "demo" / "stack.json")

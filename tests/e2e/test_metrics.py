@@ -83,7 +83,8 @@ async def test_every_metric_exists_and_moves(
         await sender.item(item)
         for topic in ("user-activity", "item-updates", "recall-requests"):
             await produce(live.settings, live.settings.topic(topic), [(b"k", b"rubbish", ())])
-        asking = asyncio.gather(*(client.ask(request(user)) for _ in range(20)))
+        late = request(user, after_event_id="never-sent")
+        asking = asyncio.gather(client.ask(late), *(client.ask(request(user)) for _ in range(20)))
         for port, earlier in zip([*ports, broken], [*before, {}], strict=True):
             found = await asyncio.to_thread(samples, port)
             moved |= {name for name, value in found.items() if value != earlier.get(name, 0.0)}

@@ -12,7 +12,7 @@ from schemas import codec
 from schemas.activity import UserActivity
 from schemas.items import ItemUpdate
 from schemas.recall import CandidateList, RecallRequest
-from schemas.records import UserRecord
+from schemas.records import UserRecord, hash64_each
 from workers import views
 from workers.client import RecallClient
 from workers.settings import Settings
@@ -96,7 +96,7 @@ class Traffic:
         try:
             names = list(self.activities)
             records = dict(zip(names, await users.records(names), strict=True))
-            unknown = sum(record is None for record in await items.read(self.items))
+            unknown = sum(record is None for record in await items.read(hash64_each(self.items)))
         finally:
             await users.close()
             await items.close()

@@ -217,6 +217,16 @@ async def test_a_user_nobody_knows_can_be_forgotten(table: RedisUserTable) -> No
     assert (await pipeline_on(table).run([did("nobody", 1, 20)])).outcomes == {"forgotten": 1}
 
 
+async def test_a_marker_expires_as_a_record_does(settings: Settings) -> None:
+    table = RedisUserTable(connect(settings), settings.model_copy(update={"user_ttl_ms": 200}))
+    await pipeline_on(table).run([did("a", 1, 1), forgotten("a", 20)])
+    async with asyncio.timeout(20):
+        while (await table.read(["a"])) != [StoredUser(None, b"")]:
+            await asyncio.sleep(0.02)
+    assert (await pipeline_on(table).run([did("a", 1, 1)])).outcomes == {"accepted": 1}
+    await table.close()
+
+
 async def test_an_unreadable_record_is_kept_and_stops_nobody_else(table: RedisUserTable) -> None:
     odd = b"\x02" + b"tokentok" + b"of a version to come"
     await table.write([UserChange("odd", b"", odd, b"x" * 16)])

@@ -38,6 +38,7 @@ from workers.kafka_client import admin_client, connected, produce
 from workers.local.process import end, free_ports, spawn
 from workers.local.redis import find_server
 from workers.local.workers import environment
+from workers.scenes import SceneSettings
 from workers.settings import AGENT_KINDS, Settings
 from workers.stores.connect import connect
 
@@ -396,6 +397,14 @@ async def test_bundles_that_cannot_be_served(settings: Settings, packed: Bundle,
     none = changed(settings, namespace=f"{settings.namespace}_none")
     [finding] = await bundle_check.check(none)
     assert (finding.level, finding.todo) == (Level.WRONG, "make one: recall model fit --data movielens-1m")
+
+
+async def test_a_scene_that_does_not_fit_the_bundle_is_wrong(settings: Settings) -> None:
+    scenes = {"home": SceneSettings(at_most={"seller": 3})}
+    findings = await bundle_check.check(settings.model_copy(update={"scenes": scenes}))
+    wrong = [finding.line for finding in findings if finding.level is Level.WRONG]
+    assert wrong == ["setting scenes.home.at_most: 'seller' is not [filterable] in the bundle"]
+    assert not [finding for finding in await bundle_check.check(settings) if finding.level is Level.WRONG]
 
 
 async def test_a_bundle_that_waits_to_be_active_is_told(settings: Settings, packed: Bundle) -> None:

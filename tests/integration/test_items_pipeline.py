@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from schemas import codec
 from schemas.items import ItemUpdate
-from schemas.records import ItemRecord, hash64
+from schemas.records import ItemRecord, hash64, hash64_each
 from workers.errors import DependencyError, InvalidInput
 from workers.index.milvus import MilvusItemIndex
 from workers.index.milvus_collection import open_index, prepare_index
@@ -23,6 +23,7 @@ from workers.ports import Float32
 from workers.settings import Settings
 from workers.stores import keys
 from workers.stores.connect import connect
+from workers.stores.item_follower import ItemFollower
 from workers.stores.item_redis import RedisItemTable
 from workers.stores.vector_cache import VectorCache
 
@@ -63,6 +64,7 @@ class View:
     index: MilvusItemIndex
     reader: MilvusItemIndex
     cache: VectorCache
+    follower: ItemFollower
     settings: Settings
     collection: str
 
@@ -113,10 +115,11 @@ async def view(settings: Settings, shared: Collection) -> AsyncIterator[View]:
     reader = await open_index(generous, shared)
     table = RedisItemTable(connect(generous), generous, shared.name, DIM)
     cache = VectorCache(table, DIM)
-    await cache.refresh()
+    follower = ItemFollower(table, cache)
+    await follower.refresh()
     fields = ItemsView(DIM, MODEL, ("angle", "genres"))
     pipeline = ItemsPipeline(fields, table, index, AngleTower(), angle_inputs)
-    view = View(pipeline, table, index, reader, cache, generous, shared.name)
+    view = View(pipeline, table, index, reader, cache, follower, generous, shared.name)
     yield view
     await index.delete(await view.nearest(0.0, 1000))
 
@@ -152,7 +155,7 @@ async def test_an_upsert_is_retrievable_with_its_record_and_history_vector(view:
     assert await view.codes(event, upsert("b", 2.0, 8)) == [None, None]
     assert await view.until_nearest(1.0, "a") < 1.0
     assert await view.nearest(2.0) == ["b", "a"]
-    [record] = await view.table.read(["a"])
+    [record] = await view.table.read(hash64_each(["a"]))
     assert record == ItemRecord(
         "a", 0, 7, version=2, history_vector=(2 * towards(1.0)).astype("<f4").tobytes(), update=event.raw
     )
@@ -165,7 +168,7 @@ async def test_an_update_moves_the_item_everywhere(view: View) -> None:
     await view.cache.vectors(hashes("a", "b")[None, :])
     await view.codes(upsert("a", 3.0, 2))
     await view.until_nearest(3.0, "a")
-    await view.cache.refresh()
+    await view.follower.refresh()
     assert np.allclose(
         (await view.cache.vectors(hashes("a", "b")[None, :]))[0], 2 * np.vstack([towards(3), towards(2)])
     )
@@ -177,11 +180,11 @@ async def test_a_deleted_item_is_gone(view: View, kind: Callable[[str, int], Ite
     await view.until_nearest(1.0, "a")
     gone = kind("a", 2)
     assert await view.codes(gone) == [None]
-    await view.cache.refresh()
+    await view.follower.refresh()
     assert view.cache.deleted(hashes("a", "b")).tolist() == [True, False]  # at once, before the index shows it
     assert await view.until_gone("a") < 1.0
     assert await view.nearest(1.0) == ["b"]
-    [record] = await view.table.read(["a"])
+    [record] = await view.table.read(hash64_each(["a"]))
     assert record is not None
     assert (record.deleted, record.update, record.history_vector) == (True, gone.raw, b"")
     assert not (await view.cache.vectors(hashes("a")[None, :])).any()
@@ -196,7 +199,7 @@ async def test_redelivery_and_an_earlier_offset_change_nothing(view: View) -> No
     await view.until_nearest(1.5, "a")
     await view.until_gone("b")
     assert await view.nearest(1.5) == ["a"]
-    records = await view.table.read(["a", "b"])
+    records = await view.table.read(hash64_each(["a", "b"]))
     assert [record and (record.offset, record.deleted) for record in records] == [(3, False), (2, True)]
 
 
@@ -229,7 +232,7 @@ async def test_two_ids_with_one_hash_cannot_both_be_stored(view: View) -> None:
     standing = ItemRecord("another id", 0, 1)
     await client.set(keys.item_record(view.settings, view.collection, hash64("a")), standing.encode())
     assert await view.codes(upsert("a", 1.0, 5), upsert("b", 2.0, 6)) == ["hash_collision", None]
-    assert await view.table.read(["a"]) == [standing]
+    assert await view.table.read(hash64_each(["a"])) == [standing]
     await client.aclose()
 
 
@@ -257,7 +260,7 @@ async def test_rows_that_are_refused_do_not_take_others_with_them(view: View) ->
     }
     good = [event.item_id for n, event in enumerate(events) if n not in {3, 11, 15}]
     await view.until_found(*good)
-    assert await view.table.read(["item 11", "item 15", long_id]) == [None] * 3
+    assert await view.table.read(hash64_each(["item 11", "item 15", long_id])) == [None] * 3
 
 
 async def test_large_values_do_not_make_a_row_too_large(view: View) -> None:
@@ -290,7 +293,7 @@ async def test_two_workers_at_once_leave_the_later_offset(view: View, shared: Co
         newer = [upsert(f"item {n}", 3.0, offset + 5 + n) for n in range(5)]
         await asyncio.gather(other.run(older), view.pipeline.run(newer))
         names = [event.item_id for event in newer]
-        records = await view.table.read(names)
+        records = await view.table.read(hash64_each(names))
         assert [record and record.offset for record in records] == [offset + 5 + n for n in range(5)]
         await view.codes(upsert(f"last {turn}", 3.0, turn))
         await view.until_found(f"last {turn}")  # whatever was written before it is seen with it

@@ -12,16 +12,16 @@ from schemas import codec
 from schemas.activity import UserActivity
 from schemas.recall import RecallRequest
 from tests.e2e.conftest import fit_small
+from tests.integration.recall_system import plain_pipeline
 from workers.clock import SystemClock
-from workers.dependencies import Dependencies
 from workers.index.milvus_collection import prepare_index
 from workers.index.schema import Collection
-from workers.metrics import Metrics
 from workers.pipelines.activity import ActivityEvent, ActivityPipeline
 from workers.pipelines.items import ItemEvent, ItemsPipeline, ItemsView
-from workers.pipelines.recall import Incoming, RecallPipeline, StepTimeouts, View
+from workers.pipelines.recall import Incoming
 from workers.settings import Settings
 from workers.stores.connect import connect
+from workers.stores.item_follower import ItemFollower
 from workers.stores.item_redis import RedisItemTable
 from workers.stores.user_redis import RedisUserTable
 from workers.stores.vector_cache import VectorCache
@@ -58,17 +58,8 @@ async def test_a_marketplace_is_served(settings: Settings, tmp_path: Path) -> No
         )
 
     vectors = VectorCache(table, dim)
-    await vectors.refresh()
-    recall = RecallPipeline(
-        View(encoding, dim, bundle.version, collection.name),
-        users,
-        vectors,
-        user_tower,
-        index,
-        SystemClock(),
-        StepTimeouts(5000, 5000, 5000),
-        Dependencies("recall", Metrics()),
-    )
+    await ItemFollower(table, vectors).refresh()
+    recall = plain_pipeline(bundle, user_tower, users=users, table=table, vectors=vectors, index=index)
 
     async def ask(context: dict | None = None, k: int = 300) -> list[str]:
         request = RecallRequest(

@@ -15,6 +15,7 @@ from schemas import codec
 from schemas.dead_letter import from_message
 from schemas.recall import RecallRequest
 from tests.e2e.conftest import fit_small
+from tests.integration.recall_system import plain_pipeline
 from workers import topics
 from workers.agents import Context, RecallAgent
 from workers.clock import SystemClock
@@ -23,13 +24,9 @@ from workers.index.memory import MemoryItemIndex
 from workers.index.schema import Collection
 from workers.inflight import BatchPolicy, InFlight
 from workers.metrics import Metrics
-from workers.pipelines.recall import RecallPipeline, StepTimeouts, View
 from workers.ports import IndexRows
 from workers.publisher import Outgoing, Publisher
 from workers.settings import Settings
-from workers.stores.item_memory import MemoryItemTable
-from workers.stores.user_memory import MemoryUserTable
-from workers.stores.vector_cache import VectorCache
 from workers.towers.onnx import OnnxTower
 from workers.transport import MAX_REQUEST_BYTES, batch_topic, create_app, serve
 
@@ -106,16 +103,7 @@ async def test_an_answer_that_is_too_large_is_said_and_its_request_kept(
     clock = SystemClock()
     metrics = Metrics()
     dependencies = Dependencies("recall", metrics)
-    pipeline = RecallPipeline(
-        View(bundle.encoding, 32, bundle.version, "c"),
-        MemoryUserTable(),
-        VectorCache(MemoryItemTable(32), 32),
-        tower,
-        index,
-        clock,
-        StepTimeouts(1000, 1000, 1000),
-        dependencies,
-    )
+    pipeline = plain_pipeline(bundle, tower, index=index)
     context = Context("recall", settings, publisher, metrics, dependencies, clock)
     agent = RecallAgent(context, pipeline, settings.partitions)
     flight = InFlight(BatchPolicy())
@@ -140,9 +128,11 @@ async def test_an_answer_that_is_too_large_is_said_and_its_request_kept(
     batch = flight.take()
     assert batch is not None
     await agent.handle(batch)
+    async with asyncio.timeout(20):
+        while flight.committable() != {(records[0].topic, 0): 2}:
+            await asyncio.sleep(0.01)
     await tower.close()
 
-    assert flight.committable() == {(records[0].topic, 0): 2}
     answers = {
         a.request_id: a for a in (codec.decode_candidates(r.value) for r in await read(settings, "recall-candidates"))
     }

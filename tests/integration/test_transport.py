@@ -23,12 +23,15 @@ from workers.settings import Settings
 
 SCRIPT = Path(__file__).with_name("passthrough.py")
 PARTITIONS = 4
+both_ways = pytest.mark.parametrize("flow", ["whole", "apart"], indirect=True)
+"""Batches that are finished as they came, and records that wait in an intake: see passthrough.py."""
 
 
 class Flow:
     """A source and a target topic, workers between them, and what came through."""
 
-    def __init__(self, settings: Settings, folder: Path) -> None:
+    def __init__(self, settings: Settings, folder: Path, how: str = "whole") -> None:
+        self.how = how
         self.settings = settings.model_copy(update={"data_dir": folder})
         self.group, self.source, self.target = (f"{settings.namespace}.{name}" for name in ("group", "in", "out"))
         self.workers: list[subprocess.Popen[bytes]] = []
@@ -48,7 +51,7 @@ class Flow:
 
     def spawn(self, work_ms: float = 2.0) -> "subprocess.Popen[bytes]":
         """One more worker."""
-        command = [sys.executable, str(SCRIPT), self.group, self.source, self.target, str(work_ms)]
+        command = [sys.executable, str(SCRIPT), self.group, self.source, self.target, str(work_ms), self.how]
         log = (self._folder / f"worker-{len(self.workers)}.log").open("wb")
         with log:
             env = os.environ | environment(self.settings)
@@ -113,8 +116,8 @@ class Flow:
 
 
 @pytest.fixture
-async def flow(settings: Settings, tmp_path: Path) -> AsyncIterator[Flow]:
-    flow = Flow(settings, tmp_path)
+async def flow(settings: Settings, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Flow]:
+    flow = Flow(settings, tmp_path, getattr(request, "param", "whole"))
     await flow.start()
     yield flow
     await flow.stop()
@@ -124,6 +127,7 @@ def repeats(values: Counter[bytes]) -> int:
     return values.total() - len(values)
 
 
+@both_ways
 async def test_kill_9_in_mid_stream_loses_nothing(flow: Flow) -> None:
     first, _ = flow.spawn(), flow.spawn()
     feeding = asyncio.create_task(flow.feed(15_000, 1500))
@@ -137,6 +141,7 @@ async def test_kill_9_in_mid_stream_loses_nothing(flow: Flow) -> None:
     assert max(values.values()) <= 2, "one kill repeats what was not committed, once"
 
 
+@both_ways
 async def test_a_joining_worker_loses_and_repeats_nothing(flow: Flow) -> None:
     flow.spawn(), flow.spawn()
     feeding = asyncio.create_task(flow.feed(12_000, 1500))
@@ -147,6 +152,7 @@ async def test_a_joining_worker_loses_and_repeats_nothing(flow: Flow) -> None:
     assert (len(values), repeats(values)) == (flow.sent, 0)
 
 
+@both_ways
 @pytest.mark.timeout(600)
 async def test_thirty_sigterms_under_load_repeat_nothing(flow: Flow) -> None:
     stayer = flow.spawn()
@@ -189,6 +195,7 @@ async def _ready(flow: Flow, worker: "subprocess.Popen[bytes]") -> None:
         await admin.close()
 
 
+@both_ways
 async def test_an_exception_in_an_agent_ends_the_process_and_loses_nothing(flow: Flow) -> None:
     worker = flow.spawn()
     await flow.feed(500, 5000)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from workers.bench import report
-from workers.bench.load import Answers, Job, _report, _status
+from workers.bench.load import Answers, Job, _report, _status, in_turn
 from workers.bench.loop import Job as LoopJob
 from workers.bench.loop import _batches
 from workers.bench.system import Scrape, batch_sizes, machine
@@ -65,6 +65,21 @@ async def test_what_was_never_answered_is_counted_and_has_no_latency() -> None:
     assert found["p50_ms"] == 200.0
 
 
+async def test_in_time_is_what_is_ok_and_came_within_its_timeout() -> None:
+    job = Job("j", ["u"], requests=5, per_second=0, timeout_ms=1000, warm_up=0.2)
+    found = await answers([0.1, 0.2, 1.1, float("nan"), 0.3], job)
+    found.ok[:] = [True, True, True, True, False]
+    assert _report(job, found, np.zeros(5), 1.0)["in_time_part"] == 0.25, "one of the last four"
+
+
+def test_nobody_asks_again_before_everybody_has_asked() -> None:
+    asked = in_turn(["a", "b", "c"], 8, "seed")
+    assert asked[:3] == asked[3:6]
+    assert sorted(asked[:3]) == ["a", "b", "c"]
+    assert asked[6:] == asked[:2]
+    assert in_turn(["a", "b", "c"], 8, "seed") == asked
+
+
 def test_the_status_of_an_answer_is_read_without_its_list() -> None:
     assert _status(b'{"request_id":"r","status":"degraded","item_ids":["\\"status\\":\\"ok\\""]}') == "degraded"
 
@@ -98,6 +113,32 @@ FIGURES: dict[str, Any] = {
     "paced_p50_ms": 5.5,
     "paced_p99_ms": 20.5,
     "paced_messages": 5000,
+    "waiter_p50_ratio": 1.043,
+    "waiting": {"ratios": [0.98, 1.043, 1.07], "p50_ms_without": 9.1, "p50_ms_beside": 9.5, "waited": 120},
+    "goodput_ratio": 0.912,
+    "overload": {
+        "saturation_per_s": 2000.0,
+        "offered_per_s": 3000.0,
+        "requests": 60_000,
+        "answered": 60_000,
+        "statuses": {"rejected": 20_000, "ok": 40_000},
+    },
+    "seen": {
+        "items": 3883,
+        "index_type": "FLAT",
+        "short_lists": 0,
+        "recall_at_100": 0.25,
+        "recall_at_100_exact": 0.25,
+        "overlap_at_100": 1.0,
+        "targets": 4800,
+        "p50_ratio": 1.2,
+        "p50_ratios": [1.1, 1.3],
+        "light": {"p50_ms": 15.5, "p99_ms": 35.5},
+        "heavy": {"p50_ms": 20.5, "p99_ms": 40.5},
+        "readers": {"heavy": 500, "light": 500},
+        "households": 145,
+        "seen_items": {"heavy": [500, 690, 1850], "light": [20, 22, 26]},
+    },
     "recall": {
         "20000": {
             "catalogue": {"index_type": "HNSW", "segments": 1, "items_per_s": 9000, "cpu_us_per_item": 40.0},
@@ -123,6 +164,11 @@ def test_tables_hold_the_figures_of_the_parts_that_ran() -> None:
     assert "| half | 1,234 | 1.5 / 9.5 | 88.1 | 100 of 101 | 1 of <= 2, 7 of <= 64 |" in tables
     assert "`worker_cpu_ratio` 1.259, the median of 3 rounds (from 1.2 to 1.3)" in tables
     assert "p99 20.5 ms" in tables
+    assert "`waiter_p50_ratio` 1.043, the median of 3 rounds (from 0.98 to 1.07; 120 have waited)" in tables
+    assert "3,000 requests a second where 2,000 can be done; 60,000 of 60,000 answered (40,000 ok, 20,000" in tables
+    assert "`goodput_ratio` 0.912" in tables
+    assert "| heavy | 500 | 500 / 690 / 1,850 | 20.5 / 40.5 |" in tables
+    assert "`p50_ratio` 1.2, the median of 2 rounds (from 1.1 to 1.3)" in tables
     assert "transport_ratio" not in tables
     without = copy.deepcopy(FIGURES)
     del without["recall"]

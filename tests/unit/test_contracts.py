@@ -35,10 +35,20 @@ def test_generated_files_are_what_the_structs_say() -> None:
         assert path.read_text() == text, f"{path} has drifted: python -m schemas.generate"
 
 
+def _agrees(decoded: Any, means: Any) -> bool:
+    """Whether both are the same, but for fields that came later: those are at a default that says nothing."""
+    if not isinstance(decoded, dict):
+        return bool(decoded == means)
+    later = decoded.keys() - means.keys()
+    return means.keys() <= decoded.keys() and all(
+        not decoded[name] if name in later else _agrees(decoded[name], means[name]) for name in decoded
+    )
+
+
 @pytest.mark.parametrize(("topic", "case"), [case[1:] for case in golden()], ids=[case[0] for case in golden()])
 def test_golden_events_decode_to_what_they_meant(topic: str, case: dict[str, Any]) -> None:
     decoded = DECODE[topic](json.dumps(case["event"]).encode())
-    assert msgspec.to_builtins(decoded) == case["means"]
+    assert _agrees(msgspec.to_builtins(decoded), case["means"])
     jsonschema.validate(case["event"], generate.json_schema(generate.EVENTS[topic]))
 
 

@@ -6,6 +6,8 @@ import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("schemas", "models", "workers")
 ALLOWED = {"schemas": {"schemas"}, "models": {"schemas", "models"}, "workers": {"schemas", "models", "workers"}}
@@ -14,6 +16,7 @@ VENDORS = {
     "pymilvus": {"workers/index", "workers/local/probes.py"},
     "grpc": {"workers/index", "workers/local/probes.py"},
     "onnxruntime": {"workers/towers"},
+    "pyarrow": {"workers/parquet.py"},
     "faust": {"workers/app.py", "workers/agents.py", "workers/transport.py"},
     "onnx": {"models/graphs.py"},
     "scipy": {"models/samples.py", "models/closed_form.py", "models/polish.py"},
@@ -64,7 +67,8 @@ def test_modules_form_no_cycle() -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    heavy = ("numpy", "aiokafka", "redis", "pymilvus", "onnxruntime", "faust", "pydantic", "models", "workers.settings")
+    vendors = ("numpy", "aiokafka", "redis", "pymilvus", "onnxruntime", "faust", "pydantic", "pyarrow")
+    heavy = (*vendors, "models", "workers.settings")
     code = (
         "import sys\n"
         "from workers.cli.main import main\n"
@@ -79,3 +83,10 @@ def test_help_imports_nothing_heavy() -> None:
 def test_no_file_outgrows_its_subject() -> None:
     long = {str(path): len(path.read_text().splitlines()) for path in modules().values()}
     assert {path: lines for path, lines in long.items() if lines > 400} == {}
+
+
+@pytest.mark.parametrize("command", ["demo", "bench", "model"])
+def test_commands_that_say_how_many_threads_numpy_has_are_there_before_it(command: str) -> None:
+    script = f"import sys, workers.cli.{command}; print('numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

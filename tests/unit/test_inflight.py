@@ -108,6 +108,50 @@ def test_what_nobody_started_is_given_up() -> None:
     assert flight.committable() == {("t", 0): 1}
 
 
+def test_a_drain_waits_for_held_records_that_were_started_and_gives_up_the_others() -> None:
+    changes: list[None] = []
+    flight = InFlight(BatchPolicy(), lambda: changes.append(None))
+    flight.add(poll(3))
+    (batch,) = take_all(flight)
+    first, second, _ = batch.records
+    for record in batch.records:
+        batch.hold(record)
+    assert not flight.unfinished(), "nobody works on them yet"
+    assert batch.start(first)
+    flight.drop_waiting()
+    assert (batch.start(first), batch.start(second)) == (True, False)
+    assert flight.unfinished()
+    seen = len(changes)
+    batch.done(first)
+    assert len(changes) > seen, "who waits for it is told"
+    assert not flight.unfinished()
+    assert flight.committable() == {("t", 0): 1}
+
+
+def test_after_a_drain_nothing_begins() -> None:
+    flight = InFlight(BatchPolicy())
+    flight.drop_waiting()
+    flight.add(poll(3))
+    assert flight.take() is None
+
+
+def test_the_oldest_record_is_that_of_the_oldest_batch_with_anything_unfinished() -> None:
+    flight = InFlight(BatchPolicy(max_batch=2, in_flight=9))
+    assert flight.oldest_ms() is None
+    flight.add(poll(6))
+    first, second, third = take_all(flight)
+    first.hold(first.records[0])
+    first.done()
+    second.done()
+    assert flight.oldest_ms() == 1000, "it is held"
+    first.done(first.records[0])
+    assert flight.oldest_ms() == 1040
+    for record in third.records:
+        third.done(record)
+        third.done(record)  # once more changes nothing
+    assert flight.oldest_ms() is None
+
+
 @given(
     st.lists(st.integers(0, 12), min_size=1, max_size=4),
     st.integers(1, 7),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from schemas import codec
 from schemas.items import ItemUpdate
-from schemas.records import ItemRecord
+from schemas.records import ItemRecord, hash64_each
 from workers.errors import DependencyUnavailable, RowRefused
 from workers.index.memory import MemoryItemIndex
 from workers.index.schema import Collection
@@ -76,7 +76,7 @@ class View:
         return dict(zip(hits.item_ids[0], hits.scores[0].tolist(), strict=True))
 
     async def record(self, item_id: str) -> ItemRecord:
-        record = (await self.table.read([item_id]))[0]
+        record = (await self.table.read(hash64_each([item_id])))[0]
         assert record is not None
         return record
 
@@ -202,7 +202,7 @@ async def test_a_row_that_the_index_refuses_is_found_and_refused_alone(view: Vie
     events = [upsert(f"item {n}", 13 if n in guilty else n + 1, n) for n in range(7)]
     assert await view.codes(*events) == ["index_refused" if n in guilty else None for n in range(7)]
     assert await view.values() == {f"item {n}": n + 1 for n in range(7) if n not in guilty}
-    assert [record is None for record in await view.table.read([e.item_id for e in events])] == [
+    assert [record is None for record in await view.table.read(hash64_each([e.item_id for e in events]))] == [
         n in guilty for n in range(7)
     ]
 
@@ -252,7 +252,7 @@ async def test_a_worker_that_was_overtaken_leaves_the_others_effect(
     result = await ours.run([upsert("a", 1, 3), upsert("b", 2, 4)])
     assert [None if error is None else str(error.code) for error in result.errors] == [code, None]
     assert await view.values() == standing
-    record = (await table.read(["a"]))[0]
+    record = (await table.read(hash64_each(["a"])))[0]
     assert record is not None
     assert (record.partition, record.offset) == fence
 
@@ -282,7 +282,7 @@ def test_batches_and_redelivery_change_nothing(
             events.append(tombstone(item_id, offset) if kind == "tombstone" else delete(item_id, offset))
 
     async def state(view: View) -> tuple[dict[str, float], list[ItemRecord | None]]:
-        return await view.values(), await view.table.read(["a", "b"])
+        return await view.values(), await view.table.read(hash64_each(["a", "b"]))
 
     async def check() -> None:
         one_by_one, cut = View(), View()

@@ -1,10 +1,13 @@
 """The evaluation protocol, against an example that is worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
+from msgspec import structs
 
 from models.evaluation import protocol
 from models.event_log import Catalogue, EventLog
-from models.spec import builtin_spec, load_spec
+from models.spec import Seen, builtin_spec, load_spec
 from models.tensors import Encoding, build_vocabularies
 from schemas.activity import UserActivity
 from schemas.items import ItemUpdate
@@ -55,6 +58,18 @@ def test_what_was_met_in_strictly_earlier_seconds_is_no_candidate() -> None:
     met = protocol.seen_before(LOG, CATALOGUE, ENCODING, ASKED.requests)
     names = [sorted(CATALOGUE.item_ids[i] for i in items) for items in met]
     assert names == [["a"], ["a", "b", "c", "d"], []]
+
+
+def test_the_seen_rule_is_that_of_the_live_system() -> None:
+    def met(seen: Seen) -> list[list[str]]:
+        encoding = replace(ENCODING, spec=structs.replace(SPEC, seen=seen))
+        found = protocol.seen_before(LOG, CATALOGUE, encoding, ASKED.requests)
+        return [sorted(CATALOGUE.item_ids[i] for i in items) for items in found]
+
+    assert met(Seen(("rate",), window_ms=2000)) == [[], ["b", "c", "d"], []]
+    assert met(Seen(("rate",), window_ms=1999)) == [[], ["d"], []]
+    assert met(Seen(("rate",), cap=1)) == [["a"], ["d"], []]
+    assert met(Seen(("view",), cap=1)) == [[], [], []]
 
 
 def test_exact_ranks_and_ties() -> None:

@@ -148,6 +148,28 @@ def test_seen_items_stand_once_and_as_of_a_time() -> None:
     assert compact_seen(b"") == b""
 
 
+ENTRIES = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 50)), max_size=60)
+
+
+@given(ENTRIES, st.none() | st.integers(0, 51), st.none() | st.integers(-5, 51), st.integers(1, 31))
+def test_seen_items_of_a_window_and_the_newest_of_them(
+    pairs: list[tuple[int, int]], before_ms: int | None, since_ms: int | None, cap: int
+) -> None:
+    newest: dict[int, int] = {}
+    for item, at_ms in pairs:
+        if (before_ms is None or at_ms < before_ms) and (since_ms is None or at_ms >= since_ms):
+            newest[item] = max(at_ms, newest.get(item, 0))
+    expected = sorted(sorted(newest, key=lambda item: (newest[item], item))[-cap:])
+    assert seen_items(entries(*pairs), before_ms, since_ms, cap).tolist() == expected
+
+
+def test_a_window_of_an_item_that_was_seen_again_begins_with_its_newest_time() -> None:
+    raw = entries((9, 50), (3, 10), (9, 20))
+    assert seen_items(raw, since_ms=30).tolist() == seen_items(compact_seen(raw), since_ms=30).tolist() == [9]
+    assert seen_items(raw, since_ms=50).tolist() == [9], "at that time still counts"
+    assert seen_items(raw, since_ms=51).tolist() == []
+
+
 def test_compaction_keeps_the_newest_time_and_the_newest_items() -> None:
     assert compact_seen(entries((9, 50), (3, 10), (9, 20), (4, 50))) == entries((3, 10), (4, 50), (9, 50))
     many = entries(*((n, n // 3) for n in range(MAX_SEEN_ITEMS + 10)))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from schemas.recall import Removed
 from schemas.records import hash64
-from workers.select import candidates, search_depth
+from workers.select import candidates, first_depth, full_depth
 
 NONE = np.zeros(0, dtype=np.uint64)
 
@@ -84,7 +84,39 @@ def test_hits_that_do_not_come_in_order_are_ordered() -> None:
     assert (selection.item_ids, selection.scores.tolist()) == (["a", "b", "c", "d"], [3, 3, 2, 1])
 
 
-def test_search_depth_leaves_room_for_everything_removable_in_few_distinct_steps() -> None:
-    assert [search_depth(100, n, 16384) for n in (0, 28, 29, 92, 93, 412, 413)] == [128, 128, 192, 192, 256, 512, 768]
-    assert [search_depth(k, 0, 16384) for k in (1, 64, 65, 96, 97)] == [64, 64, 96, 96, 128]
-    assert search_depth(1000, 20_000, 16384) == 16384
+LIMIT = 16384
+
+
+def test_full_depth_leaves_room_for_everything_removable_in_few_distinct_steps() -> None:
+    assert [full_depth(100, n, LIMIT) for n in (0, 28, 29, 92, 93, 412, 413)] == [128, 128, 192, 192, 256, 512, 768]
+    assert [full_depth(k, 0, LIMIT) for k in (1, 64, 65, 96, 97)] == [64, 64, 96, 96, 128]
+    assert full_depth(1000, 20_000, LIMIT) == LIMIT
+
+
+def test_first_depth_grows_with_the_root_of_the_seen_items() -> None:
+    assert [first_depth(100, n, 0, LIMIT) for n in (0, 20, 100, 250, 600, 1000, 2000)] == [
+        *(128, 128, 192, 256, 256, 384, 384),
+    ]
+    assert first_depth(1000, 2000, 0, LIMIT) == 2048
+    assert first_depth(100, 2000, 0, 200) == 200
+
+
+def test_first_depth_leaves_room_for_every_excluded_item() -> None:
+    assert first_depth(100, 0, 412, LIMIT) == 512
+    assert first_depth(100, 0, 413, LIMIT) == 768
+
+
+@given(st.integers(1, 1000), st.integers(0, 2000), st.integers(0, 1000), st.integers(1, LIMIT))
+def test_the_first_search_is_never_deeper_than_the_full_one(k: int, seen: int, excluded: int, limit: int) -> None:
+    first = first_depth(k, seen, excluded, limit)
+    assert min(k + excluded, limit) <= first <= full_depth(k, seen + excluded, limit) <= limit
+
+
+@given(st.integers(1, 200), st.integers(0, 500), st.data())
+def test_full_depth_is_enough_wherever_the_seen_items_stand(k: int, seen: int, data: st.DataObject) -> None:
+    depth = full_depth(k, seen, LIMIT)
+    ids = [f"i{n}" for n in range(depth)]
+    met = ids[:seen] if data.draw(st.booleans()) else data.draw(st.randoms()).sample(ids, seen)
+    scores = np.arange(depth, 0, -1, dtype=np.float32)
+    found = candidates(ids, scores, k=k, seen=hashes(*met), excluded=NONE, deleted=Deleted())
+    assert len(found.item_ids) == k

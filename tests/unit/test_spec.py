@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.spec import SpecError, builtin_spec, load_spec, parse_spec
+from models.spec import Popular, SpecError, builtin_spec, load_spec, parse_spec
 
 GOOD = """
 name = "shop"
@@ -32,6 +32,32 @@ def test_layout_and_comments_do_not_change_the_hash_but_meaning_does() -> None:
     assert parse_spec(GOOD.replace("length = 10", "length = 11")).hash != spec.hash
 
 
+def test_a_spec_without_what_came_later_keeps_the_hash_that_bundles_were_packed_with() -> None:
+    """Another hash would refuse every bundle that exists. The expected ones are those of the first release."""
+    assert parse_spec(GOOD).hash == "3ebeaa0012d1874d81aa15fe8af1e8537c67fbd6d033fd3429906d79699a98fb"
+    seen = GOOD + '[seen]\nactions = ["view"]\n'
+    assert parse_spec(seen).hash == "490d05047aae52ad9287b6c91e640952a871e6cca15dcc9bb4ef838368c66759"
+    assert parse_spec(seen + "window_ms = 0\ncap = 2000\n").hash == parse_spec(seen).hash
+    assert parse_spec(f"{GOOD}[popular]\nhalf_life_ms = 604_800_000\n").hash == parse_spec(GOOD).hash
+
+
+@pytest.mark.parametrize(
+    "line", ["[seen]\nwindow_ms = 60000", "[seen]\ncap = 1999", "[popular]\nhalf_life_ms = 604_800_001"]
+)
+def test_another_rule_is_another_spec(line: str) -> None:
+    assert parse_spec(f"{GOOD}{line}\n").hash != parse_spec(GOOD).hash
+
+
+def test_from_when_on_an_item_counts_as_seen() -> None:
+    assert parse_spec(GOOD).seen.since_ms(5000) is None
+    assert parse_spec(GOOD + "[seen]\nwindow_ms = 60000\n").seen.since_ms(100_000) == 40_000
+
+
+def test_popularity_per_value_of_a_profile_field() -> None:
+    text = f'{GOOD}[popular]\nsegment = "city"\n'.replace("[profile]", '[profile]\ncity = { kind = "category" }')
+    assert parse_spec(text).popular == Popular(half_life_ms=7 * 86_400_000, segment="city")
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
@@ -49,6 +75,10 @@ def test_layout_and_comments_do_not_change_the_hash_but_meaning_does() -> None:
         (("[history]", "[historie]"), "Object"),
         (('kind = "number"', 'kind = "numeric"'), "Invalid enum value 'numeric'"),
         (('name = "shop"', "name = "), "Invalid value"),
+        (("[target]", "[seen]\nwindow_ms = -1\n[target]"), "seen.window_ms is -1, must be at least 0 (0 = for ever)"),
+        (("[target]", "[seen]\ncap = 0\n[target]"), "seen.cap is 0, 1 to 2000 are possible"),
+        (("[target]", "[seen]\ncap = 2001\n[target]"), "seen.cap is 2001, 1 to 2000 are possible"),
+        (("[target]", "[seen]\nwindow_s = 1\n[target]"), "unknown field `window_s`"),
         (("[target]", '[[history.codes]]\naction = "buy"\n[target]'), "same action and range twice"),
         (('name = "shop"', 'name = "../shop"'), "name is '../shop', must be 1 to 64 letters"),
         (("length = 10", "length = 10\nsession_ms = 0"), "history.session_ms is 0"),
@@ -59,6 +89,26 @@ def test_layout_and_comments_do_not_change_the_hash_but_meaning_does() -> None:
             "history.codes, entry 1: no value is at least 2.0 and below 1.0",
         ),
         (("[profile]", "at_least = inf\n[profile]"), "target.at_least must be a finite number"),
+        (
+            ("[item]", "[seen]\nwindow_ms = -1\n[item]"),
+            "seen.window_ms is -1, must be at least 0",
+        ),
+        (
+            ("[item]", "[seen]\ncap = 2001\n[item]"),
+            "seen.cap is 2001, 1 to 2000 are possible",
+        ),
+        (
+            ("[item]", "[popular]\nhalf_life_ms = 59_999\n[item]"),
+            "popular.half_life_ms is 59999, must be at least 60000",
+        ),
+        (
+            ("[item]", '[popular]\nsegment = "age"\n[item]'),
+            "popular.segment is 'age', must be a field of profile of kind",
+        ),
+        (
+            ("[item]", '[popular]\nsegment = "cities"\n[item]'),
+            "popular.segment is 'cities', must be a field of profile",
+        ),
         (("price =", "code ="), "item.code: the item tower's input item_code is"),
     ],
 )

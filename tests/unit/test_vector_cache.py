@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from schemas.records import ItemRecord, hash64
+from schemas.records import ItemRecord, hash64, hash64_each
 from workers.errors import DependencyUnavailable
 from workers.ports import Float32, ItemChanges, UInt64
+from workers.stores.item_follower import ItemFollower
 from workers.stores.item_memory import MemoryItemTable
 from workers.stores.vector_cache import DELETED_TTL_S, UNKNOWN_TTL_S, VectorCache
 
@@ -55,7 +56,7 @@ def item(name: str, value: float, offset: int = 0, *, deleted: bool = False) -> 
 
 
 async def put(table: CountedTable, *records: ItemRecord) -> None:
-    stored = await table.read([record.item_id for record in records])
+    stored = await table.read(hash64_each([record.item_id for record in records]))
     assert all(await table.write(records, [None if record is None else record.offset for record in stored]))
 
 
@@ -84,10 +85,15 @@ def timer() -> Timer:
 
 
 @pytest.fixture
-async def cache(table: CountedTable, timer: Timer) -> VectorCache:
-    cache = VectorCache(table, DIM, now_s=timer)
-    await cache.refresh()
-    return cache
+def cache(table: CountedTable, timer: Timer) -> VectorCache:
+    return VectorCache(table, DIM, now_s=timer)
+
+
+@pytest.fixture(autouse=True)
+async def follower(table: CountedTable, cache: VectorCache) -> ItemFollower:
+    follower = ItemFollower(table, cache)
+    await follower.refresh()
+    return follower
 
 
 async def test_zeros_for_padding_and_unknown(cache: VectorCache) -> None:
@@ -109,24 +115,29 @@ async def test_asks_once(cache: VectorCache, table: CountedTable) -> None:
 
 async def test_keeps_nothing_before_the_first_refresh(table: CountedTable) -> None:
     cache = VectorCache(table, DIM)
+    follower = ItemFollower(table, cache)
     assert await first_values(cache, "a") == [1]
     await put(table, item("a", 5, 1))
-    await cache.refresh()
+    await follower.refresh()
     assert await first_values(cache, "a") == [5]
 
 
-async def test_a_change_is_seen_after_a_refresh(cache: VectorCache, table: CountedTable) -> None:
+async def test_a_change_is_seen_after_a_refresh(
+    cache: VectorCache, follower: ItemFollower, table: CountedTable
+) -> None:
     assert await first_values(cache, "a", "b") == [1, 2]
     await put(table, item("a", 7, 1))
-    await cache.refresh()
+    await follower.refresh()
     assert await first_values(cache, "a", "b") == [7, 2]
     assert table.asked[-1] == [hash64("a")]
 
 
-async def test_a_new_item_ends_its_negative_entry(cache: VectorCache, table: CountedTable) -> None:
+async def test_a_new_item_ends_its_negative_entry(
+    cache: VectorCache, follower: ItemFollower, table: CountedTable
+) -> None:
     assert await first_values(cache, "new") == [0]
     await put(table, item("new", 9))
-    await cache.refresh()
+    await follower.refresh()
     assert await first_values(cache, "new") == [9]
 
 
@@ -139,36 +150,42 @@ async def test_unknown_items_are_asked_for_again_after_a_while(
     assert table.asked[1:] == [[hash64("nobody")]]
 
 
-async def test_deleted_items_are_remembered(cache: VectorCache, table: CountedTable, timer: Timer) -> None:
+async def test_deleted_items_are_remembered(
+    cache: VectorCache, follower: ItemFollower, table: CountedTable, timer: Timer
+) -> None:
     assert cache.deleted(hashes("a", "b")[0]).tolist() == [False, False]
     await first_values(cache, "a")
     await put(table, item("a", 0, 1, deleted=True))
-    await cache.refresh()
+    await follower.refresh()
     assert cache.deleted(hashes("a", "b", None)[0]).tolist() == [True, False, False]
     assert await first_values(cache, "a", "b") == [0, 2]
     timer.now_s += DELETED_TTL_S - 1
-    await cache.refresh()
+    await follower.refresh()
     assert cache.deleted(hashes("a")[0]).tolist() == [True]
     timer.now_s += 1
-    await cache.refresh()
+    await follower.refresh()
     assert cache.deleted(hashes("a")[0]).tolist() == [False]
 
 
-async def test_an_item_that_comes_back_is_no_longer_deleted(cache: VectorCache, table: CountedTable) -> None:
+async def test_an_item_that_comes_back_is_no_longer_deleted(
+    cache: VectorCache, follower: ItemFollower, table: CountedTable
+) -> None:
     await put(table, item("a", 0, 1, deleted=True))
-    await cache.refresh()
+    await follower.refresh()
     await put(table, item("a", 3, 2))
-    await cache.refresh()
+    await follower.refresh()
     assert cache.deleted(hashes("a")[0]).tolist() == [False]
     assert await first_values(cache, "a") == [3]
 
 
-async def test_within_one_refresh_the_last_change_counts(cache: VectorCache, table: CountedTable) -> None:
+async def test_within_one_refresh_the_last_change_counts(
+    cache: VectorCache, follower: ItemFollower, table: CountedTable
+) -> None:
     await put(table, item("a", 0, 1, deleted=True))
     await put(table, item("a", 3, 2))
     await put(table, item("b", 4, 1))
     await put(table, item("b", 0, 2, deleted=True))
-    await cache.refresh()
+    await follower.refresh()
     assert cache.deleted(hashes("a", "b")[0]).tolist() == [False, True]
 
 
@@ -176,37 +193,42 @@ async def test_missed_changes_clear_everything(timer: Timer) -> None:
     table = CountedTable(max_changes=2)
     await put(table, item("a", 1), item("b", 2))
     cache = VectorCache(table, DIM, now_s=timer)
-    await cache.refresh()
+    follower = ItemFollower(table, cache)
+    await follower.refresh()
     await put(table, item("b", 0, 1, deleted=True))
-    await cache.refresh()
+    await follower.refresh()
     assert await first_values(cache, "a") == [1]
     for offset in range(1, 4):
         await put(table, item("a", 10 + offset, offset))
-    await cache.refresh()
+    await follower.refresh()
     assert await first_values(cache, "a") == [13]
     assert not cache.deleted(hashes("b")[0]).any()
 
 
-async def test_a_failing_refresh_changes_nothing(cache: VectorCache, table: CountedTable) -> None:
+async def test_a_failing_refresh_changes_nothing(
+    cache: VectorCache, follower: ItemFollower, table: CountedTable
+) -> None:
     await first_values(cache, "a")
     await put(table, item("a", 7, 1))
     table.down = True
     with pytest.raises(DependencyUnavailable):
-        await cache.refresh()
+        await follower.refresh()
     assert await first_values(cache, "a") == [1]
     with pytest.raises(DependencyUnavailable):
         await cache.vectors(hashes("a", "b"))
     table.down = False
-    await cache.refresh()
+    await follower.refresh()
     assert await first_values(cache, "a", "b") == [7, 2]
 
 
-async def test_a_read_that_overlaps_a_change_is_not_kept(cache: VectorCache, table: CountedTable) -> None:
+async def test_a_read_that_overlaps_a_change_is_not_kept(
+    cache: VectorCache, follower: ItemFollower, table: CountedTable
+) -> None:
     table.go_on.clear()
     reading = asyncio.create_task(first_values(cache, "a"))
     await table.read_done.wait()  # the old vector is on its way
     await put(table, item("a", 7, 1))
-    await cache.refresh()
+    await follower.refresh()
     table.go_on.set()
     assert await reading == [1]
     assert await first_values(cache, "a") == [7]
@@ -214,10 +236,11 @@ async def test_a_read_that_overlaps_a_change_is_not_kept(cache: VectorCache, tab
 
 async def test_eviction_does_not_change_answers(table: CountedTable) -> None:
     cache = VectorCache(table, DIM, max_rows=8)
-    await cache.refresh()
+    follower = ItemFollower(table, cache)
+    await follower.refresh()
     names = [f"item {n}" for n in range(50)]
     await put(table, *(item(name, n, n) for n, name in enumerate(names)))
-    await cache.refresh()
+    await follower.refresh()
     for start in range(40):
         assert await first_values(cache, *names[start : start + 5]) == list(range(start, start + 5))
     assert await first_values(cache, *names) == list(range(50))

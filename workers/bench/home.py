@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,12 @@ class Home:
     """A stack under `<data_dir>/bench`, wiped before and after. `with Home(settings, say) as home`."""
 
     def __init__(self, settings: Settings, say: Say) -> None:
-        self.settings = settings.model_copy(update={"data_dir": settings.data_dir / "bench", "namespace": ""})
+        own = {
+            "data_dir": settings.data_dir / "bench",
+            "namespace": "",
+            "reuse_ms": 0,
+        }  # every request is to be worked for
+        self.settings = settings.model_copy(update=own)
         self.say = say
         self._stack = LocalStack(self.settings.data_dir, say, milvus=settings.local_milvus)
         self._opened = ExitStack()
@@ -66,6 +72,12 @@ class Home:
         child = Child(module, arguments, settings or self.settings)
         self._opened.callback(child.stop)
         return child
+
+    def job(self, module: str, job: Any, settings: Settings) -> "Child":
+        """A process of a module of this package, with its `Job`: too long for a command line, so in a file."""
+        file = settings.data_dir / f"{module}.{os.urandom(4).hex()}.json"
+        file.write_bytes(orjson.dumps(asdict(job)))
+        return self.start(f"workers.bench.{module}", str(file), settings=settings)
 
 
 class Workers:

@@ -9,7 +9,9 @@ import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -49,6 +51,7 @@ class Answers:
         )
         self._prefix = f"{job.name}-".encode()
         self.at_s = np.full(job.requests, np.nan)
+        self.ok = np.zeros(job.requests, dtype=np.bool_)
         self.statuses: Counter[str] = Counter()
         self.answered = 0
         self.repeated = 0
@@ -74,7 +77,9 @@ class Answers:
                     continue
                 self.at_s[number] = self.last_s = now_s
                 self.answered += 1
-                self.statuses[_status(record.value)] += 1
+                status = _status(record.value)
+                self.ok[number] = status == "ok"
+                self.statuses[status] += 1
 
     async def stop(self) -> None:
         """Close the connection."""
@@ -89,7 +94,7 @@ def _status(value: bytes) -> str:
 
 async def ask(settings: Settings, job: Job) -> dict[str, Any]:
     """Ask all, wait for the answers, and report."""
-    chosen = random.Random(job.name).choices(job.users, k=job.requests)  # noqa: S311  # repeatable, no secret
+    chosen = in_turn(job.users, job.requests, job.name)
     messages = [(user.encode(), _request(job, n, user)) for n, user in enumerate(chosen)]
     answers = Answers(settings, job)
     producer = AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap, acks="all", enable_idempotence=True)
@@ -119,6 +124,12 @@ async def ask(settings: Settings, job: Job) -> dict[str, Any]:
     return _report(job, answers, due_s, end_s - begin_s)
 
 
+def in_turn(users: Sequence[str], requests: int, seed: str) -> list[str]:
+    """Users in random order, everybody once before anybody again: an answer that is kept for a second serves nobody."""
+    order = random.Random(seed).sample(users, len(users))  # noqa: S311  # repeatable, no secret
+    return list(islice(cycle(order), requests))
+
+
 def _request(job: Job, number: int, user: str) -> bytes:
     request = RecallRequest(request_id=f"{job.name}-{number}", user_id=user, k=job.k, timeout_ms=job.timeout_ms)
     return codec.encode_event(request)
@@ -127,6 +138,7 @@ def _request(job: Job, number: int, user: str) -> bytes:
 def _report(job: Job, answers: Answers, due_s: Any, sending_s: float) -> dict[str, Any]:
     first = int(job.requests * job.warm_up)
     latencies_ms = (answers.at_s - due_s)[first:] * 1000
+    in_time = answers.ok[first:] & (latencies_ms <= job.timeout_ms)
     latencies_ms = latencies_ms[~np.isnan(latencies_ms)]
     arrived_s = np.sort(answers.at_s[~np.isnan(answers.at_s)])[first:]
     span_s = float(arrived_s[-1] - arrived_s[0]) if len(arrived_s) > 1 else float("nan")
@@ -137,6 +149,7 @@ def _report(job: Job, answers: Answers, due_s: Any, sending_s: float) -> dict[st
         "statuses": dict(answers.statuses),
         "sending_s": round(sending_s, 2),
         "answers_per_s": round(len(arrived_s) / span_s, 1),
+        "in_time_part": round(float(in_time.mean()), 4),
         **{
             name: round(float(value), 1)
             for name, value in zip(LATENCIES, np.percentile(latencies_ms, list(LATENCIES.values())), strict=True)

@@ -19,12 +19,14 @@ import uvloop
 from schemas import codec
 from schemas.recall import RecallRequest
 from workers import logs
-from workers.app import POLICIES, Worker, open_recall
+from workers.app import Worker, open_recall
 from workers.bench.system import own_cpu_s
 from workers.clock import SystemClock
 from workers.dependencies import Dependencies
+from workers.intake import IntakePolicy
 from workers.metrics import Metrics
-from workers.pipelines.recall import Incoming, RecallPipeline
+from workers.pipelines.admission import Incoming
+from workers.pipelines.recall import RecallPipeline
 from workers.settings import Settings, load_settings
 from workers.stopwatch import unobserved
 
@@ -94,7 +96,7 @@ async def _run(pipeline: RecallPipeline, batches: list[list[bytes]]) -> tuple[in
             answered += len(lists)
             size_bytes += sum(len(codec.encode_candidates(found)) for found in lists)
 
-    await asyncio.gather(*(take_turns() for _ in range(POLICIES["recall"].in_flight)))
+    await asyncio.gather(*(take_turns() for _ in range(IntakePolicy().batches_at_once)))
     return answered, size_bytes
 
 

@@ -1,12 +1,8 @@
 """Recall over Kafka at three levels of load, beside the same steps without Kafka, on one view."""
 
-from dataclasses import asdict
 from operator import itemgetter
 from statistics import median
 from typing import Any
-
-import numpy as np
-import orjson
 
 from workers.bench import load, loop
 from workers.bench.freshness import Probes
@@ -51,7 +47,7 @@ def _in_turn(home: Home, view: BenchView, number: int) -> dict[str, Any]:
     """One backlog over Kafka, then as many requests without, in batches of the same sizes."""
     saturation = _level(home, view, f"saturation{number}", BACKLOG, 0.0)
     job = loop.Job(list(view.users), saturation["batch_sizes"], BACKLOG, TIMEOUT_MS)
-    alone = _child(home, view, "loop", asdict(job)).report(300)
+    alone = home.job("loop", job, view.settings).report(300)
     ratio = saturation["cpu_us_per_request"] / alone["cpu_us_per_request"]
     return {"saturation": saturation, "loop": alone, "worker_cpu_ratio": round(ratio, 3)}
 
@@ -70,10 +66,4 @@ def _level(home: Home, view: BenchView, name: str, requests: int, per_second: fl
 
 
 def _load(home: Home, view: BenchView, name: str, requests: int, per_second: float) -> Child:
-    return _child(home, view, "load", asdict(load.Job(name, list(view.users), requests, per_second, TIMEOUT_MS)))
-
-
-def _child(home: Home, view: BenchView, module: str, job: dict[str, Any]) -> Child:
-    file = view.settings.data_dir / f"{module}.{np.random.default_rng().integers(2**32):08x}.json"
-    file.write_bytes(orjson.dumps(job))
-    return home.start(f"workers.bench.{module}", str(file), settings=view.settings)
+    return home.job("load", load.Job(name, list(view.users), requests, per_second, TIMEOUT_MS), view.settings)

@@ -20,6 +20,12 @@ def markdown(found: dict[str, Any]) -> str:
         parts.append(_activity(found["activity"]))
     if "recall" in found:
         parts += [_recall(int(items), one) for items, one in found["recall"].items()]
+    if "waiting" in found:
+        parts.append(_waiting(found))
+    if "overload" in found:
+        parts.append(_overload(found))
+    if "seen" in found:
+        parts.append(_seen(found["seen"]))
     if "worker_memory_mb" in found:
         parts.append(f"The most memory that a worker held: {found['worker_memory_mb']:.0f} MiB.")
     return "\n\n".join(parts) + "\n"
@@ -87,6 +93,46 @@ def _recall(items: int, one: dict[str, Any]) -> str:
         f"items a second, {catalogue['cpu_us_per_item']} us of the worker's CPU each. Peak memory, MiB: "
         + ", ".join(f"{kind} {mb:.0f}" for kind, mb in one["peak_mb"].items())
         + "."
+    )
+
+
+def _waiting(found: dict[str, Any]) -> str:
+    one = found["waiting"]
+    ratios = one["ratios"]
+    return (
+        f"Others beside one request that waits for its event: p50 {one['p50_ms_beside']} ms, without it "
+        f"{one['p50_ms_without']} ms. `waiter_p50_ratio` {found['waiter_p50_ratio']}, the median of {len(ratios)} "
+        f"rounds (from {ratios[0]} to {ratios[-1]}; {one['waited']} have waited)."
+    )
+
+
+def _overload(found: dict[str, Any]) -> str:
+    one = found["overload"]
+    statuses = ", ".join(f"{count:,} {status}" for status, count in sorted(one["statuses"].items()))
+    return (
+        f"Overload: {one['offered_per_s']:,.0f} requests a second where {one['saturation_per_s']:,.0f} can be done; "
+        f"{one['answered']:,} of {one['requests']:,} answered ({statuses}). `goodput_ratio` {found['goodput_ratio']}."
+    )
+
+
+def _seen(one: dict[str, Any]) -> str:
+    rows = [
+        (
+            name,
+            f"{one['readers'][name]}",
+            " / ".join(f"{count:,}" for count in one["seen_items"][name]),
+            f"{one[name]['p50_ms']} / {one[name]['p99_ms']}",
+        )
+        for name in ("light", "heavy")
+    ]
+    header = ("readers", "number", "seen items: least / median / most", "p50 / p99 ms")
+    found = one["p50_ratios"]
+    return (
+        f"**MovieLens-1M, {one['items']:,} items** ({one['index_type']}), top 100:\n\n{_table(header, rows)}\n\n"
+        f"`p50_ratio` {one['p50_ratio']}, the median of {len(found)} rounds (from {found[0]} to {found[-1]}). Of the "
+        f"heavy readers, {one['households']} of whom are two users under one id: `short_lists` {one['short_lists']}; "
+        f"`recall_at_100` {one['recall_at_100']}, `recall_at_100_exact` {one['recall_at_100_exact']} "
+        f"({one['targets']:,} held-out positives); `overlap_at_100` {one['overlap_at_100']}."
     )
 
 

@@ -2,78 +2,45 @@
 
 import asyncio
 import time
-import uuid
-from contextlib import suppress
-from typing import Annotated, cast, get_args
+from typing import Annotated
 
-import orjson
 import typer
 
 from schemas import codec
-from schemas.recall import (
-    DEFAULT_K,
-    DEFAULT_TIMEOUT_MS,
-    MAX_K,
-    MAX_TIMEOUT_MS,
-    CandidateList,
-    FilterClause,
-    FilterOp,
-    RecallRequest,
-)
+from schemas.recall import DEFAULT_SCENE, DEFAULT_TIMEOUT_MS, CandidateList, RecallRequest
 from workers.cli.console import cells, columns, harmless, results
+from workers.cli.request_options import Anchor, Exclude, IncludeSeen, K, Scene, TimeoutMs, User, Where, request_of
 from workers.client import RecallClient
-from workers.errors import ConfigurationError
 from workers.local.discover import with_local_stack
 from workers.settings import Settings, load_settings
 from workers.titles import read_titles
 
 
 def ask(
-    user: Annotated[str, typer.Argument(help="The user's id.")],
-    k: Annotated[int, typer.Option("--k", "-k", min=1, max=MAX_K, help="How many candidates.")] = DEFAULT_K,
-    timeout_ms: Annotated[
-        int, typer.Option(min=1, max=MAX_TIMEOUT_MS, help="The request's deadline, after the broker took it.")
-    ] = DEFAULT_TIMEOUT_MS,
-    after_event: Annotated[str | None, typer.Option(help="Say whether this activity is already known.")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="An item id to leave out; may be repeated.")] = None,
-    where: Annotated[
-        list[str] | None,
-        typer.Option("--filter", help="A clause that must hold: 'year ge 1990', 'genres contains Drama'; repeatable."),
-    ] = None,
-    include_seen: Annotated[bool, typer.Option("--include-seen", help="Keep what the user has seen.")] = False,
+    user: User,
+    k: K = None,
+    timeout_ms: TimeoutMs = DEFAULT_TIMEOUT_MS,
+    scene: Scene = DEFAULT_SCENE,
+    after_event: Annotated[str | None, typer.Option(help="Wait a moment for this activity to be known.")] = None,
+    exclude: Exclude = None,
+    anchor: Anchor = None,
+    where: Where = None,
+    include_seen: IncludeSeen = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as one JSON object.")] = False,
 ) -> None:
     """Send one recall request over Kafka and print the answer."""
-    request = RecallRequest(
-        request_id=str(uuid.uuid4()),
-        user_id=user,
+    request = request_of(
+        user,
         k=k,
+        where=where,
+        include_seen=include_seen,
         timeout_ms=timeout_ms,
+        scene=scene,
         after_event_id=after_event,
-        filter=[_clause(text) for text in where or []],
-        exclude_items=exclude or [],
-        exclude_seen=not include_seen,
+        exclude_items=exclude,
+        anchor_items=anchor,
     )
-    try:
-        codec.decode_request(codec.encode_event(request))
-    except codec.DecodeError as error:
-        raise ConfigurationError(str(error)) from error
-    except UnicodeEncodeError as error:
-        raise ConfigurationError("an argument is not UTF-8 text") from error
     asyncio.run(_ask(with_local_stack(load_settings()), request, as_json))
-
-
-def _clause(text: str) -> FilterClause:
-    """FIELD OP VALUE; the value is JSON, or else the text as it stands."""
-    parts = text.split(maxsplit=2)
-    if len(parts) < 3 or parts[1] not in get_args(FilterOp):
-        raise ConfigurationError(
-            f"--filter: {text!r} is not FIELD OP VALUE with one of {', '.join(get_args(FilterOp))}"
-        )
-    field, op, value = parts
-    with suppress(orjson.JSONDecodeError):
-        value = orjson.loads(value)
-    return FilterClause(field=field, op=cast("FilterOp", op), value=value)
 
 
 async def _ask(settings: Settings, request: RecallRequest, as_json: bool) -> None:
@@ -90,11 +57,13 @@ async def _ask(settings: Settings, request: RecallRequest, as_json: bool) -> Non
 def print_answer(answer: CandidateList, titles: dict[str, str], elapsed_ms: float, rows: int = 20) -> None:
     """Print an answer for a person: the first rows of the list, then one line about all of it."""
     console = results()
-    table = columns("#", "score", "item", *(["title"] if titles else []))
+    mixed = len(set(answer.sources)) > 1
+    table = columns("#", "score", "item", *(["title"] if titles else []), *(["source"] if mixed else []))
     table.columns[0].justify = table.columns[1].justify = "right"
     table.columns[0].style = "dim"
     for rank, (item_id, score) in enumerate(zip(answer.item_ids[:rows], answer.scores[:rows], strict=True), 1):
         texts = [item_id, titles.get(item_id, "")] if titles else [item_id]
+        texts += [answer.sources[rank - 1]] if mixed else []
         table.add_row(*cells(str(rank), f"{score:.4f}", *texts))
     console.print(table)
     if len(answer.item_ids) > rows:

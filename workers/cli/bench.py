@@ -15,7 +15,8 @@ from workers.settings import load_settings
 
 def bench(
     parts: Annotated[
-        list[str] | None, typer.Argument(help="transport, paced, activity, recall; all when left out.")
+        list[str] | None,
+        typer.Argument(help="transport, paced, activity, recall, waiting, overload, seen; all but seen when left out."),
     ] = None,
     items: Annotated[
         list[int] | None, typer.Option(help="Items of a catalogue for recall; may be repeated. 20000 and 100000.")
@@ -27,7 +28,7 @@ def bench(
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy is loaded
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from workers.bench import report
-    from workers.bench.run import CATALOGUES, PARTS, run
+    from workers.bench.run import CATALOGUES, GENERATED, PARTS, run
 
     unknown = [part for part in parts or () if part not in PARTS]
     if unknown:
@@ -42,7 +43,7 @@ def bench(
             working.update(what)
             working.say(what)
 
-        found = run(load_settings(), parts or PARTS, items or CATALOGUES, say)
+        found = run(load_settings(), parts or GENERATED, items or CATALOGUES, say)
     tables = report.markdown(found)
     if markdown is not None:
         try:

@@ -77,6 +77,8 @@ def _print(console: Console, figures: dict[str, Any]) -> None:
         f"most popular {figures['recall_at_100_popular']}\n"
         f"click to changed list {figures['click_to_change_ms']} ms, new item to retrievable "
         f"{figures['item_to_retrievable_ms']} ms, delete to gone {figures['delete_to_gone_ms']} ms\n"
+        f"filtered list of {figures['filtered']}; merged list from "
+        f"{', '.join(f'{source} {count}' for source, count in figures['merged'].items())}\n"
         f"a click on the brand-new item changes the list: {'yes' if figures['new_item_click_changes_list'] else 'no'}"
     )
 

@@ -24,18 +24,22 @@ COMMANDS: Final[dict[tuple[str, ...], tuple[str, str]]] = {
     ("status",): ("workers.cli.status:status", "Say what runs, where, and how far behind it is."),
     ("worker",): ("workers.cli.worker:worker", "Run one kind of worker: activity, items, recall, or all."),
     ("ask",): ("workers.cli.ask:ask", "Send one recall request over Kafka and print the answer."),
+    ("explain",): ("workers.cli.explain:explain", "Show why a user's list is what it is."),
     ("send",): ("workers.cli.send:send", "Send JSON lines as events: activity, requests or items."),
     ("watch",): ("workers.cli.watch:watch", "Print candidate lists as they come."),
     ("doctor",): ("workers.cli.doctor:doctor", "Check backends, topics, bundle and settings; say what to do."),
     ("bench",): ("workers.cli.bench:bench", "Measure the whole on this machine: throughput, latency, freshness."),
     ("topics", "apply"): ("workers.cli.topics:apply", "Create the topics, or check those that exist."),
     ("items", "load"): ("workers.cli.items:load", "Stream a catalogue in as item updates."),
+    ("users", "forget"): ("workers.cli.users:forget", "Forget users, and keep copies of what they did out."),
+    ("users", "load"): ("workers.cli.users:load", "Build user records from history in bulk."),
     ("model", "fit"): ("workers.cli.model:fit", "Fit a bundle in closed form and make it the active one."),
     ("dead-letters", "list"): ("workers.cli.dead_letters:list_", "Show what could not be processed, and why."),
 }
 GROUPS: Final[dict[str, str]] = {
     "topics": "The five Kafka topics.",
     "items": "The catalogue.",
+    "users": "Records of users.",
     "model": "Bundles: the two towers and what belongs to them.",
     "dead-letters": "Events that no worker could process.",
 }

@@ -19,7 +19,7 @@ from workers.cli.items import item_messages, wait_for_items
 from workers.client import RecallClient
 from workers.demo.replay import ReplayResult, Step, history_messages, plan_users, replay
 from workers.demo.sender import Sender
-from workers.demo.story import Show, Story, Teller
+from workers.demo.story import SCENES, Show, Story, Teller
 from workers.errors import RecallError
 from workers.fitting import Job, Source, exact_ranks, fit_bundle
 from workers.kafka_client import group_lag, produce
@@ -27,6 +27,7 @@ from workers.local.discover import of_own_stack
 from workers.local.ready import wait_ready
 from workers.local.stack import LocalStack, wipe
 from workers.local.workers import WorkerProcesses
+from workers.scenes import SceneSettings
 from workers.settings import Settings
 
 SEED = 20
@@ -52,7 +53,10 @@ class Demo:
 
     def __init__(self, settings: Settings, stage: Stage) -> None:
         self._bundles = settings.data_dir / "bundles"
-        self.settings = settings.model_copy(update={"data_dir": settings.data_dir / "demo", "namespace": ""})
+        scenes = {name: SceneSettings.model_validate(scene) for name, scene in SCENES.items()}
+        # The story asks the same again and again, to see when it changes: nothing is to be reused.
+        own = {"data_dir": settings.data_dir / "demo", "namespace": "", "scenes": scenes, "reuse_ms": 0}
+        self.settings = settings.model_copy(update=own)
         self._stage = stage
         self._stack = LocalStack(self.settings.data_dir, stage.done, stage.interrupted, settings.local_milvus)
         self._workers = WorkerProcesses(self.settings)

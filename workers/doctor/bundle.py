@@ -8,6 +8,7 @@ from workers.doctor.findings import Finding, Level
 from workers.errors import ConfigurationError, DependencyError
 from workers.index.milvus_inspect import inspect_collection
 from workers.index.schema import Collection
+from workers.plans import plans
 from workers.settings import Settings
 from workers.towers.onnx import open_tower
 
@@ -38,6 +39,10 @@ async def check(settings: Settings) -> list[Finding]:
         return [*found, Finding(CHECK, Level.WRONG, str(error), ANOTHER)]
     figures = f"{bundle.dim} dimensions, metric {bundle.metric}, spec {bundle.spec.name} {bundle.spec.hash[:12]}"
     found.append(Finding(CHECK, Level.OK, f"{bundle.version} in {bundle.path}: {figures}, both towers fit it"))
+    try:
+        plans(settings.scenes, bundle.spec)
+    except ConfigurationError as error:
+        found.append(Finding(CHECK, Level.WRONG, str(error), "change the scene, or fit with that field filterable"))
     return [*found, await _collection(settings, bundle, view.collection)]
 
 

@@ -46,6 +46,10 @@ class MemoryItemIndex:
             scores=[row[order] for row, order in zip(scores, best, strict=True)],
         )
 
+    async def exact(self, vector: Float32, k: int) -> Hits:
+        """The k best items of float32[1, D]: every search here computes all scores."""
+        return await self.search(vector, k)
+
     async def upsert(self, rows: IndexRows) -> None:
         """Write rows; of a repeated id the last one counts."""
         check_rows(DEPENDENCY, rows, self._collection.dim)

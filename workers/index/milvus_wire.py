@@ -5,6 +5,7 @@ Milvus Lite takes the same messages. Where it differs, functions have a paramete
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,15 @@ def ids_expression(item_ids: Sequence[str], *, lite: bool = False) -> str:
     """An expression that holds for these ids."""
     literals = ", ".join(predicate.literal(item_id, lite=lite) for item_id in item_ids)
     return f"{ITEM_ID} in [{literals}]"
+
+
+def slices(number: int) -> Iterator[str]:
+    """Expressions that together hold once for every item: even parts of the range of signed 64-bit hashes."""
+    borders = [(n << 64) // number - (1 << 63) for n in range(1, number)]  # none at the ends: -2^63 cannot be parsed
+    yield f"{ITEM_HASH} < {borders[0]}"
+    for low, high in pairwise(borders):
+        yield f"{ITEM_HASH} >= {low} and {ITEM_HASH} < {high}"
+    yield f"{ITEM_HASH} >= {borders[-1]}"
 
 
 def delete_requests(collection: str, item_ids: Sequence[str], *, lite: bool = False) -> Iterator[Any]:

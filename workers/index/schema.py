@@ -47,14 +47,19 @@ class Collection:
 
 
 def encode_attributes(attributes: Mapping[str, Any]) -> bytes:
-    """The JSON of the field `attributes`: what can be filtered on, with the list of what is present.
+    """The JSON of the field `attributes`: what can be filtered on, with the list of what is present."""
+    kept = kept_attributes(attributes)
+    return orjson.dumps({**kept, PRESENT: [f"{name}:{kind_of(value)}" for name, value in kept.items()]})
+
+
+def kept_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """What can be filtered on.
 
     Left out, so that every clause on it is false: a value of another kind (null, object, mixed list), one whose JSON is
     longer than 4,096 bytes (cut, it would equal what it is not), and what does not fit into 65,536 bytes altogether,
     counted in the order given.
     """
     kept: dict[str, Any] = {}
-    present: list[str] = []
     room = MAX_ATTRIBUTES_BYTES - len(PRESENT) - 8
     for name, value in attributes.items():
         kind = kind_of(value)
@@ -67,8 +72,7 @@ def encode_attributes(attributes: Mapping[str, Any]) -> bytes:
             continue
         room -= pair_bytes
         kept[name] = value
-        present.append(tag)
-    return orjson.dumps({**kept, PRESENT: present})
+    return kept
 
 
 def kind_of(value: Any) -> str | None:

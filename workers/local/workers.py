@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
-from pydantic import SecretStr
 
 from workers.errors import ConfigurationError, RecallError
 from workers.local.process import end, free_ports, spawn, tail
@@ -164,8 +163,7 @@ def environment(settings: Settings) -> dict[str, str]:
     """The environment that gives another process these settings: all that are not left at their defaults."""
     found = {"RECALL_DATA_DIR": str(settings.data_dir)}
     for name in settings.model_fields_set:
-        value = getattr(settings, name)
-        found[f"RECALL_{name.upper()}"] = str(value.get_secret_value() if isinstance(value, SecretStr) else value)
+        found[f"RECALL_{name.upper()}"] = settings.text(name)
     return found
 
 

@@ -1,32 +1,30 @@
-"""From activities to user records: one read, a pure merge, one compare-and-set per user."""
+"""From activities to user records: one read, a pure merge, one compare-and-set per user; popularity on the way.
+
+Popularity is counted before the users are written. A worker that dies in between has not committed: the events come
+again, the records accept them again, and the offsets say that they were counted.
+"""
 
 import asyncio
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby
 
-from schemas.activity import UserActivity
 from schemas.codec import ErrorCode
 from schemas.records import MAX_SEEN_ITEMS, SEEN_ENTRY, TOKEN_BYTES, RecordFormatError, UserRecord, compact_seen
 from workers.errors import DependencyUnavailable, InvalidInput
-from workers.merge import forget, merge
+from workers.merge import Merged, forget, merge
+from workers.pipelines.activity_event import ActivityEvent
+from workers.pipelines.popular_counts import Accepted, PopularCounts
 from workers.ports import UserChange, UserTable
 from workers.stopwatch import Observe, Stopwatch, unobserved
+
+__all__ = ["ActivityEvent", "ActivityPipeline", "ActivityResult"]
 
 MAX_TRIES = 8
 OUTCOMES = ("accepted", "duplicate", "too_late", "forgotten")
 COMPACT_ABOVE_BYTES = 2 * MAX_SEEN_ITEMS * SEEN_ENTRY.itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class ActivityEvent:
-    """One readable record of the topic: an activity, or None to forget the user. `taken_ms` is the broker's time."""
-
-    user_id: str
-    activity: UserActivity | None
-    taken_ms: int
 
 
 @dataclass(slots=True)
@@ -34,7 +32,8 @@ class ActivityResult:
     """Per event of the batch, in order: None, or why it is a dead letter. Counts of the others by outcome.
 
     Outcomes: accepted, duplicate, too_late, forgotten (a tombstone, or an event that one has ended). Beside them stands
-    unknown_action: how many activities, whatever came of them, have an action that the spec does not name.
+    unknown_action: how many activities, whatever came of them, have an action that the spec does not name; and counted:
+    how many were added to popularity.
     """
 
     errors: list[InvalidInput | None]
@@ -59,16 +58,24 @@ class _Taken:
     seen: bytes = b""
     emptied: bool = False
     changed: bool = False
+    merges: list[tuple[Sequence[ActivityEvent], Merged]] = field(default_factory=list)
     outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
 
-    def merge(self, events: Sequence[UserActivity], seen_actions: frozenset[str]) -> None:
+    def merge(self, events: Sequence[ActivityEvent], seen_actions: frozenset[str]) -> None:
         """Take activities in."""
-        merged = merge(self.record, events, seen_actions)
+        merged = merge(self.record, [each.activity for each in events if each.activity is not None], seen_actions)
+        self.merges.append((events, merged))
         self.record, self.seen, self.changed = merged.record, self.seen + merged.seen, self.changed or merged.changed
         self.outcomes["accepted"] += merged.accepted
         self.outcomes["duplicate"] += merged.duplicates
         self.outcomes["too_late"] += merged.too_late
         self.outcomes["forgotten"] += merged.forgotten
+
+    def accepted(self) -> Iterator[Accepted]:
+        """What is new to the record."""
+        for events, merged in self.merges:
+            for position, profile in zip(merged.entered, merged.profiles, strict=True):
+                yield events[position], profile
 
     def forget(self, taken_ms: int) -> None:
         """Take a tombstone in."""
@@ -93,8 +100,11 @@ class ActivityPipeline:
         seen_actions: frozenset[str],
         known_actions: frozenset[str],
         observe: Observe = unobserved,
+        popular: PopularCounts | None = None,
     ) -> None:
+        """Without `popular`, nothing is counted."""
         self._users = users
+        self._popular = popular
         self._seen_actions = seen_actions
         self._known_actions = known_actions
         self._observe = observe
@@ -113,13 +123,13 @@ class ActivityPipeline:
         for attempt in range(MAX_TRIES):
             if attempt:  # somebody else wrote in between: read again, a little apart from them
                 await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311  # jitter
-            waiting = await self._try(batch, waiting, result)
+            waiting = await self._try(batch, waiting, result, first=not attempt)
             if not waiting:
                 return result
         raise DependencyUnavailable("redis", f"{len(waiting)} users are written by others all the time")
 
     async def _try(
-        self, batch: Sequence[ActivityEvent], waiting: dict[str, list[int]], result: ActivityResult
+        self, batch: Sequence[ActivityEvent], waiting: dict[str, list[int]], result: ActivityResult, *, first: bool
     ) -> dict[str, list[int]]:
         """One round over these users; returns those whose record changed meanwhile."""
         watch = Stopwatch(self._observe)
@@ -144,7 +154,13 @@ class ActivityPipeline:
 
         watch.lap_ms("merge")
 
-        # 3. compare and set
+        # 3. popularity, once for the whole batch
+        if self._popular is not None and first:
+            accepted = chain.from_iterable(taken.accepted() for taken in merges.values())
+            result.count("counted", await self._popular.add(batch, accepted))
+            watch.lap_ms("popular")
+
+        # 4. compare and set
         applied = await self._users.write(changes)
         watch.lap_ms("write")
         lost: dict[str, list[int]] = {}
@@ -159,7 +175,7 @@ class ActivityPipeline:
             for outcome, events in taken.outcomes.items():
                 result.count(outcome, events)
 
-        # 4. compact the seen sets that have grown
+        # 5. compact the seen sets that have grown
         for change, done in zip(changes, applied, strict=True):
             if done.seen_bytes > COMPACT_ABOVE_BYTES:
                 await self._compact(change.user_id)
@@ -173,7 +189,7 @@ class ActivityPipeline:
                 for event in run:
                     taken.forget(event.taken_ms)
             else:
-                taken.merge([event.activity for event in run if event.activity is not None], self._seen_actions)
+                taken.merge(list(run), self._seen_actions)
         return taken
 
     async def _compact(self, user_id: str) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from schemas import codec
 from schemas.codec import ErrorCode
-from schemas.records import ItemRecord, hash64
+from schemas.records import ItemRecord, hash64, hash64_each
 from workers.errors import DependencyUnavailable, InvalidInput, RowRefused
 from workers.pipelines.item_order import ItemEvent, Order, decide
 from workers.ports import Float32, IndexRows, ItemIndex, ItemTable, Tower
@@ -126,11 +126,11 @@ class ItemsPipeline:
         item_ids = list(dict.fromkeys(event.item_id for event in batch))
         unreadable: set[str] = set()
         try:
-            records = await self._table.read(item_ids)
+            records = await self._table.read(hash64_each(item_ids))
         except RowRefused as error:
             unreadable = {item_ids[row] for row in error.rows or range(len(item_ids))}
             item_ids = [item_id for item_id in item_ids if item_id not in unreadable]
-            records = await self._table.read(item_ids)
+            records = await self._table.read(hash64_each(item_ids))
         stored = {hash64(i): record for i, record in zip(item_ids, records, strict=True) if record is not None}
         line = "the stored record of the item cannot be read by this version"
         return stored, {
@@ -202,7 +202,8 @@ class ItemsPipeline:
         What stands in the table now and our events are run together: whichever counts is written again, all of it.
         """
         events = [batch[position] for position in overtaken]
-        standing = [_event(r) for r in await self._table.read([e.item_id for e in events]) if r is not None]
+        stored = await self._table.read(hash64_each([event.item_id for event in events]))
+        standing = [_event(record) for record in stored if record is not None]
         again = await self.run([*standing, *events])
         for position, error in zip(overtaken, again.errors[len(standing) :], strict=True):
             result.errors[position] = error

@@ -7,7 +7,7 @@ from typing import Protocol
 from schemas.recall import CandidateList, Reason, Status
 from workers.dependencies import Dependencies
 from workers.errors import DependencyError, DependencyTimeout
-from workers.pipelines.recall import Incoming, without_items
+from workers.pipelines.admission import Incoming, without_items
 from workers.ports import Clock
 
 FIRST_TRY_S = 3.0  # an unreachable host must not keep requests waiting

@@ -1,38 +1,37 @@
 """From recall requests to candidate lists, in six steps on whole batches. Every request gets an answer."""
 
 import asyncio
-import time
-from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models import tensors
-from models.tensors import Encoding, UserFeatures
+from models.spec import Spec
+from models.tensors import Inputs, UserFeatures
 from schemas.recall import CandidateList, Reason, RecallRequest, Status, Timings
-from schemas.records import UserRecord, hash64, hash64_each, seen_items
-from workers import filters, select
+from schemas.records import TOKEN_SLICE, hash64_each, holds_event, seen_items
+from workers import select
 from workers.dependencies import Dependencies
-from workers.errors import DependencyError, DependencyTimeout
-from workers.ports import Clock, Float32, ItemIndex, StoredUser, Tower, UInt64, UserTable
+from workers.pipelines.admission import ANSWER_MARGIN_MS, Asked, Incoming, View, admit, without_items
+from workers.pipelines.attempts import Attempts
+from workers.pipelines.ladder import Ladder
+from workers.pipelines.retrieval import Retrieval
+from workers.pipelines.rows import Row
+from workers.pipelines.shortlist import Facts, Shortlist, Shortlisting
+from workers.ports import CandidateSource, Clock, Float32, Query, StoredUser, Tower, UInt64, UserTable
+from workers.remembered import Results, result_key
 from workers.stopwatch import Observe, Stopwatch, unobserved
 
-T = TypeVar("T")
-
-DEFAULT_SCENE = "default"
-SOURCE_TOWER = "tower"
 MAX_SEARCH_DEPTH = 16_384  # what one Milvus search may return
-ANSWER_MARGIN_MS = 50  # kept for encoding, publishing and the way back
+SESSION_ITEMS = 5
+CAPPED_DEPTH = 3
+CAPPED_DEEPER = 8
+DELETED_MARGIN = 64  # items that were deleted a moment ago, and that the index still has
+TOWER = "tower"
 EVERYTHING = np.iinfo(np.int64).max
-DEGRADED = {
-    Reason.FEATURES_UNAVAILABLE,
-    Reason.FEATURES_STALE,
-    Reason.MODEL_UNAVAILABLE,
-    Reason.INDEX_UNAVAILABLE,
-}
 
 
 class HistoryVectors(Protocol):
@@ -48,34 +47,6 @@ class HistoryVectors(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Incoming:
-    """One readable request and the time at which the broker took its record."""
-
-    request: RecallRequest
-    taken_ms: int
-
-    @property
-    def deadline_ms(self) -> int:
-        """When the answer must have been published."""
-        return self.taken_ms + self.request.timeout_ms
-
-    @property
-    def as_of_ms(self) -> int:
-        """The time of the request for ages and gaps; the broker's time lets a redelivery see the same."""
-        return self.taken_ms if self.request.timestamp_ms is None else self.request.timestamp_ms
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What one bundle fixes for its answers."""
-
-    encoding: Encoding
-    dim: int
-    model_version: str
-    collection: str
-
-
-@dataclass(frozen=True, slots=True)
 class StepTimeouts:
     """The longest each dependency may take, in milliseconds, when the deadline leaves that much."""
 
@@ -85,41 +56,38 @@ class StepTimeouts:
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    """What the steps found out about one request."""
+class Parts:
+    """What the steps use. `sources` holds every name that a scene may give."""
 
-    incoming: Incoming
-    newest_ms: int | None  # the newest visible event with an item; None = there is none
-    seen: UInt64
-    excluded: UInt64
-    where: filters.Filter
-    reasons: list[Reason]
+    users: UserTable
+    items: HistoryVectors
+    facts: Facts
+    tower: Tower
+    sources: Mapping[str, CandidateSource]
+    ladder: Ladder
+    results: Results[Row]
 
 
 class RecallPipeline:
-    """Answers batches of requests for one view. Holds no state between batches; two batches may run at once."""
+    """Answers batches of requests for one view. Two batches may run at once."""
 
     def __init__(
         self,
         view: View,
-        users: UserTable,
-        items: HistoryVectors,
-        tower: Tower,
-        index: ItemIndex,
+        parts: Parts,
         clock: Clock,
         timeouts: StepTimeouts,
         dependencies: Dependencies,
         observe: Observe = unobserved,
     ) -> None:
         self._view = view
-        self._users = users
-        self._items = items
-        self._tower = tower
-        self._index = index
+        self._parts = parts
         self._clock = clock
         self._timeouts = timeouts
         self._dependencies = dependencies
         self._observe = observe
+        self._retrieval = Retrieval(parts.sources, timeouts.index_ms)
+        self._shortlisting = Shortlisting(parts.items, parts.facts, timeouts.store_ms)
 
     async def run(self, batch: Sequence[Incoming]) -> list[CandidateList]:
         """One answer per request, in input order. A failing dependency gives a `degraded` answer, never an exception.
@@ -129,147 +97,162 @@ class RecallPipeline:
         """
         now_ms = self._clock.now_ms()
         answers: dict[int, CandidateList] = {}
-        groups: dict[int, dict[int, filters.Filter]] = {}
+        groups: dict[int, dict[int, Asked]] = {}
         for position, incoming in enumerate(batch):
-            admitted = self._admit(incoming, now_ms)
+            admitted = admit(incoming, self._view, now_ms)
             if isinstance(admitted, CandidateList):
                 answers[position] = admitted
             else:
                 groups.setdefault((incoming.deadline_ms - now_ms).bit_length(), {})[position] = admitted
-        lists = await asyncio.gather(
-            *(self._answer([batch[n] for n in group], list(group.values())) for group in groups.values())
-        )
-        for group, group_answers in zip(groups.values(), lists, strict=True):
-            answers.update(zip(group, group_answers, strict=True))
+        walks = await asyncio.gather(*(self._walk(list(group.values())) for group in groups.values()))
+        for group, walked in zip(groups.values(), walks, strict=True):
+            answers.update((position, answer) for position, (_, answer) in zip(group, walked, strict=True))
         return [answers[position] for position in range(len(batch))]
 
-    def _admit(self, incoming: Incoming, now_ms: int) -> filters.Filter | CandidateList:
-        """Its filter; or the answer that needs no work: too late, or asking for what cannot be done."""
-        request = incoming.request
-        if now_ms >= incoming.deadline_ms:
-            return without_items(incoming, now_ms, Status.EXPIRED, Reason.DEADLINE_EXCEEDED, self._view)
-        rejected = partial(without_items, incoming, now_ms, Status.REJECTED, view=self._view)
-        try:
-            where = filters.checked(request.filter, self._view.encoding.spec.filterable)
-        except filters.InvalidFilter as error:
-            return rejected(Reason.INVALID_FILTER, error_field=str(error))
-        if request.scene != DEFAULT_SCENE:
-            return rejected(Reason.INVALID_REQUEST, error_field="scene")
-        if request.anchor_items:
-            return rejected(Reason.INVALID_REQUEST, error_field="anchor_items")
-        return where
+    async def trace(self, incoming: Incoming) -> tuple[Row | None, CandidateList]:
+        """One request alone: what the steps found out, and the answer. None when the answer needed no work."""
+        admitted = admit(incoming, self._view, self._clock.now_ms())
+        return (None, admitted) if isinstance(admitted, CandidateList) else (await self._walk([admitted]))[0]
 
-    async def _answer(self, batch: Sequence[Incoming], wheres: Sequence[filters.Filter]) -> list[CandidateList]:
-        """The six steps, for requests whose deadlines lie close together, each with its filter."""
-        view, timeouts = self._view, self._timeouts
-        requests = [incoming.request for incoming in batch]
-        until = _Until(self._clock, min(incoming.deadline_ms for incoming in batch) - ANSWER_MARGIN_MS)
+    async def _walk(self, batch: Sequence[Asked]) -> list[tuple[Row, CandidateList]]:
+        """The six steps, for requests whose deadlines lie close together."""
+        deadline_ms = min(asked.incoming.deadline_ms for asked in batch) - ANSWER_MARGIN_MS
+        attempt = Attempts(self._dependencies, self._clock, deadline_ms)
         watch = Stopwatch(self._observe)
-        failed: list[Reason] = []
 
         # 1. records: one read of records and seen sets
-        stored = await self._attempt(
-            "redis", self._users.read([r.user_id for r in requests]), until.at_most(timeouts.store_ms)
+        users = await attempt(
+            "redis", self._parts.users.read([asked.request.user_id for asked in batch]), self._timeouts.store_ms
         )
-        if stored is None:
-            failed.append(Reason.FEATURES_UNAVAILABLE)
-            stored = [StoredUser(record=None, seen=b"")] * len(batch)
+        rows = [self._row(asked, None if users is None else users[n]) for n, asked in enumerate(batch)]
+        fresh = [row for row in rows if not self._reuse(row)]
+
+        # 2. history vectors of the items in them, 3. inputs, 4. tower
+        features_ms, tower_ms = await self._understand([row for row in fresh if not row.failures], attempt, watch)
+
+        # 5. search: every source of the scene
+        await self._retrieval.run(fresh, [_first_depth(row) for row in fresh], attempt)
+        search_ms = watch.lap_ms("search")
+
+        # 6. select: and where that leaves too few, search deeper, or take the next best thing
+        lists = await self._shortlisting.run(rows, attempt)
+        search_ms += await self._deepen(rows, lists, attempt, watch)
+        for row in fresh:
+            if row.key is not None and not row.failures:
+                self._parts.results.put(row.key, row)
+        await self._step_down(rows, lists, attempt)
+        timings = Timings(features=features_ms, tower=tower_ms, search=search_ms)
+        answers = [self._answer_of(row, shortlist, timings) for row, shortlist in zip(rows, lists, strict=True)]
+        watch.lap_ms("select")
+        return list(zip(rows, answers, strict=True))
+
+    def _row(self, asked: Asked, user: StoredUser | None) -> Row:
+        """What the read of records says; None = it failed."""
+        request = asked.request
+        row = Row(asked)
+        if request.exclude_items or request.anchor_items:
+            row.excluded = np.sort(hash64_each([*request.exclude_items, *request.anchor_items]))
+            row.query = replace(row.query, anchors=hash64_each(request.anchor_items))
+        if user is None:
+            row.fail(Reason.FEATURES_UNAVAILABLE)
+            return row
+        row.record = user.record
+        if asked.exclude_seen:
+            row.seen = _seen(user.seen, asked, self._view.encoding.spec)
+        return row
+
+    def _reuse(self, row: Row) -> bool:
+        """Take over what an equal request of a moment ago has found; whether there was one."""
+        if row.failures or not self._parts.results.ttl_ms or row.asked.request.after_event_id is not None:
+            return False
+        row.key = result_key(row.asked, b"" if row.record is None else row.record[TOKEN_SLICE])
+        kept = self._parts.results.get(row.key)
+        if kept is None:
+            return False
+        earlier, row.reused_ms = kept
+        row.reasons, row.newest_ms = list(earlier.reasons), earlier.newest_ms
+        row.query, row.found = earlier.query, dict(earlier.found)
+        return True
+
+    async def _understand(self, rows: Sequence[Row], attempt: Attempts, watch: Stopwatch) -> tuple[float, float]:
+        """Steps 2 to 4, for rows whose records were read. Returns milliseconds for features and for the tower."""
+        if not rows:
+            return watch.lap_ms("features"), 0.0
+        encoding, requests = self._view.encoding, [row.asked.request for row in rows]
         visible_before_ms = np.array([_visible_before_ms(request) for request in requests], dtype=np.int64)
-        features = tensors.user_features([user.record for user in stored], visible_before_ms, view.encoding)
+        features = tensors.user_features([row.record for row in rows], visible_before_ms, encoding)
 
         # 2. history vectors of the items in them
-        vectors = await self._attempt(
-            "redis", self._items.vectors(features.item_hashes), until.at_most(timeouts.store_ms)
-        )
+        vectors = await attempt("redis", self._parts.items.vectors(features.item_hashes), self._timeouts.store_ms)
         if vectors is None:
-            failed.append(Reason.FEATURES_UNAVAILABLE)
-            vectors = np.zeros((*features.item_hashes.shape, view.dim), dtype=np.float32)
+            for row in rows:
+                row.fail(Reason.FEATURES_UNAVAILABLE)
+            return watch.lap_ms("features"), 0.0
 
         # 3. inputs
-        as_of_ms = np.array([incoming.as_of_ms for incoming in batch], dtype=np.int64)
-        inputs = tensors.user_inputs(
-            features, vectors, as_of_ms, [request.context for request in requests], view.encoding
-        )
+        as_of_ms = np.array([row.asked.incoming.as_of_ms for row in rows], dtype=np.int64)
+        inputs = tensors.user_inputs(features, vectors, as_of_ms, [request.context for request in requests], encoding)
         features_ms = watch.lap_ms("features")
 
         # 4. tower
-        outputs = await self._attempt("tower", self._tower.embed(inputs), until.at_most(timeouts.tower_ms))
-        tower_ms = watch.lap_ms("tower")
+        embeddings = await self._embed(rows, inputs, attempt)
+        in_session = _in_session(features, encoding.spec.history.session_ms)
+        segments = tensors.segments(features, encoding)
+        for n, row in enumerate(rows):
+            _describe(row, features, n)
+            embedding = None if features.unreadable[n] else embeddings[n]
+            row.query = Query(embedding, vectors[n][in_session[n]], row.query.anchors, segments[n])
+        return features_ms, watch.lap_ms("tower")
 
-        # 5. search: one for every distinct depth and filter
-        rows = [
-            self._row(incoming, where, stored[n], features, n, failed)
-            for n, (incoming, where) in enumerate(zip(batch, wheres, strict=True))
+    async def _embed(self, rows: Sequence[Row], inputs: Inputs, attempt: Attempts) -> Sequence[Float32 | None]:
+        """The user tower's vectors; rows that need one and have none get the reason."""
+        needing = [any(share.name == TOWER for share in row.asked.sources) for row in rows]
+        if not any(needing):
+            return [None] * len(rows)
+        outputs = await attempt("tower", self._parts.tower.embed(inputs), self._timeouts.tower_ms)
+        embeddings: list[Float32 | None] = [None] * len(rows)
+        for n, row in enumerate(rows):
+            if outputs is not None and np.isfinite(outputs["user_embedding"][n]).all():
+                embeddings[n] = outputs["user_embedding"][n]
+            elif needing[n]:
+                row.fail(Reason.MODEL_UNAVAILABLE)
+        return embeddings
+
+    async def _deepen(self, rows: Sequence[Row], lists: list[Shortlist], attempt: Attempts, watch: Stopwatch) -> float:
+        """Search again, as deep as it takes, where a list is short although there is more. Returns milliseconds."""
+        short = [
+            n
+            for n, (row, shortlist) in enumerate(zip(rows, lists, strict=True))
+            if len(shortlist.chosen.item_ids) < row.asked.k and not all(found.whole for found in row.found.values())
         ]
-        embeddings = None if outputs is None else outputs["user_embedding"]
-        found = await self._search(rows, embeddings, until.at_most(timeouts.index_ms))
-        timings = Timings(features=features_ms, tower=tower_ms, search=watch.lap_ms("search"))
-
-        # 6. select
-        answers = [self._select(row, *hits, timings) for row, hits in zip(rows, found, strict=True)]
+        if not short or attempt.left_s() <= 0:
+            return 0.0
         watch.lap_ms("select")
-        return answers
+        deeper = [rows[n] for n in short]
+        await self._retrieval.run(deeper, [_full_depth(row) for row in deeper], attempt)
+        search_ms = watch.lap_ms("search")
+        for n, shortlist in zip(short, await self._shortlisting.run(deeper, attempt), strict=True):
+            lists[n] = shortlist
+        return search_ms
 
-    def _row(
-        self,
-        incoming: Incoming,
-        where: filters.Filter,
-        user: StoredUser,
-        features: UserFeatures,
-        n: int,
-        failed: list[Reason],
-    ) -> _Row:
-        request = incoming.request
-        reasons = list(dict.fromkeys(failed))
-        if features.unreadable[n] and not failed:  # stored by a version that this one cannot read
-            reasons.append(Reason.FEATURES_UNAVAILABLE)
-        elif not failed:
-            if not features.known[n]:
-                reasons.append(Reason.COLD_START)
-            if request.after_event_id is not None and not _contains(user.record, request.after_event_id):
-                reasons.append(Reason.FEATURES_STALE)
-        newest_ms = int(features.newest_ms[n]) or None
-        seen = np.zeros(0, dtype=np.uint64)
-        if request.exclude_seen:
-            seen = seen_items(user.seen, None if request.timestamp_ms is None else _floor(request, self._view.encoding))
-        excluded = np.sort(hash64_each(request.exclude_items))
-        return _Row(incoming, newest_ms, seen, excluded, where, reasons)
+    async def _step_down(self, rows: Sequence[Row], lists: list[Shortlist], attempt: Attempts) -> None:
+        """Where something failed and nothing was found, the next best thing."""
+        for n, row in enumerate(rows):
+            for found in () if lists[n].chosen.item_ids else self._parts.ladder.rungs(row):
+                row.found = found
+                (lists[n],) = await self._shortlisting.run([row], attempt)
+                if lists[n].chosen.item_ids:
+                    break
 
-    async def _search(
-        self, rows: Sequence[_Row], embeddings: Float32 | None, allowed_s: float
-    ) -> list[tuple[Sequence[str], Float32]]:
-        """Hits of every row; rows without any because something failed have the reason added."""
-        found: list[tuple[Sequence[str], Float32]] = [((), np.zeros(0, dtype=np.float32))] * len(rows)
-        groups: dict[tuple[int, filters.Filter], list[int]] = {}
-        for position, row in enumerate(rows):
-            if embeddings is None or not np.isfinite(embeddings[position]).all():
-                row.reasons.append(Reason.MODEL_UNAVAILABLE)
-                continue
-            removable = len(row.seen) + len(row.excluded)
-            depth = select.search_depth(row.incoming.request.k, removable, MAX_SEARCH_DEPTH)
-            groups.setdefault((depth, row.where), []).append(position)
-        if embeddings is None:
-            return found
-        searches = (self._index.search(embeddings[group], *asked) for asked, group in groups.items())
-        results = await asyncio.gather(*(self._attempt("milvus", search, allowed_s) for search in searches))
-        for group, hits in zip(groups.values(), results, strict=True):
-            for place, position in enumerate(group):
-                if hits is None or not np.isfinite(hits.scores[place]).all():
-                    rows[position].reasons.append(Reason.INDEX_UNAVAILABLE)
-                else:
-                    found[position] = hits.item_ids[place], hits.scores[place]
-        return found
-
-    def _select(self, row: _Row, item_ids: Sequence[str], scores: Float32, timings: Timings) -> CandidateList:
-        incoming, request = row.incoming, row.incoming.request
+    def _answer_of(self, row: Row, shortlist: Shortlist, timings: Timings) -> CandidateList:
+        incoming, request, chosen = row.asked.incoming, row.asked.request, shortlist.chosen
         now_ms = self._clock.now_ms()
         if now_ms > incoming.deadline_ms:
             return without_items(incoming, now_ms, Status.EXPIRED, Reason.DEADLINE_EXCEEDED, self._view)
-        selection = select.candidates(
-            item_ids, scores, k=request.k, seen=row.seen, excluded=row.excluded, deleted=self._items
-        )
-        failures = [reason for reason in row.reasons if reason in DEGRADED]
-        short = [Reason.SHORT_LIST] if len(selection.item_ids) < request.k else []
+        failures = row.failures
+        short = [Reason.SHORT_LIST] if len(chosen.item_ids) < row.asked.k else []
+        if not failures and row.reused_ms is None:
+            self._parts.ladder.remember(row, chosen.item_ids, chosen.scores)
         worked_ms = timings.features + timings.tower + timings.search
         return CandidateList(
             request_id=request.request_id,
@@ -278,81 +261,66 @@ class RecallPipeline:
             status=Status.DEGRADED if failures else Status.OK,
             timestamp_ms=now_ms,
             reasons=[str(reason) for reason in failures or [*row.reasons, *short]],
-            item_ids=selection.item_ids,
-            scores=selection.scores,
-            sources=[SOURCE_TOWER] * len(selection.item_ids),
+            item_ids=chosen.item_ids,
+            scores=chosen.scores,
+            sources=chosen.sources,
             model_version=self._view.model_version,
             collection=self._view.collection,
             feature_age_ms=None if row.newest_ms is None else max(0, incoming.as_of_ms - row.newest_ms),
-            removed=selection.removed,
+            removed=shortlist.removed,
             timings_ms=Timings(
                 queue=max(0.0, now_ms - incoming.taken_ms - worked_ms),
                 features=timings.features,
                 tower=timings.tower,
                 search=timings.search,
                 total=float(max(0, now_ms - incoming.taken_ms)),
+                reused=row.reused_ms,
             ),
         )
 
-    async def _attempt(self, dependency: str, work: Awaitable[T], timeout_s: float) -> T | None:
-        """The result, or None when the dependency failed or took too long."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                result = await work
-        except DependencyError as error:
-            self._dependencies.failed(error)
-            return None
-        except TimeoutError:
-            self._dependencies.failed(DependencyTimeout(dependency, f"no answer in {timeout_s * 1000:.0f} ms"))
-            return None
-        self._dependencies.worked(dependency)
-        return result
+
+def _describe(row: Row, features: UserFeatures, n: int) -> None:
+    """What is known of the user, and what that says of the answer."""
+    row.newest_ms = int(features.newest_ms[n]) or None
+    request = row.asked.request
+    if features.unreadable[n]:  # stored by a version that this one cannot read
+        row.reasons = [Reason.FEATURES_UNAVAILABLE]
+        return
+    if not features.known[n]:
+        row.reasons.insert(0, Reason.COLD_START)
+    if request.after_event_id is not None and not holds_event(row.record, request.after_event_id):
+        row.fail(Reason.FEATURES_STALE)
 
 
-def without_items(
-    incoming: Incoming,
-    now_ms: int,
-    status: Status,
-    reason: Reason,
-    view: View | None,
-    error_field: str | None = None,
-) -> CandidateList:
-    """The answer that has no list."""
-    waited_ms = float(max(0, now_ms - incoming.taken_ms))
-    return CandidateList(
-        request_id=incoming.request.request_id,
-        user_id=incoming.request.user_id,
-        scene=incoming.request.scene,
-        status=status,
-        timestamp_ms=now_ms,
-        reasons=[str(reason)],
-        error_field=error_field,
-        model_version=None if view is None else view.model_version,
-        collection=None if view is None else view.collection,
-        timings_ms=Timings(queue=waited_ms, total=waited_ms),
-    )
+def _in_session(features: UserFeatures, session_ms: int) -> NDArray[np.bool_]:
+    """bool[B, H]: the newest few items, as far as they belong to the user's last session."""
+    newest: NDArray[np.bool_] = features.timestamps_ms >= features.newest_ms[:, None] - session_ms
+    newest[:, :-SESSION_ITEMS] = False
+    newest &= features.item_hashes != 0
+    return newest
 
 
-class _Until:
-    """How long the steps of one batch may take."""
+def _first_depth(row: Row) -> int:
+    """Where caps will take some, three candidates for every place."""
+    k = row.asked.k * CAPPED_DEPTH if row.asked.plan.caps else row.asked.k
+    return select.first_depth(k, len(row.seen), len(row.excluded), MAX_SEARCH_DEPTH)
 
-    def __init__(self, clock: Clock, deadline_ms: int) -> None:
-        self._end = time.perf_counter() + max(1, deadline_ms - clock.now_ms()) / 1000
 
-    def at_most(self, limit_ms: int) -> float:
-        """Seconds that a step may take: its own limit, or what is left before the deadline."""
-        return max(0.001, min(limit_ms / 1000, self._end - time.perf_counter()))
+def _full_depth(row: Row) -> int:
+    """What caps take cannot be known before: then far deeper."""
+    if row.asked.plan.caps:
+        return min(CAPPED_DEEPER * _first_depth(row), MAX_SEARCH_DEPTH)
+    return select.full_depth(row.asked.k, len(row.seen) + len(row.excluded) + DELETED_MARGIN, MAX_SEARCH_DEPTH)
 
 
 def _visible_before_ms(request: RecallRequest) -> int:
     return EVERYTHING if request.timestamp_ms is None else request.timestamp_ms
 
 
-def _floor(request: RecallRequest, encoding: Encoding) -> int:
-    """The as-of time in whole steps of the spec's time resolution: what happened in the same step is not seen."""
-    step_ms = encoding.spec.history.time_resolution_ms
-    return (request.timestamp_ms or 0) // step_ms * step_ms
-
-
-def _contains(record: bytes | None, event_id: str) -> bool:
-    return record is not None and hash64(event_id) in UserRecord.decode(record).rows()["event"]
+def _seen(raw: bytes, asked: Asked, spec: Spec) -> UInt64:
+    """The items that count as seen at the time of the request; what happened in the same step of time is not."""
+    request, step_ms = asked.request, spec.history.time_resolution_ms
+    before_ms = None if request.timestamp_ms is None else request.timestamp_ms // step_ms * step_ms
+    rules = (spec.seen.since_ms(asked.incoming.as_of_ms), asked.plan.since_ms(asked.incoming.as_of_ms))
+    since_ms = max((time_ms for time_ms in rules if time_ms is not None), default=None)
+    return seen_items(raw, before_ms, since_ms, spec.seen.cap)

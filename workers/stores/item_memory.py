@@ -21,9 +21,9 @@ class MemoryItemTable:
         self._feed: list[tuple[int, bool]] = []
         self._trimmed = 0  # changes that were dropped from the start of the feed
 
-    async def read(self, item_ids: Sequence[str]) -> list[ItemRecord | None]:
-        """Records by the hash of these ids: one of another id is there when two ids have one hash."""
-        stored = [self._records.get(hash64(item_id)) for item_id in item_ids]
+    async def read(self, hashes: UInt64) -> list[ItemRecord | None]:
+        """Records by item hash."""
+        stored = [self._records.get(item_hash) for item_hash in hashes.tolist()]
         return [None if data is None else ItemRecord.decode(data) for data in stored]
 
     async def write(self, records: Sequence[ItemRecord], expected: Sequence[int | None]) -> list[bool]:

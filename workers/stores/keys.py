@@ -28,6 +28,16 @@ def item_feed(settings: Settings, collection: str) -> bytes:
     return f"{settings.key('item-feed')}:{collection}".encode()
 
 
+def popular_counts(settings: Settings, definition: str, partition: int) -> bytes:
+    """What a partition has counted; its sorted sets are named after it and stand in the same slot."""
+    return f"{settings.key('popular')}:{{{definition}:{partition}}}".encode()
+
+
+def popular_partitions(settings: Settings, definition: str) -> bytes:
+    """Which partitions have counted anything."""
+    return f"{settings.key('popular')}:{definition}:partitions".encode()
+
+
 def active_view(settings: Settings) -> bytes:
     """Which bundle and collection answer requests."""
     return settings.key("active-view").encode()

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.records import among
-from workers.ports import Float32, ItemTable, UInt64
+from workers.ports import Float32, ItemChanges, ItemTable, UInt64
 from workers.stores.vector_table import VectorTable
 
 MAX_ROWS = 262_144
@@ -17,9 +17,9 @@ MAX_DELETED = 100_000
 
 
 class VectorCache:
-    """Answers `vectors` and `deleted` for recall; `refresh` is to be called a few times a second beside it.
+    """Answers `vectors` and `deleted` for recall; an ItemFollower tells it what has changed.
 
-    Until the first refresh has found its place in the feed nothing is kept, because nothing would take it out again.
+    Until that has found its place in the feed nothing is kept, because nothing would take it out again.
     An item that the table does not know is asked for again after `UNKNOWN_TTL_S`, or at once when the feed names it.
     """
 
@@ -37,7 +37,7 @@ class VectorCache:
         self._now_s = now_s
         self._looked_up = looked_up
         self._cached = VectorTable(dim, max_rows)
-        self._cursor: str | None = None
+        self._following = False
         self._generation = 0  # of what is cached: a read that overlaps a change is not kept
         self._unknown_until_s = now_s() + UNKNOWN_TTL_S
         self._deleted_s: dict[int, float] = {}  # item hash -> when the feed said so, oldest first
@@ -59,7 +59,7 @@ class VectorCache:
             generation = self._generation
             vectors, known = await self._table.vectors(distinct)
             found[missing] = vectors[places]
-            if self._cursor is not None and generation == self._generation:
+            if self._following and generation == self._generation:
                 self._cached.put(distinct, vectors, known)
         return found.reshape(*hashes.shape, self._dim)
 
@@ -67,13 +67,9 @@ class VectorCache:
         """bool[N]: True where the feed said within `DELETED_TTL_S` that the item of that hash was deleted."""
         return among(hashes, self._deleted)
 
-    async def refresh(self) -> None:
-        """Apply what changed since the last call. Raises the table's DependencyError; what is cached stays then.
-
-        Changed items are forgotten and read again when they are asked for. When changes were missed, all is forgotten.
-        """
-        changes = await self._table.changes(self._cursor)
-        self._cursor = changes.cursor
+    def apply(self, changes: ItemChanges) -> None:
+        """Forget changed items, which are read again when they are asked for. When changes were missed, forget all."""
+        self._following = True
         if not changes.complete:
             self._generation += 1
             self._cached.clear()

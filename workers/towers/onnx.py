@@ -47,6 +47,7 @@ class OnnxTower:
         _verify(path, "input", self._session.get_inputs(), inputs)
         _verify(path, "output", self._session.get_outputs(), outputs)
         self._inputs = list(inputs)
+        self._nothing = {name: np.zeros((1, *array.shape), dtype=array.type) for name, array in inputs.items()}
         self._outputs = {name: array.shape for name, array in outputs.items()}
         self._timeout_s = timeout_ms / 1000
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=path.stem)
@@ -74,6 +75,10 @@ class OnnxTower:
         return {
             name: np.concatenate(arrays) for name, arrays in zip(self._outputs, zip(*parts, strict=True), strict=True)
         }
+
+    async def ping(self) -> None:
+        """Run it for somebody of whom nothing is known. Raises DependencyError when it fails."""
+        await self.embed(self._nothing)
 
     async def close(self) -> None:
         """Let the thread end."""

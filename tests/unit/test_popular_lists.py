@@ -1,0 +1,175 @@
+"""Popular lists in memory: order, segments, filters, and what stays when a table fails."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.spec import FilterType
+from schemas import codec
+from schemas.items import ItemUpdate
+from schemas.recall import FilterClause
+from schemas.records import ItemRecord, hash64
+from workers.errors import DependencyUnavailable
+from workers.filters import Filter, checked
+from workers.popularity import EVERYBODY
+from workers.ports import PopularChange, PopularItems, UInt64
+from workers.sources.popular import MAX_FILTERED, SEGMENTS_AT_ONCE, PopularLists
+from workers.stores.item_facts import ItemFacts
+from workers.stores.item_follower import ItemFollower
+from workers.stores.item_memory import MemoryItemTable
+from workers.stores.popular_memory import MemoryPopularTable
+
+DECLARED: dict[str, FilterType] = {"year": "number"}
+
+
+class ItemTable(MemoryItemTable):
+    """An item table that can be down."""
+
+    down = False
+
+    async def read(self, hashes: UInt64) -> list[ItemRecord | None]:
+        if self.down:
+            raise DependencyUnavailable("redis", "down")
+        return await super().read(hashes)
+
+
+class PopularTable(MemoryPopularTable):
+    """A popular table that can be down, and says what was asked for."""
+
+    down = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[list[str]] = []
+
+    async def top(self, segments: Sequence[str], n: int) -> list[PopularItems]:
+        self.asked.append(list(segments))
+        if self.down:
+            raise DependencyUnavailable("redis", "down")
+        return await super().top(segments, n)
+
+
+class World:
+    """Items a to z with the years 1 to 26, and what was counted of them."""
+
+    def __init__(self, segments: Sequence[str]) -> None:
+        self.items = ItemTable(0)
+        self.popular = PopularTable()
+        facts = ItemFacts(self.items, tuple(DECLARED))
+        self.follower = ItemFollower(self.items, facts)
+        self.lists = PopularLists(self.popular, facts, segments)
+        self._offset = 0
+
+    async def put(self, name: str, offset: int = 0, *, gone: bool = False, **attributes: Any) -> None:
+        update = ItemUpdate(item_id=name, op="upsert", timestamp_ms=1, attributes=attributes)
+        record = ItemRecord(name, 0, offset, deleted=gone, update=b"" if gone else codec.encode_event(update))
+        assert await self.items.write([record], [offset - 1 if offset else None]) == [True]
+        await self.follower.refresh()
+
+    async def count(self, segment: str, amounts: Mapping[str, int]) -> None:
+        counts = {hash64(name): amount for name, amount in amounts.items()}
+        await self.popular.add([PopularChange(0, self._offset, self._offset + 1, {(7, segment): counts})])
+        self._offset += 1
+
+    def best(self, segment: str | None = None, where: Filter = ()) -> list[str]:
+        ids, scores = self.lists.best(segment, where)
+        assert scores.dtype == np.float32
+        assert len(set(ids)) == len(ids) == len(scores)
+        pairs = list(zip((-scores).tolist(), ids, strict=True))
+        assert pairs == sorted(pairs)
+        assert all(0 < score <= 1 for score in scores.tolist())
+        return ids
+
+
+@pytest.fixture
+async def world() -> World:
+    world = World(["F", "M"])
+    for year, name in enumerate("abcdefghijklmnopqrstuvwxyz", 1):
+        await world.put(name, year=year)
+    await world.count(EVERYBODY, {"a": 100, "b": 100, "z": 300, "c": 50, "d": 1})
+    await world.count("F", {"c": 40, "a": 30})
+    await world.lists.refresh()
+    return world
+
+
+def where(op: Any, value: Any) -> Filter:
+    return checked([FilterClause(field="year", op=op, value=value)], DECLARED)
+
+
+def test_nothing_before_the_first_refresh() -> None:
+    ids, scores = World([]).lists.best("F", ())
+    assert (ids, scores.tolist()) == ([], [])
+
+
+async def test_best_first_and_equal_ones_by_id(world: World) -> None:
+    assert world.best() == ["z", "a", "b", "c", "d"]
+    assert world.lists.best(None, ())[1].tolist() == pytest.approx([1, 1 / 3, 1 / 3, 1 / 6, 1 / 300])
+
+
+async def test_a_segment_is_filled_up_from_everybody(world: World) -> None:
+    assert world.best("F") == ["c", "a", "z", "b", "d"]
+    assert world.best("M") == world.best("unknown") == world.best() == world.best("")
+
+
+async def test_scores_that_32_bits_cannot_tell_apart_stand_by_id(world: World) -> None:
+    await world.count("M", {"x": 2**40, "y": 2**40 + 1, "w": 7})
+    await world.count(EVERYBODY, {"p": 3 * 2**40, "q": 3 * 2**40 + 1})
+    await world.lists.refresh()
+    assert world.best("M")[:5] == ["x", "y", "w", "p", "q"]
+
+
+async def test_filters_hold_in_both_parts(world: World) -> None:
+    assert world.best(None, where("ge", 2)) == ["z", "b", "c", "d"]
+    assert world.best("F", where("ge", 2)) == ["c", "z", "b", "d"]
+    assert world.best("F", where("in", [2, 26])) == ["z", "b"]
+    assert world.best("F", where("gt", 26)) == []
+    assert world.best("F") == ["c", "a", "z", "b", "d"]
+
+
+async def test_more_filters_than_are_remembered(world: World) -> None:
+    for limit in range(MAX_FILTERED + 10):
+        assert world.best(None, where("ge", limit))[:1] == (["z"] if limit <= 26 else [])
+    assert world.best(None, where("ge", 2)) == ["z", "b", "c", "d"]
+
+
+async def test_changes_are_seen_after_a_refresh(world: World) -> None:
+    assert world.best(None, where("lt", 3)) == ["a", "b"]
+    await world.count(EVERYBODY, {"b": 1})
+    await world.put("a", 1, year=90)
+    await world.put("z", 1, gone=True)
+    assert world.best()[0] == "z"
+    await world.lists.refresh()
+    assert world.best() == ["b", "a", "c", "d"]
+    assert world.best(None, where("lt", 3)) == ["b"]
+
+
+async def test_unknown_and_deleted_items_are_left_out(world: World) -> None:
+    await world.count(EVERYBODY, {"nobody": 1000})
+    await world.put("a", 1, gone=True)
+    await world.lists.refresh()
+    assert world.best() == ["z", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("table", ["items", "popular"])
+async def test_the_last_lists_stay_when_a_table_fails(world: World, table: str) -> None:
+    before = world.best(), world.best("F"), world.best("F", where("ge", 2))
+    await world.count(EVERYBODY, {"e": 10_000})
+    getattr(world, table).down = True
+    with pytest.raises(DependencyUnavailable):
+        await world.lists.refresh()
+    assert (world.best(), world.best("F"), world.best("F", where("ge", 2))) == before
+    getattr(world, table).down = False
+    await world.lists.refresh()
+    assert world.best()[0] == "e"
+
+
+async def test_many_segments_are_read_in_turn() -> None:
+    names = [f"city {n}" for n in range(2 * SEGMENTS_AT_ONCE + 3)]
+    world = World(names)
+    for _ in range(4):
+        await world.lists.refresh()
+    step = SEGMENTS_AT_ONCE
+    first = [EVERYBODY, *names[:step]]
+    assert world.popular.asked == [first, [EVERYBODY, *names[step : 2 * step]], [EVERYBODY, *names[2 * step :]], first]

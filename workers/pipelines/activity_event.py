@@ -1,0 +1,21 @@
+"""One record of user-activity as its pipeline takes it."""
+
+from dataclasses import dataclass
+
+from schemas.activity import UserActivity
+
+NO_LOG = -1
+
+
+@dataclass(frozen=True, slots=True)
+class ActivityEvent:
+    """A readable record: an activity, or None to forget the user. `taken_ms` is the broker's time.
+
+    `partition` and `offset` say where it came from; what came from no log is not counted into popularity.
+    """
+
+    user_id: str
+    activity: UserActivity | None
+    taken_ms: int
+    partition: int = NO_LOG
+    offset: int = NO_LOG

@@ -1,0 +1,55 @@
+"""What the steps of the recall pipeline find out about one request."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from schemas.recall import Reason
+from workers.pipelines.admission import Asked
+from workers.ports import Float32, Query, UInt64
+
+NONE = np.zeros(0, dtype=np.uint64)
+NO_SCORES = np.zeros(0, dtype=np.float32)
+NO_QUERY = Query(embedding=None, session=np.zeros((0, 0), dtype=np.float32), anchors=NONE, segment=None)
+DEGRADED = {
+    Reason.FEATURES_UNAVAILABLE,
+    Reason.FEATURES_STALE,
+    Reason.MODEL_UNAVAILABLE,
+    Reason.INDEX_UNAVAILABLE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one source has found: best first. `whole`: it has no more than these."""
+
+    item_ids: Sequence[str] = ()
+    scores: Float32 = field(default_factory=lambda: NO_SCORES)
+    whole: bool = True
+
+
+@dataclass(slots=True)
+class Row:
+    """One request on its way through the steps. `reasons` say what is wrong, or that the user is unknown."""
+
+    asked: Asked
+    reasons: list[Reason] = field(default_factory=list)
+    record: bytes | None = None
+    seen: UInt64 = field(default_factory=lambda: NONE)  # sorted
+    excluded: UInt64 = field(default_factory=lambda: NONE)  # sorted
+    newest_ms: int | None = None  # the newest visible event with an item; None = there is none
+    query: Query = NO_QUERY
+    found: dict[str, Found] = field(default_factory=dict)  # by source
+    key: Hashable = None  # of what equal requests find; None = nothing is reused
+    reused_ms: float | None = None  # the age of `found`, when it is another request's
+
+    def fail(self, reason: Reason) -> None:
+        """Something that the answer needed was not to be had."""
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+
+    @property
+    def failures(self) -> list[Reason]:
+        """Those of the reasons that make an answer `degraded`."""
+        return [reason for reason in self.reasons if reason in DEGRADED]

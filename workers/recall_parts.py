@@ -1,0 +1,127 @@
+"""Opens everything that answers requests of one view: tables, tower, index and sources. For the worker and others."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from models.bundle import Bundle
+from workers.dependencies import Dependencies, Probe
+from workers.index.milvus import MilvusItemIndex
+from workers.index.milvus_collection import open_index
+from workers.index.schema import Collection
+from workers.metrics import Metrics
+from workers.pipelines.admission import View
+from workers.pipelines.ladder import Ladder
+from workers.pipelines.recall import Parts, RecallPipeline, StepTimeouts
+from workers.plans import plans
+from workers.popularity import Popularity
+from workers.ports import Clock
+from workers.remembered import LastLists, Results
+from workers.retry import until_done
+from workers.settings import Settings
+from workers.sources.nearest import SessionSource, SimilarSource, TowerSource
+from workers.sources.popular import PopularLists, PopularSource
+from workers.stopwatch import Observe, unobserved
+from workers.stores.item_facts import ItemFacts
+from workers.stores.item_follower import ItemFollower
+from workers.stores.item_redis import RedisItemTable
+from workers.stores.popular_redis import RedisPopularTable
+from workers.stores.user_redis import RedisUserTable
+from workers.stores.vector_cache import VectorCache
+from workers.towers.onnx import open_tower
+from workers.views import ActiveView
+
+FEED_EVERY_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What opened parts tell the outside with."""
+
+    clock: Clock
+    dependencies: Dependencies
+    metrics: Metrics
+    observe: Observe = unobserved
+
+
+@dataclass(frozen=True, slots=True)
+class RecallParts:
+    """What was opened. The tasks that keep it fresh run already; `probes` ask what can be asked for its health."""
+
+    view: View
+    parts: Parts
+    index: MilvusItemIndex
+    popular: PopularLists
+    pipeline: RecallPipeline
+    probes: dict[str, Probe]
+
+
+async def open_recall_parts(
+    settings: Settings, active: tuple[Bundle, ActiveView], client: Any, tools: Tools, opened: AsyncExitStack
+) -> RecallParts:
+    """Open what the active bundle needs; `opened` closes it. `client` is Redis'.
+
+    Raises DependencyError while something is missing, and ConfigurationError when it cannot work.
+    """
+    bundle, names = active
+    spec = bundle.spec
+    view = View(bundle.encoding, bundle.dim, bundle.version, names.collection, plans(settings.scenes, spec))
+    index = await open_index(settings, Collection(names.collection, bundle.dim, bundle.metric, bundle.version))
+    opened.push_async_callback(index.close)
+    tower = open_tower(bundle, "user", settings.tower_timeout_ms)
+    opened.push_async_callback(tower.close)
+    table = RedisItemTable(client, settings, names.collection, bundle.dim)
+    vectors = VectorCache(table, bundle.dim, looked_up=_counted(tools.metrics))
+    facts = ItemFacts(table, tuple(spec.filterable))
+    popularity = Popularity(bundle.encoding)
+    counts = RedisPopularTable(client, settings, popularity.definition)
+    popular = PopularLists(counts, facts, popularity.segments)
+    parts = Parts(
+        users=RedisUserTable(client, settings),
+        items=vectors,
+        facts=facts,
+        tower=tower,
+        sources={
+            "tower": TowerSource(index),
+            "session": SessionSource(index),
+            "similar": SimilarSource(index, vectors),
+            "popular": PopularSource(popular),
+        },
+        ladder=Ladder(popular, LastLists(settings.last_lists, settings.last_list_ttl_ms)),
+        results=Results(settings.reuse_ms, looked_up=_reused(tools.metrics)),
+    )
+    timeouts = StepTimeouts(settings.store_timeout_ms, settings.tower_timeout_ms, settings.index_timeout_ms)
+    pipeline = RecallPipeline(view, parts, tools.clock, timeouts, tools.dependencies, tools.observe)
+    follower = ItemFollower(table, vectors, facts)
+    for work, every_s in ((follower.refresh, FEED_EVERY_S), (popular.refresh, settings.popular_refresh_ms / 1000)):
+        following = asyncio.create_task(_repeat(work, every_s, tools.dependencies))
+        opened.callback(following.cancel)
+    return RecallParts(view, parts, index, popular, pipeline, {"milvus": index.ping, "tower": tower.ping})
+
+
+def _counted(metrics: Metrics) -> Callable[[int, int], None]:
+    hit, miss = metrics.vector_cache.labels("hit"), metrics.vector_cache.labels("miss")
+
+    def looked_up(hits: int, misses: int) -> None:
+        hit.inc(hits)
+        miss.inc(misses)
+
+    return looked_up
+
+
+def _reused(metrics: Metrics) -> Callable[[bool], None]:
+    hit, miss = metrics.reused.labels("hit"), metrics.reused.labels("miss")
+
+    def looked_up(found: bool) -> None:
+        (hit if found else miss).inc()
+
+    return looked_up
+
+
+async def _repeat(work: Callable[[], Awaitable[None]], every_s: float, dependencies: Dependencies) -> None:
+    """Keep something fresh, until cancelled."""
+    while True:
+        await until_done(work, dependencies)
+        await asyncio.sleep(every_s)

@@ -1,0 +1,1 @@
+"""Candidate sources: where the items of a list come from."""

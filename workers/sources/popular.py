@@ -1,0 +1,114 @@
+"""Popular items, held in memory: what can be recommended when nothing is known, or nothing answers."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from workers.filters import Filter
+from workers.index import predicate
+from workers.popularity import EVERYBODY
+from workers.ports import Float32, Hits, PopularItems, PopularTable, Query
+from workers.stores.item_facts import ItemFact, ItemFacts
+
+DEPTH = 1000  # items of a list
+SEGMENTS_AT_ONCE = 8  # of a refresh, in turn: so a field with a thousand values costs no more than one with eight
+MAX_FILTERED = 256
+
+Best = tuple[list[str], Float32]
+"""Item ids, best first, equal scores by id, no item twice, and float32[N] scores: parts of the most popular item's.
+
+Nobody may change them: they are remembered.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _List:
+    facts: Sequence[ItemFact]
+    scores: Float32
+
+
+NOTHING = _List((), np.zeros(0, dtype=np.float32))
+
+
+class PopularLists:
+    """The most popular items of everybody and of each segment. `refresh` is to be called every few seconds.
+
+    Refreshing reads everybody's list and those of the next SEGMENTS_AT_ONCE segments; where it fails, the last lists
+    stay. An item that is deleted stands in them until the next refresh.
+    """
+
+    def __init__(self, table: PopularTable, facts: ItemFacts, segments: Sequence[str]) -> None:
+        """`segments`: the values that are counted apart (Popularity.segments)."""
+        self._table = table
+        self._facts = facts
+        self._segments = segments
+        self._next = 0
+        self._lists: dict[str, _List] = {}
+        self._filtered: dict[tuple[str, Filter], Best] = {}
+
+    async def refresh(self) -> None:
+        """Read lists anew. Raises DependencyError of the popular or the item table; the lists stay as they are then."""
+        wanted = [EVERYBODY, *islice(self._segments, self._next, self._next + SEGMENTS_AT_ONCE)]
+        tops = await self._table.top(wanted, DEPTH)
+        read = {segment: await self._list(top) for segment, top in zip(wanted, tops, strict=True)}
+        self._lists |= read
+        self._filtered.clear()
+        self._next += SEGMENTS_AT_ONCE
+        if self._next >= len(self._segments):
+            self._next = 0
+
+    def best(self, segment: str | None, where: Filter) -> Best:
+        """The popular items of a segment (None = everybody) for which a filter holds. From memory; never waits.
+
+        Behind the segment's own items stand everybody's, with lower scores. Empty before the first refresh.
+        """
+        place = segment or EVERYBODY, where
+        found = self._filtered.get(place)
+        if found is None:
+            if len(self._filtered) >= MAX_FILTERED:
+                self._filtered.clear()
+            found = self._filtered[place] = self._select(*place)
+        return found
+
+    async def _list(self, top: PopularItems) -> _List:
+        await asyncio.sleep(0)  # between lists others have their turn on the event loop
+        facts = await self._facts.read(top.hashes)
+        scores = (top.scores / top.scores[:1]).astype(np.float32)
+        live = [(fact, score) for fact, score in zip(facts, scores.tolist(), strict=True) if fact is not None]
+        live.sort(key=lambda item: (-item[1], item[0].item_id))
+        return _List([fact for fact, _ in live], np.array([score for _, score in live], dtype=np.float32))
+
+    def _select(self, segment: str, where: Filter) -> Best:
+        ids, scores = _held(self._lists.get(segment, NOTHING), where)
+        if segment == EVERYBODY:
+            return ids, scores
+        known = set(ids)
+        others, others_scores = _held(self._lists.get(EVERYBODY, NOTHING), where)
+        new = [n for n, item_id in enumerate(others) if item_id not in known]
+        # At most half of the segment's last score: a power of two, because it makes no scores equal that were not.
+        below = np.exp2(np.floor(np.log2(scores[-1])) - 1) if len(scores) else np.float32(1)
+        return ids + [others[n] for n in new], np.concatenate([scores, others_scores[new] * below])
+
+
+def _held(items: _List, where: Filter) -> Best:
+    if not where:
+        return [fact.item_id for fact in items.facts], items.scores
+    held = [n for n, fact in enumerate(items.facts) if predicate.holds(where, fact.attributes)]
+    return [items.facts[n].item_id for n in held], items.scores[held]
+
+
+class PopularSource:
+    """What is popular in the user's segment. It never waits, and fails never."""
+
+    dependency = "memory"
+
+    def __init__(self, lists: PopularLists) -> None:
+        self._lists = lists
+
+    async def candidates(self, queries: Sequence[Query], depth: int, where: Filter) -> Hits:
+        """The same for every query of a segment."""
+        found = [self._lists.best(query.segment, where) for query in queries]
+        return Hits([ids[:depth] for ids, _ in found], [scores[:depth] for _, scores in found])

@@ -1,0 +1,155 @@
+"""Read-your-click: where requests wait until an activity of their user is in the user's record.
+
+One look is one read of the records of all who wait. It is made at once for those who come, then every 10 ms; less often
+when looks take long, so that they never take more than a fifth of the worker's time. Who waits holds back the commit of
+its own partition, and nothing else.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from prometheus_client import Counter as Metric
+
+from schemas.records import RecordFormatError, holds_event
+from workers.dependencies import Dependencies
+from workers.errors import DependencyError
+from workers.intake import Entry
+from workers.ports import Clock, UserTable
+from workers.runners import Runners
+
+LOOK_EVERY_S = 0.01
+PAUSE_PER_LOOK = 4.0  # a pause is at least so many times as long as the look before it
+LOOK_AT_LEAST_S = 0.05
+LEAVES_AT_LEAST_MS = 150.0  # of its time, to be answered in
+
+Result = Literal["found", "timed_out", "full", "unavailable"]
+
+
+class Waiter(NamedTuple):
+    """One request that waits: for which event of which user, and until when."""
+
+    entry: Entry
+    user_id: str
+    event_id: str
+    until_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingPolicy:
+    """How many may wait at most, and for how long."""
+
+    wait_ms: int
+    capacity: int = 1000
+
+
+class WaitingRoom:
+    """Requests with `after_event_id` before they are put into the intake. All who enter go on to `runners` in the end.
+
+    `users` gives the user table, None while requests cannot reach it: then nobody waits.
+    """
+
+    def __init__(
+        self,
+        policy: WaitingPolicy,
+        users: Callable[[], UserTable | None],
+        runners: Runners,
+        clock: Clock,
+        dependencies: Dependencies,
+        results: Metric,
+    ) -> None:
+        self._policy = policy
+        self._users = users
+        self._runners = runners
+        self._clock = clock
+        self._dependencies = dependencies
+        self._results = results
+        self._waiting: list[Waiter] = []
+        self._looked_at = 0  # by looks under way
+        self._looking = False
+
+    def enter(self, entries: Sequence[Entry]) -> None:
+        """Let them wait, as long as there is room, until their event is known or their time is over."""
+        table = self._users()
+        if table is None:
+            self._go("unavailable", entries)
+            return
+        room = max(0, self._policy.capacity - len(self._waiting) - self._looked_at)
+        self._go("full", entries[room:])
+        waiters = [self._waiter(entry) for entry in entries[:room] if entry.batch.start(entry.record)]
+        if waiters:
+            self._looked_at += len(waiters)
+            self._runners.spawn(self._enter(table, waiters))
+
+    async def _enter(self, table: UserTable, waiters: list[Waiter]) -> None:
+        """A first look at once; whoever has to wait joins the others."""
+        await self._look(table, waiters)
+        if self._waiting and not self._looking:
+            self._looking = True
+            self._runners.spawn(self._keep_looking(table))
+
+    async def _keep_looking(self, table: UserTable) -> None:
+        took_s = 0.0
+        while self._waiting:
+            await asyncio.sleep(max(LOOK_EVERY_S, PAUSE_PER_LOOK * took_s))
+            began_s = time.perf_counter()
+            waiting, self._waiting = self._waiting, []
+            self._looked_at += len(waiting)
+            await self._look(table, waiting)
+            took_s = time.perf_counter() - began_s
+        self._looking = False
+
+    async def _look(self, table: UserTable, waiters: list[Waiter]) -> None:
+        """One read; whoever need not wait any more goes on, the others wait for the next look."""
+        records = await self._read(table, waiters)
+        now_ms = self._clock.now_ms()
+        self._looked_at -= len(waiters)
+        going: dict[Result, list[Entry]] = {"found": [], "timed_out": [], "unavailable": []}
+        for waiter in waiters:
+            result = "unavailable" if records is None else _result(waiter, records, now_ms)
+            if result is None:
+                self._waiting.append(waiter)
+            else:
+                going[result].append(waiter.entry)
+        for result, entries in going.items():
+            self._go(result, entries)
+
+    async def _read(self, table: UserTable, waiters: list[Waiter]) -> dict[str, bytes | None] | None:
+        """Records by user; empty when somebody's time was over before they came, None when the table failed."""
+        users = list(dict.fromkeys(waiter.user_id for waiter in waiters))
+        left_s = (min(waiter.until_ms for waiter in waiters) - self._clock.now_ms()) / 1000
+        try:
+            async with asyncio.timeout(max(LOOK_AT_LEAST_S, left_s)):
+                return dict(zip(users, await table.records(users), strict=True))
+        except DependencyError as error:
+            self._dependencies.failed(error)
+            return None
+        except TimeoutError:
+            return {}
+
+    def _waiter(self, entry: Entry) -> Waiter:
+        """It leaves in time for two batches: one that it may have to wait for, and its own.
+
+        Its own is not to be one of the slowest: what others took over from each other may have made the mean short.
+        """
+        request, deadline_ms = entry.incoming.request, entry.incoming.deadline_ms
+        latest_ms = self._runners.intake.latest_start_ms(deadline_ms, batches=2)
+        until_ms = min(self._clock.now_ms() + self._policy.wait_ms, latest_ms, deadline_ms - LEAVES_AT_LEAST_MS)
+        return Waiter(entry, request.user_id, request.after_event_id or "", until_ms)
+
+    def _go(self, result: Result, entries: Sequence[Entry]) -> None:
+        if entries:
+            self._results.labels(result).inc(len(entries))
+            self._runners.put(entries)
+
+
+def _result(waiter: Waiter, records: Mapping[str, bytes | None], now_ms: int) -> Result | None:
+    """What a look came to; None = wait on."""
+    try:
+        if holds_event(records.get(waiter.user_id), waiter.event_id):
+            return "found"
+    except RecordFormatError:
+        return "unavailable"  # it will not become readable by waiting
+    return "timed_out" if now_ms >= waiter.until_ms else None
