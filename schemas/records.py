@@ -43,6 +43,7 @@ from numpy.typing import NDArray
 RECORD_FORMAT = 1
 TOKEN_BYTES = 8
 TOKEN_SLICE = slice(1, 1 + TOKEN_BYTES)
+FORGET_SLICE = slice(25, 33)  # forget_taken_ms
 MAX_HISTORY_ROWS = 64  # L of promise 2
 MAX_SEEN_ITEMS = 2000
 MAX_PROFILE_FIELDS = 64

@@ -50,7 +50,7 @@ from workers.stores.item_redis import RedisItemTable
 from workers.stores.popular_redis import RedisPopularTable
 from workers.stores.user_redis import RedisUserTable
 from workers.towers.onnx import open_tower
-from workers.transport import Liveness, ask_broker, create_app, liveness, run_until, stopping_on_signals
+from workers.transport import Liveness, ask_broker, create_app, liveness, or_end_process, run_until, stopping_on_signals
 
 LIVE_WITHIN_S = 60.0
 LOOK_EVERY_S = 0.5
@@ -250,12 +250,16 @@ async def open_recall(worker: Worker, clock: Clock, observe: Observe) -> RecallP
     async with AsyncExitStack() as opened:
         active = await _active_bundle(worker)
         client = _redis(worker, opened)
-        tools = Tools(clock, worker.dependencies, worker.metrics, observe)
+        tools = Tools(clock, worker.dependencies, worker.metrics, observe, _spawn)
         ready = await open_recall_parts(worker.settings, active, client, tools, opened)
         worker.probes |= ready.probes
         worker.opened.push_async_exit(opened.pop_all())
         _settle()
         return ready.pipeline
+
+
+def _spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    return asyncio.create_task(or_end_process(work))
 
 
 def _settle() -> None:

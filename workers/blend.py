@@ -43,14 +43,17 @@ class Blended:
 
 @dataclass(slots=True)
 class _Candidate:
-    item_id: str
-    score: float = 0.0
-    contributions: list[tuple[float, str]] = field(default_factory=list)
+    """An item, and what each source that found it contributes, in the order of the scene."""
 
-    @property
-    def primary(self) -> str:
-        """The source that contributed most; of equals the first of the scene."""
-        return max(self.contributions, key=lambda contribution: contribution[0])[1]
+    item_id: str
+    contributions: list[tuple[float, str]] = field(default_factory=list)
+    score: float = 0.0
+    primary: str = ""  # the source that contributed most; of equals the first of the scene
+
+    def settle(self) -> None:
+        """All contributions are there. Scores are rounded as answers carry them, so that equal ones are equal."""
+        self.score = float(np.float32(sum(score for score, _ in self.contributions)))
+        self.primary = max(self.contributions, key=lambda contribution: contribution[0])[1]
 
     @property
     def sources(self) -> str:
@@ -66,21 +69,24 @@ def blend(
     places left; then, rather than a short list, those that were over a quota. Caps hold always.
     """
     filled = [ranked for ranked in lists if ranked.item_ids]
-    if len(filled) <= 1 and not caps:
-        return _single(filled, k)
+    room = _Room(k, caps, attributes or {})
+    if len(filled) <= 1:
+        return _single(filled, room)
     candidates = _fused(filled)
     order = sorted(candidates.values(), key=lambda candidate: (-candidate.score, candidate.item_id))
-    room = _Room(k, caps, attributes or {})
     for ranked in filled:
         for item_id in _best(ranked, room):
             room.take(item_id)
-    places = Counter(candidate.primary for candidate in order if candidate.item_id in room.taken)
+    places = Counter(candidates[item_id].primary for item_id in room.taken)
     limits = {ranked.share.name: ranked.share.at_most for ranked in filled}
     for candidate in order:
-        primary = candidate.primary
-        if candidate.item_id not in room.taken and places[primary] < limits[primary] and room.take(candidate.item_id):
-            places[primary] += 1
+        if room.full:
+            break
+        if candidate.item_id not in room.taken and places[candidate.primary] < limits[candidate.primary]:
+            places[candidate.primary] += room.take(candidate.item_id)
     for candidate in order:
+        if room.full:
+            break
         room.take(candidate.item_id)
     chosen = [candidate for candidate in order if candidate.item_id in room.taken]
     scores = np.array([candidate.score for candidate in chosen], dtype=np.float32)
@@ -88,26 +94,35 @@ def blend(
     return Blended([c.item_id for c in chosen], scores, [c.sources for c in chosen], repeats)
 
 
-def _single(lists: Sequence[Ranked], k: int) -> Blended:
+def _single(lists: Sequence[Ranked], room: "_Room") -> Blended:
+    """The best of one source, with its own scores."""
     if not lists:
         return Blended([], np.zeros(0, dtype=np.float32), [])
     (ranked,) = lists
-    item_ids = list(ranked.item_ids[:k])
-    return Blended(item_ids, ranked.scores[:k], [ranked.share.name] * len(item_ids))
+    if not room.capped:
+        item_ids = list(ranked.item_ids[: room.places])
+        return Blended(item_ids, ranked.scores[: room.places], [ranked.share.name] * len(item_ids))
+    kept: list[int] = []
+    for position, item_id in enumerate(ranked.item_ids):
+        if room.full:
+            break
+        if room.take(item_id):
+            kept.append(position)
+    return Blended([ranked.item_ids[n] for n in kept], ranked.scores[kept], [ranked.share.name] * len(kept))
 
 
 def _fused(lists: Sequence[Ranked]) -> dict[str, _Candidate]:
-    """Candidates by id. A single source's scores stay as they are."""
+    """Candidates by id."""
     found: dict[str, _Candidate] = {}
     for ranked in lists:
         name, weight = ranked.share.name, ranked.share.weight
         for rank, item_id in enumerate(ranked.item_ids, 1):
-            score = weight / (RANK_OFFSET + rank) if len(lists) > 1 else float(ranked.scores[rank - 1])
             candidate = found.get(item_id)
             if candidate is None:
                 candidate = found[item_id] = _Candidate(item_id)
-            candidate.score += score
-            candidate.contributions.append((score, name))
+            candidate.contributions.append((weight / (RANK_OFFSET + rank), name))
+    for candidate in found.values():
+        candidate.settle()
     return found
 
 
@@ -125,26 +140,37 @@ def _best(ranked: Ranked, room: "_Room") -> Iterator[str]:
 class _Room:
     """The places of a list, and what the caps leave of them."""
 
-    def __init__(self, k: int, caps: Caps, attributes: Mapping[str, Mapping[str, Any]]) -> None:
-        self._k = k
+    def __init__(self, places: int, caps: Caps, attributes: Mapping[str, Mapping[str, Any]]) -> None:
+        self.places = places
+        self.capped = bool(caps)
+        self.taken: set[str] = set()
         self._caps = caps
         self._attributes = attributes
         self._counts: Counter[tuple[str, Any]] = Counter()
-        self.taken: set[str] = set()
+
+    @property
+    def full(self) -> bool:
+        """Whether no place is left."""
+        return len(self.taken) >= self.places
 
     def fits(self, item_id: str) -> bool:
         """Whether the item's values are below their caps."""
-        return all(self._counts[value] < limit for value, limit in self._capped(item_id))
+        return all(self._counts[value] < limit for value, limit in self._values(item_id))
 
     def take(self, item_id: str) -> bool:
-        """Give the item a place, when there is one."""
-        if item_id in self.taken or len(self.taken) >= self._k or not self.fits(item_id):
+        """Give the item a place, when there is one for it."""
+        if self.full or item_id in self.taken:
             return False
-        self._counts.update(value for value, _ in self._capped(item_id))
+        if self.capped:
+            values = list(self._values(item_id))
+            if any(self._counts[value] >= limit for value, limit in values):
+                return False
+            self._counts.update(value for value, _ in values)
         self.taken.add(item_id)
         return True
 
-    def _capped(self, item_id: str) -> Iterator[tuple[tuple[str, Any], int]]:
+    def _values(self, item_id: str) -> Iterator[tuple[tuple[str, Any], int]]:
+        """The item's capped values, each with its limit."""
         stored = self._attributes.get(item_id, {})
         for name, limit in self._caps:
             value = stored.get(name)

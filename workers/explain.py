@@ -12,7 +12,7 @@ import numpy as np
 
 from models import tensors
 from schemas.recall import CandidateList, RecallRequest
-from schemas.records import UserRecord, hash64
+from schemas.records import RecordFormatError, UserRecord, hash64
 from workers import views
 from workers.clock import SystemClock
 from workers.dependencies import Dependencies
@@ -41,7 +41,7 @@ async def open_explainer(settings: Settings, opened: AsyncExitStack) -> "Explain
     metrics = Metrics()
     tools = Tools(SystemClock(), Dependencies("recall", metrics), metrics)
     ready = await open_recall_parts(settings, (views.load(view), view), client, tools, opened)
-    await ready.popular.refresh()
+    await ready.popular.refresh_all()
     return Explainer(ready, tools.clock)
 
 
@@ -80,7 +80,10 @@ class Explainer:
         known = {"user_id": row.asked.request.user_id, "known": row.record is not None, "seen_items": len(row.seen)}
         if row.record is None:
             return known
-        record = UserRecord.decode(row.record)
+        try:
+            record = UserRecord.decode(row.record)
+        except RecordFormatError as error:
+            return known | {"unreadable": str(error)}
         rows = record.rows()[::-1]
         facts = await self._parts.facts.read(rows["item"].astype(np.uint64))
         actions = {hash64(action): action for action in self._view.encoding.spec.actions}

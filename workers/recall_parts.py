@@ -1,7 +1,7 @@
 """Opens everything that answers requests of one view: tables, tower, index and sources. For the worker and others."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +44,7 @@ class Tools:
     dependencies: Dependencies
     metrics: Metrics
     observe: Observe = unobserved
+    spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]] = asyncio.create_task
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +95,9 @@ async def open_recall_parts(
     )
     timeouts = StepTimeouts(settings.store_timeout_ms, settings.tower_timeout_ms, settings.index_timeout_ms)
     pipeline = RecallPipeline(view, parts, tools.clock, timeouts, tools.dependencies, tools.observe)
-    follower = ItemFollower(table, vectors, facts)
+    follower = ItemFollower(table, vectors, facts, popular)
     for work, every_s in ((follower.refresh, FEED_EVERY_S), (popular.refresh, settings.popular_refresh_ms / 1000)):
-        following = asyncio.create_task(_repeat(work, every_s, tools.dependencies))
+        following = tools.spawn(_repeat(work, every_s, tools.dependencies))
         opened.callback(following.cancel)
     return RecallParts(view, parts, index, popular, pipeline, {"milvus": index.ping, "tower": tower.ping})
 

@@ -12,10 +12,12 @@ import numpy as np
 from cachetools import TTLCache
 
 from schemas.recall import RecallRequest
+from schemas.records import FORGET_SLICE
 from workers.pipelines.admission import Asked
 from workers.ports import Float32
 
 MAX_RESULTS = 1024
+MAX_ITEMS = 200
 
 T = TypeVar("T")
 
@@ -73,9 +75,9 @@ def result_key(asked: Asked, token: bytes) -> Hashable:
     )
 
 
-def list_key(asked: Asked) -> Hashable:
-    """Equal for a user's requests that may be given each other's lists."""
-    return (asked.request.user_id, *_of_scene(asked))
+def list_key(asked: Asked, record: bytes | None) -> Hashable:
+    """Equal for a user's requests that may be given each other's lists; another one after the user was forgotten."""
+    return (asked.request.user_id, b"" if record is None else record[FORGET_SLICE], *_of_scene(asked))
 
 
 def _of_scene(asked: Asked) -> tuple[Hashable, ...]:
@@ -84,7 +86,10 @@ def _of_scene(asked: Asked) -> tuple[Hashable, ...]:
 
 
 class LastLists:
-    """The last good list of each user and question, for at most `ttl_ms`; the newest `max_lists`, 1 to 4 KB each."""
+    """The last good list of each user and question, for at most `ttl_ms`; the newest `max_lists`.
+
+    Of a long list the first MAX_ITEMS are kept, 1 to 10 KB each.
+    """
 
     def __init__(self, max_lists: int, ttl_ms: int, now_s: Callable[[], float] = monotonic) -> None:
         self._kept: TTLCache[Hashable, tuple[bytes, Float32]] | None = None
@@ -99,4 +104,4 @@ class LastLists:
     def put(self, key: Hashable, item_ids: list[str], scores: Float32) -> None:
         """Keep it."""
         if self._kept is not None and item_ids:
-            self._kept[key] = _encode_ids(item_ids), scores
+            self._kept[key] = _encode_ids(item_ids[:MAX_ITEMS]), scores[:MAX_ITEMS].copy()

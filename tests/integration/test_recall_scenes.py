@@ -1,14 +1,19 @@
 """What a scene makes of a list: its sources, quotas, caps and seen rule; deeper searches, reuse, and last lists."""
 
+import asyncio
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from schemas import codec
+from schemas.items import ItemUpdate
 from schemas.recall import CandidateList, FilterClause
-from schemas.records import hash64_each
+from schemas.records import ItemRecord, UserRecord, hash64_each
 from tests.integration.recall_system import ITEMS, Broken, System, ask
-from workers.ports import Hits
+from workers.clock import SystemClock
+from workers.merge import forget
+from workers.ports import Hits, IndexRows, UserChange
 from workers.remembered import LastLists
 
 YEAR = [FilterClause(field="year", op="ge", value=1980)]
@@ -128,11 +133,9 @@ async def test_a_list_that_would_be_short_is_searched_again_deeper(system: Syste
     assert (answer.status, answer.reasons, len(answer.item_ids)) == ("ok", [], 60)
 
 
-def _copies(system: System) -> object:
+def _copies(system: System) -> IndexRows:
     """As many items again, with poor vectors, so that there is enough for a list."""
     rows = [f"more-{n}" for n in range(100)]
-    from workers.ports import IndexRows
-
     return IndexRows(rows, np.zeros((100, system.bundle.dim), dtype=np.float32), [{}] * 100)
 
 
@@ -231,3 +234,84 @@ async def test_a_scene_without_the_tower_does_not_need_it(system: System) -> Non
     (answer,) = await system.pipeline(scenes=scenes, tower=Broken()).run([ask(scene="hits")])
     assert (answer.status, set(answer.sources)) == ("ok", {"popular"})
     assert answer.item_ids[0] == "film-5"
+
+
+async def test_a_last_list_is_held_against_what_its_items_are_now(system: System) -> None:
+    last = LastLists(10, 60_000)
+    (before,) = await system.pipeline(last=last).run([ask(filter=YEAR)])
+    changed = before.item_ids[0]
+    (stored,) = await system.table.read(hash64_each([changed]))
+    assert stored is not None
+    update = ItemUpdate(item_id=changed, op="upsert", timestamp_ms=1, attributes={"year": 1950})
+    record = ItemRecord(changed, 0, 2000, history_vector=stored.history_vector, update=codec.encode_event(update))
+    await system.table.write([record], [stored.offset])
+    await system.follower.refresh()
+    (cached,) = await system.pipeline(last=last, index=Broken()).run([ask(filter=YEAR)])
+    assert set(cached.sources) == {"cached"}
+    assert cached.item_ids == newcomers(before, changed)
+
+
+async def test_a_list_from_before_a_user_was_forgotten_is_nobodys(system: System) -> None:
+    last = LastLists(10, 60_000)
+    await system.pipeline(last=last).run([ask()])
+    (stored,) = await system.users.records(["known"])
+    assert stored is not None
+    record = UserRecord.decode(stored)
+    forgotten = forget(record, SystemClock().now_ms() - 500)
+    change = UserChange("known", record.token, forgotten.with_token(b"forgotte").encode(), b"", replace_seen=True)
+    await system.users.write([change])
+    await system.like("known", ["film-9"], ago_ms=100)
+    (answer,) = await system.pipeline(last=last, index=Broken()).run([ask()])
+    assert (answer.reasons, set(answer.sources)) == (["index_unavailable"], {"popular"})
+
+
+async def test_a_list_as_of_another_time_is_not_the_last_one(system: System) -> None:
+    last = LastLists(10, 60_000)
+    await system.pipeline(last=last).run([ask(timestamp_ms=SystemClock().now_ms())])
+    (answer,) = await system.pipeline(last=last, index=Broken()).run([ask()])
+    assert set(answer.sources) == {"popular"}
+
+
+async def test_a_last_list_needs_to_know_what_was_seen_since(system: System) -> None:
+    last = LastLists(10, 60_000)
+    await system.pipeline(last=last).run([ask()])
+    (answer,) = await system.pipeline(last=last, index=Broken(), users=Broken()).run([ask(anchor_items=["film-7"])])
+    assert (answer.reasons, set(answer.sources)) == (["features_unavailable"], {"popular"})
+
+
+async def test_a_list_that_there_was_no_time_to_fill_is_not_said_to_be_all_there_is(system: System) -> None:
+    (before,) = await system.pipeline().run([ask("fan", k=ITEMS)])
+    await system.like("fan", before.item_ids[:50])
+    await system.index.upsert(_copies(system))
+
+    class Slow(Counting):
+        async def search(self, vectors, k, where=()) -> Hits:
+            hits = await super().search(vectors, k, where)
+            if len(self.depths) == 2:
+                await asyncio.Event().wait()
+            return hits
+
+    (answer,) = await system.pipeline(index=Slow(system)).run([ask("fan", k=60)])
+    assert (answer.status, answer.reasons) == ("degraded", ["index_unavailable"])
+    assert 0 < len(answer.item_ids) < 60, "what the first search has found is kept"
+
+
+async def test_a_whole_batch_steps_down_at_once(system: System) -> None:
+    """What each would read alone is read for all."""
+
+    class Reads:
+        def __init__(self) -> None:
+            self.count = 0
+
+        async def read(self, hashes):
+            self.count += 1
+            return await system.facts.read(hashes)
+
+    last, reads = LastLists(100, 60_000), Reads()
+    users = [f"reader-{n}" for n in range(40)]
+    for user in users:
+        await system.like(user, ["film-3"])
+    await system.pipeline(last=last).run([ask(user) for user in users])
+    answers = await system.pipeline(last=last, index=Broken(), facts=reads).run([ask(user) for user in users])
+    assert {source for answer in answers for source in answer.sources} == {"cached"}
+    assert reads.count == 1

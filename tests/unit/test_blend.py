@@ -132,5 +132,15 @@ def _check(chosen: Blended, lists: list[Ranked], k: int, caps: list, attributes:
         assert set(sources.split("+")) == {each.share.name for each in lists if item_id in each.item_ids}
 
 
+def test_scores_that_are_equal_as_they_are_published_are_ordered_by_item_id() -> None:
+    chance = random.Random(3)
+    for _ in range(50):
+        weights = ((1, 0.5, 0.3), (1, 1, 1))[chance.randint(0, 1)]
+        lists = [ranked(f"s{n}", chance.sample(IDS, 30), weight=weight) for n, weight in enumerate(weights)]
+        chosen = blend(lists, 40)
+        pairs = list(zip((-chosen.scores).tolist(), chosen.item_ids, strict=True))
+        assert pairs == sorted(pairs)
+
+
 def test_the_offset_is_the_one_of_the_paper() -> None:
     assert RANK_OFFSET == 60

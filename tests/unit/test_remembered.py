@@ -7,9 +7,10 @@ import numpy as np
 from models.spec import builtin_spec, load_spec
 from models.tensors import Encoding, Vocabularies
 from schemas.recall import FilterClause, RecallRequest
+from schemas.records import UserRecord
 from workers.pipelines.admission import Asked, Incoming, View, admit
 from workers.plans import plans
-from workers.remembered import MAX_RESULTS, LastLists, Results, list_key, result_key
+from workers.remembered import MAX_ITEMS, MAX_RESULTS, LastLists, Results, list_key, result_key
 from workers.scenes import SceneSettings
 
 SPEC = load_spec(builtin_spec("marketplace"))
@@ -20,6 +21,9 @@ def asked(user_id: str = "u", **fields: object) -> Asked:
     admitted = admit(Incoming(RecallRequest(request_id="r", user_id=user_id, **fields), 0), VIEW, 0)
     assert isinstance(admitted, Asked)
     return admitted
+
+
+RECORD = UserRecord().encode()
 
 
 class Time:
@@ -91,14 +95,16 @@ def test_last_lists_are_a_users_own_and_live_for_their_time() -> None:
     time = Time()
     last = LastLists(max_lists=2, ttl_ms=60_000, now_s=time)
     scores = np.array([2, 1], dtype=np.float32)
-    last.put(list_key(asked("u")), ["é", "b\0"], scores)
-    item_ids, found = last.get(list_key(asked("u", k=7, exclude_items=["x"])))
+    last.put(list_key(asked("u"), RECORD), ["é", "b\0"], scores)
+    item_ids, found = last.get(list_key(asked("u", k=7, exclude_items=["x"]), RECORD))
     assert item_ids == ["é", "b\0"]
     np.testing.assert_array_equal(found, scores)
-    assert last.get(list_key(asked("v")))[0] == []
-    assert last.get(list_key(asked("u", anchor_items=["a"])))[0] == []
+    assert last.get(list_key(asked("v"), RECORD))[0] == []
+    assert last.get(list_key(asked("u", anchor_items=["a"]), RECORD))[0] == []
+    forgotten = UserRecord(forget_taken_ms=5).encode()
+    assert last.get(list_key(asked("u"), forgotten))[0] == []
     time.now_s += 61
-    assert last.get(list_key(asked("u")))[0] == []
+    assert last.get(list_key(asked("u"), RECORD))[0] == []
 
 
 def test_last_lists_are_bounded_and_can_be_turned_off() -> None:
@@ -108,6 +114,8 @@ def test_last_lists_are_bounded_and_can_be_turned_off() -> None:
         last.put(user, [user], scores)
     assert last.get("a")[0] == []
     assert last.get("c")[0] == ["c"]
+    last.put("long", [str(n) for n in range(1000)], np.zeros(1000, dtype=np.float32))
+    assert [len(part) for part in last.get("long")] == [MAX_ITEMS, MAX_ITEMS]
     off = LastLists(max_lists=0, ttl_ms=60_000)
     off.put("a", ["a"], scores)
     assert off.get("a")[0] == []

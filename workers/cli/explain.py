@@ -92,6 +92,9 @@ def _print(console: Console, report: dict[str, Any], titles: dict[str, str]) -> 
 
 def _print_user(console: Console, report: dict[str, Any], named: Any) -> None:
     user = report["user"]
+    if "unreadable" in user:
+        console.print(harmless(f"user {user['user_id']}: {user['unreadable']}"), style="bold")
+        return
     if not user["known"]:
         console.print(harmless(f"user {user['user_id']}: nothing is known"), style="bold")
         return

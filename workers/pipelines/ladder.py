@@ -7,7 +7,6 @@ nothing is held          an empty list
 Everything here is held in memory and never waits.
 """
 
-from collections.abc import Iterator
 from typing import Protocol
 
 from schemas.recall import Reason
@@ -34,16 +33,27 @@ class Ladder:
     def __init__(self, popular: Popular, last: LastLists) -> None:
         self._popular = popular
         self._last = last
+        self.rungs = (self._cached, self._most_popular)
 
-    def rungs(self, row: Row) -> Iterator[dict[str, Found]]:
-        """What to try in turn, in place of `found`, until something is left of it."""
-        asked, lost = row.asked, row.failures
-        if Reason.INDEX_UNAVAILABLE in lost and Reason.COLD_START not in row.reasons:  # nor after forgetting the user
-            yield {CACHED: Found(*self._last.get(list_key(asked)))}
-        if lost and lost != [Reason.FEATURES_STALE]:
-            yield {POPULAR: Found(*self._popular.best(row.query.segment, asked.where))}
+    def _cached(self, row: Row) -> dict[str, Found]:
+        """The user's last list of the same question: for a known user, of whom it is known what was seen since."""
+        lost = row.failures
+        if Reason.INDEX_UNAVAILABLE not in lost or Reason.FEATURES_UNAVAILABLE in lost or not _is_kept(row):
+            return {}
+        return {CACHED: Found(*self._last.get(list_key(row.asked, row.record)))}
+
+    def _most_popular(self, row: Row) -> dict[str, Found]:
+        lost = row.failures
+        if not lost or lost == [Reason.FEATURES_STALE]:
+            return {}
+        return {POPULAR: Found(*self._popular.best(row.query.segment, row.asked.where))}
 
     def remember(self, row: Row, item_ids: list[str], scores: Float32) -> None:
-        """A good list of a known user, for the first rung."""
-        if Reason.COLD_START not in row.reasons:
-            self._last.put(list_key(row.asked), item_ids, scores)
+        """A good list, for the first rung."""
+        if _is_kept(row):
+            self._last.put(list_key(row.asked, row.record), item_ids, scores)
+
+
+def _is_kept(row: Row) -> bool:
+    """Lists of unknown users are no better than what is popular; those as of another time are nobody's last."""
+    return Reason.COLD_START not in row.reasons and row.asked.request.timestamp_ms is None

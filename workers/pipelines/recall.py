@@ -236,21 +236,27 @@ class RecallPipeline:
         return search_ms
 
     async def _step_down(self, rows: Sequence[Row], lists: list[Shortlist], attempt: Attempts) -> None:
-        """Where something failed and nothing was found, the next best thing."""
-        for n, row in enumerate(rows):
-            for found in () if lists[n].chosen.item_ids else self._parts.ladder.rungs(row):
-                row.found = found
-                (lists[n],) = await self._shortlisting.run([row], attempt)
-                if lists[n].chosen.item_ids:
-                    break
+        """Where something failed and nothing was found, the next best thing: rung after rung, for all rows at once."""
+        for rung in self._parts.ladder.rungs:
+            falling = [n for n, row in enumerate(rows) if row.failures and not lists[n].chosen.item_ids]
+            for n in falling:
+                rows[n].found = rung(rows[n])
+                await asyncio.sleep(0)  # a filter that is new takes milliseconds
+            replaced = await self._shortlisting.run([rows[n] for n in falling], attempt)
+            for n, shortlist in zip(falling, replaced, strict=True):
+                lists[n] = shortlist
 
     def _answer_of(self, row: Row, shortlist: Shortlist, timings: Timings) -> CandidateList:
         incoming, request, chosen = row.asked.incoming, row.asked.request, shortlist.chosen
         now_ms = self._clock.now_ms()
         if now_ms > incoming.deadline_ms:
             return without_items(incoming, now_ms, Status.EXPIRED, Reason.DEADLINE_EXCEEDED, self._view)
+        short = []
+        if len(chosen.item_ids) < row.asked.k:
+            short = [Reason.SHORT_LIST]
+            if not row.asked.plan.caps and not all(found.whole for found in row.found.values()):
+                row.fail(Reason.INDEX_UNAVAILABLE)  # there is more, but there was no time to search for it
         failures = row.failures
-        short = [Reason.SHORT_LIST] if len(chosen.item_ids) < row.asked.k else []
         if not failures and row.reused_ms is None:
             self._parts.ladder.remember(row, chosen.item_ids, chosen.scores)
         worked_ms = timings.features + timings.tower + timings.search

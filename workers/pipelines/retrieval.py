@@ -33,6 +33,7 @@ class Retrieval:
         hits = await attempt(source.dependency, source.candidates(queries, depth, where), self._limit_ms)
         for n, row in enumerate(rows):
             if hits is None or not np.isfinite(hits.scores[n]).all():
-                row.fail(Reason.INDEX_UNAVAILABLE)
+                if Reason.FEATURES_UNAVAILABLE not in row.reasons:  # which is why, where a source needs them too
+                    row.fail(Reason.INDEX_UNAVAILABLE)
             else:
                 row.found[name] = Found(hits.item_ids[n], hits.scores[n], whole=len(hits.item_ids[n]) < depth)

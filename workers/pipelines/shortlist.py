@@ -1,5 +1,6 @@
 """Step 6: from what the sources found to the list of a request: drop, blend, cut to k."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -7,6 +8,8 @@ from typing import Any, Protocol
 from schemas.recall import Reason, Removed
 from schemas.records import hash64_each
 from workers.blend import Blended, Ranked, blend
+from workers.filters import Filter
+from workers.index.predicate import holds
 from workers.pipelines.attempts import Attempts
 from workers.pipelines.ladder import CACHED
 from workers.pipelines.rows import Found, Row
@@ -53,7 +56,12 @@ class Shortlisting:
             known = await attempt("redis", self._look_up(sorted(item_ids)), self._limit_ms)
             for row in asking if known is None else ():
                 row.fail(Reason.FEATURES_UNAVAILABLE)
-        return [_shortlist(row, self._ranked(row, known or {}), known or {}) for row in rows]
+        lists = []
+        for row in rows:
+            if row.asked.plan.caps:
+                await asyncio.sleep(0)  # what caps look at may be thousands of items: others have their turn in between
+            lists.append(_shortlist(row, self._ranked(row, known or {}), known or {}))
+        return lists
 
     async def _look_up(self, item_ids: Sequence[str]) -> Known:
         facts = await self._facts.read(hash64_each(item_ids))
@@ -65,7 +73,9 @@ class Shortlisting:
         names = [name for name in shares if name in row.found] or list(row.found)
         lists = []
         for name in names:
-            found = row.found[name] if name != CACHED else _still_there(row.found[name], known)
+            found = row.found[name]
+            if name == CACHED:
+                found = _still_there(found, known, row.asked.where)
             selection = candidates(
                 found.item_ids,
                 found.scores,
@@ -79,9 +89,9 @@ class Shortlisting:
         return lists
 
 
-def _still_there(found: Found, known: Known) -> Found:
-    """An old list without what has been deleted since."""
-    kept = [position for position, item_id in enumerate(found.item_ids) if item_id in known]
+def _still_there(found: Found, known: Known, where: Filter) -> Found:
+    """An old list without what has been deleted since, or no longer fits the filter."""
+    kept = [n for n, item_id in enumerate(found.item_ids) if item_id in known and holds(where, known[item_id])]
     return Found([found.item_ids[position] for position in kept], found.scores[kept])
 
 

@@ -7,10 +7,11 @@ from itertools import islice
 
 import numpy as np
 
+from schemas.records import hash64
 from workers.filters import Filter
 from workers.index import predicate
 from workers.popularity import EVERYBODY
-from workers.ports import Float32, Hits, PopularItems, PopularTable, Query
+from workers.ports import Float32, Hits, ItemChanges, PopularItems, PopularTable, Query
 from workers.stores.item_facts import ItemFact, ItemFacts
 
 DEPTH = 1000  # items of a list
@@ -37,7 +38,7 @@ class PopularLists:
     """The most popular items of everybody and of each segment. `refresh` is to be called every few seconds.
 
     Refreshing reads everybody's list and those of the next SEGMENTS_AT_ONCE segments; where it fails, the last lists
-    stay. An item that is deleted stands in them until the next refresh.
+    stay. An ItemFollower tells of deletions.
     """
 
     def __init__(self, table: PopularTable, facts: ItemFacts, segments: Sequence[str]) -> None:
@@ -52,13 +53,26 @@ class PopularLists:
     async def refresh(self) -> None:
         """Read lists anew. Raises DependencyError of the popular or the item table; the lists stay as they are then."""
         wanted = [EVERYBODY, *islice(self._segments, self._next, self._next + SEGMENTS_AT_ONCE)]
+        self._next = self._next + SEGMENTS_AT_ONCE if self._next + SEGMENTS_AT_ONCE < len(self._segments) else 0
         tops = await self._table.top(wanted, DEPTH)
         read = {segment: await self._list(top) for segment, top in zip(wanted, tops, strict=True)}
         self._lists |= read
         self._filtered.clear()
-        self._next += SEGMENTS_AT_ONCE
-        if self._next >= len(self._segments):
-            self._next = 0
+
+    async def refresh_all(self) -> None:
+        """Read every list anew. Raises as `refresh` does."""
+        for _ in range(0, max(1, len(self._segments)), SEGMENTS_AT_ONCE):
+            await self.refresh()
+
+    def apply(self, changes: ItemChanges) -> None:
+        """Take out what was deleted; all lists when changes were missed: the next refreshes read them anew."""
+        if not changes.complete:
+            self._lists.clear()
+            self._filtered.clear()
+        elif changes.deleted.any():
+            gone = set(changes.hashes[changes.deleted].tolist())
+            self._lists = {segment: _without(held, gone) for segment, held in self._lists.items()}
+            self._filtered.clear()
 
     def best(self, segment: str | None, where: Filter) -> Best:
         """The popular items of a segment (None = everybody) for which a filter holds. From memory; never waits.
@@ -69,7 +83,7 @@ class PopularLists:
         found = self._filtered.get(place)
         if found is None:
             if len(self._filtered) >= MAX_FILTERED:
-                self._filtered.clear()
+                del self._filtered[next(iter(self._filtered))]
             found = self._filtered[place] = self._select(*place)
         return found
 
@@ -93,6 +107,11 @@ class PopularLists:
         return ids + [others[n] for n in new], np.concatenate([scores, others_scores[new] * below])
 
 
+def _without(items: _List, gone: set[int]) -> _List:
+    kept = [n for n, fact in enumerate(items.facts) if hash64(fact.item_id) not in gone]
+    return items if len(kept) == len(items.facts) else _List([items.facts[n] for n in kept], items.scores[kept])
+
+
 def _held(items: _List, where: Filter) -> Best:
     if not where:
         return [fact.item_id for fact in items.facts], items.scores
@@ -110,5 +129,8 @@ class PopularSource:
 
     async def candidates(self, queries: Sequence[Query], depth: int, where: Filter) -> Hits:
         """The same for every query of a segment."""
-        found = [self._lists.best(query.segment, where) for query in queries]
+        found = []
+        for query in queries:
+            found.append(self._lists.best(query.segment, where))
+            await asyncio.sleep(0)  # a filter that is new takes milliseconds
         return Hits([ids[:depth] for ids, _ in found], [scores[:depth] for _, scores in found])

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from schemas import codec
+from schemas.codec import DecodeError
 from schemas.records import ItemRecord
 from workers.errors import RowRefused
 from workers.index.schema import kept_attributes
@@ -48,7 +49,8 @@ class ItemFacts:
         for start in range(0, len(missing), READ_AT_ONCE):
             piece, generation = missing[start : start + READ_AT_ONCE], self._generation
             records = await self._records(piece)
-            new = {item: self._fact(record) for item, record in records.items() if not record.deleted}
+            facts = {item: self._fact(record) for item, record in records.items() if not record.deleted}
+            new = {item: fact for item, fact in facts.items() if fact is not None}
             found |= new
             if self._following and generation == self._generation:
                 self._keep(new)
@@ -77,8 +79,12 @@ class ItemFacts:
             records = await self._table.read(hashes)
         return {item: record for item, record in zip(hashes.tolist(), records, strict=True) if record is not None}
 
-    def _fact(self, record: ItemRecord) -> ItemFact:
-        attributes = codec.decode_item(record.update).attributes or {}
+    def _fact(self, record: ItemRecord) -> ItemFact | None:
+        """None where the update cannot be read by this version: the item is as good as unknown."""
+        try:
+            attributes = codec.decode_item(record.update).attributes or {}
+        except DecodeError:
+            return None
         return ItemFact(
             record.item_id, kept_attributes({name: attributes[name] for name in self._fields if name in attributes})
         )
