@@ -1,8 +1,9 @@
 """Read-your-click: where requests wait until an activity of their user is in the user's record.
 
 One look is one read of the records of all who wait. It is made at once for those who come, then every 10 ms; less often
-when looks take long, so that they never take more than a fifth of the worker's time. Who waits holds back the commit of
-its own partition, and nothing else.
+when nobody has come for a while, as an event that is late by 200 ms need not be seen within 10; less often also when
+looks take long, so that they never take more than a fifth of the worker's time. Who waits holds back the commit of its
+own partition, and nothing else.
 """
 
 import asyncio
@@ -21,8 +22,10 @@ from workers.ports import Clock, UserTable
 from workers.runners import Runners
 
 LOOK_EVERY_S = 0.01
-PAUSE_PER_LOOK = 4.0  # a pause is at least so many times as long as the look before it
-LOOK_AT_LEAST_S = 0.05
+PAUSE_PER_LOOK = 4.0  # a pause is at least so many times as long as the look before it,
+PAUSE_PER_WAIT = 0.125  # and as this part of the time that the newest one has waited
+LOOK_AT_LEAST_S = 0.05  # a read may take
+SLEEP_AT_LEAST_S = 0.005
 LEAVES_AT_LEAST_MS = 150.0  # of its time, to be answered in
 
 Result = Literal["found", "timed_out", "full", "unavailable"]
@@ -69,6 +72,7 @@ class WaitingRoom:
         self._waiting: list[Waiter] = []
         self._looked_at = 0  # by looks under way
         self._looking = False
+        self._newest_s = 0.0  # when somebody came last
 
     def enter(self, entries: Sequence[Entry]) -> None:
         """Let them wait, as long as there is room, until their event is known or their time is over."""
@@ -81,6 +85,7 @@ class WaitingRoom:
         waiters = [self._waiter(entry) for entry in entries[:room] if entry.batch.start(entry.record)]
         if waiters:
             self._looked_at += len(waiters)
+            self._newest_s = time.perf_counter()
             self._runners.spawn(self._enter(table, waiters))
 
     async def _enter(self, table: UserTable, waiters: list[Waiter]) -> None:
@@ -91,19 +96,29 @@ class WaitingRoom:
             self._runners.spawn(self._keep_looking(table))
 
     async def _keep_looking(self, table: UserTable) -> None:
-        took_s = 0.0
+        """Look now and then; between looks let those go whose time is over."""
+        next_look_s = time.perf_counter() + LOOK_EVERY_S
         while self._waiting:
-            await asyncio.sleep(max(LOOK_EVERY_S, PAUSE_PER_LOOK * took_s))
-            began_s = time.perf_counter()
+            due_s = (min(waiter.until_ms for waiter in self._waiting) - self._clock.now_ms()) / 1000
+            await asyncio.sleep(max(SLEEP_AT_LEAST_S, min(due_s, next_look_s - time.perf_counter())))
             waiting, self._waiting = self._waiting, []
             self._looked_at += len(waiting)
+            began_s = time.perf_counter()
+            if began_s < next_look_s:
+                self._sort(waiting, {})
+                continue
             await self._look(table, waiting)
-            took_s = time.perf_counter() - began_s
+            ended_s = time.perf_counter()
+            waited_s = ended_s - self._newest_s
+            next_look_s = ended_s + max(LOOK_EVERY_S, PAUSE_PER_LOOK * (ended_s - began_s), PAUSE_PER_WAIT * waited_s)
         self._looking = False
 
     async def _look(self, table: UserTable, waiters: list[Waiter]) -> None:
-        """One read; whoever need not wait any more goes on, the others wait for the next look."""
-        records = await self._read(table, waiters)
+        """One read of their records."""
+        self._sort(waiters, await self._read(table, waiters))
+
+    def _sort(self, waiters: list[Waiter], records: Mapping[str, bytes | None] | None) -> None:
+        """Whoever need not wait any more goes on, the others wait for the next look."""
         now_ms = self._clock.now_ms()
         self._looked_at -= len(waiters)
         going: dict[Result, list[Entry]] = {"found": [], "timed_out": [], "unavailable": []}

@@ -147,6 +147,13 @@ async def test_time_ends_the_waiting() -> None:
     assert len(room.table.looks) == looks, "nobody waits: nobody looks"
 
 
+async def test_looks_become_rarer_the_longer_nobody_comes() -> None:
+    room = Room(wait_ms=600)
+    room.enter("a")
+    await room.until(lambda: room.came == ["a"])
+    assert 2 <= len(room.table.looks) <= 40, "every 10 ms would be 60"
+
+
 async def test_the_deadline_ends_it_earlier() -> None:
     room = Room()
     room.runners.intake.service_ms = 100.0

@@ -85,7 +85,8 @@ def _print(console: Console, report: dict[str, Any], titles: dict[str, str]) -> 
     field = f" field {answer['error_field']}" if answer["error_field"] else ""
     removed = ", ".join(f"{count} {cause}" for cause, count in answer["removed"].items() if count) or "nothing"
     line = f"{answer['status']}{reasons}{field}: {len(answer['item_ids'])} candidates; taken out: {removed}"
-    console.print(harmless(f"\nanswer {line}"), style="bold")
+    console.print()
+    console.print(harmless(f"answer {line}"), style="bold")
     if "item" in report:
         _print_item(console, report["item"], named)
 
@@ -122,6 +123,7 @@ def _print_inputs(console: Console, report: dict[str, Any]) -> None:
 
 
 def _print_item(console: Console, item: dict[str, Any], named: Any) -> None:
-    console.print(harmless(f"\nitem {named(item['item_id'])}: {item['verdict']}"), style="bold")
+    console.print()
+    console.print(harmless(f"item {named(item['item_id'])}: {item['verdict']}"), style="bold")
     for name in ("exact_rank", "ann_rank", "score", "found_by", "list_rank", "removed", "fails_filter", "attributes"):
         console.print(harmless(f"{name}: {item[name] if item[name] not in (None, [], {}) else '-'}"))
