@@ -49,6 +49,7 @@ def test_rows_and_cases_are_the_same() -> None:
     assert table().keys() == CASES.keys()
 
 
+@pytest.mark.timeout(300)  # some rows run a dozen commands
 @pytest.mark.parametrize("row", sorted(table(), key=stage), ids=" | ".join)
 def test_row(row: tuple[str, str], request: pytest.FixtureRequest) -> None:
     exit_code, line = table()[row]
