@@ -14,7 +14,7 @@ from schemas.records import ItemRecord, hash64
 from workers.errors import DependencyUnavailable
 from workers.filters import Filter, checked
 from workers.popularity import EVERYBODY
-from workers.ports import PopularChange, PopularItems, UInt64
+from workers.ports import ItemChanges, PopularChange, PopularItems, UInt64
 from workers.sources.popular import MAX_FILTERED, SEGMENTS_AT_ONCE, PopularLists
 from workers.stores.item_facts import ItemFacts
 from workers.stores.item_follower import ItemFollower
@@ -173,3 +173,29 @@ async def test_many_segments_are_read_in_turn() -> None:
     step = SEGMENTS_AT_ONCE
     first = [EVERYBODY, *names[:step]]
     assert world.popular.asked == [first, [EVERYBODY, *names[step : 2 * step]], [EVERYBODY, *names[2 * step :]], first]
+
+
+async def test_every_segment_can_be_read_at_once() -> None:
+    names = [f"city {n}" for n in range(2 * SEGMENTS_AT_ONCE + 3)]
+    world = World(names)
+    await world.lists.refresh_all()
+    assert sorted(name for asked in world.popular.asked for name in asked if name) == sorted(names)
+
+
+async def test_deletions_are_taken_out_at_once(world: World) -> None:
+    follower = ItemFollower(world.items, world.lists)
+    await follower.refresh()
+    before = world.best("F", where("ge", 1))
+    await world.put("z", 1, gone=True)
+    await world.put("a", 1, year=50)
+    await follower.refresh()
+    assert "z" in before
+    assert world.best() == ["a", "b", "c", "d"]
+    assert world.best("F", where("ge", 1)) == ["c", "a", "b", "d"]
+
+
+async def test_after_missed_changes_nothing_is_held_until_it_is_read_anew(world: World) -> None:
+    world.lists.apply(ItemChanges("0", np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.bool_), complete=False))
+    assert world.best() == world.best("F") == []
+    await world.lists.refresh()
+    assert world.best("F") == ["c", "a", "z", "b", "d"]
