@@ -114,7 +114,13 @@ FIGURES: dict[str, Any] = {
     "paced_p99_ms": 20.5,
     "paced_messages": 5000,
     "waiter_p50_ratio": 1.043,
-    "waiting": {"ratios": [0.98, 1.043, 1.07], "p50_ms_without": 9.1, "p50_ms_beside": 9.5, "waited": 120},
+    "waiting": {
+        "ratios": [0.98, 1.043, 1.07],
+        "cpu_ratios": [1.01, 1.021, 1.04],
+        "p50_ms_without": 9.1,
+        "p50_ms_beside": 9.5,
+        "waited": 120,
+    },
     "goodput_ratio": 0.912,
     "overload": {
         "saturation_per_s": 2000.0,
@@ -165,6 +171,7 @@ def test_tables_hold_the_figures_of_the_parts_that_ran() -> None:
     assert "`worker_cpu_ratio` 1.259, the median of 3 rounds (from 1.2 to 1.3)" in tables
     assert "p99 20.5 ms" in tables
     assert "`waiter_p50_ratio` 1.043, the median of 3 rounds (from 0.98 to 1.07; 120 have waited)" in tables
+    assert "CPU time beside it: 1.021 of that without" in tables
     assert "3,000 requests a second where 2,000 can be done; 60,000 of 60,000 answered (40,000 ok, 20,000" in tables
     assert "`goodput_ratio` 0.912" in tables
     assert "| heavy | 500 | 500 / 690 / 1,850 | 20.5 / 40.5 |" in tables

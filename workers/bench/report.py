@@ -1,6 +1,7 @@
 """The figures of a run as Markdown, for docs/performance.md."""
 
 from collections.abc import Iterable, Sequence
+from statistics import median
 from typing import Any
 
 LEVELS = ("saturation", "half", "quarter")
@@ -102,7 +103,8 @@ def _waiting(found: dict[str, Any]) -> str:
     return (
         f"Others beside one request that waits for its event: p50 {one['p50_ms_beside']} ms, without it "
         f"{one['p50_ms_without']} ms. `waiter_p50_ratio` {found['waiter_p50_ratio']}, the median of {len(ratios)} "
-        f"rounds (from {ratios[0]} to {ratios[-1]}; {one['waited']} have waited)."
+        f"rounds (from {ratios[0]} to {ratios[-1]}; {one['waited']} have waited). The worker's CPU time beside it: "
+        f"{median(one['cpu_ratios']):.3f} of that without."
     )
 
 

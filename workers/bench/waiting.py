@@ -26,10 +26,12 @@ def measure(home: Home, view: BenchView) -> dict[str, Any]:
     home.say(f"{PER_SECOND:.0f} requests a second beside one that waits for its event, and without: {ROUNDS} times")
     rounds = [(_round(home, view, n, waits=False), _round(home, view, n, waits=True)) for n in range(ROUNDS + 1)][1:]
     ratios = sorted(beside["p50_ms"] / without["p50_ms"] for without, beside in rounds)
+    cpu_ratios = sorted(beside["cpu_s"] / without["cpu_s"] for without, beside in rounds)
     return {
         "waiter_p50_ratio": round(median(ratios), 3),
         "waiting": {
             "ratios": [round(ratio, 3) for ratio in ratios],
+            "cpu_ratios": [round(ratio, 3) for ratio in cpu_ratios],
             "p50_ms_without": median(without["p50_ms"] for without, _ in rounds),
             "p50_ms_beside": median(beside["p50_ms"] for _, beside in rounds),
             "waited": sum(beside["asked"] for _, beside in rounds),
@@ -40,9 +42,11 @@ def measure(home: Home, view: BenchView) -> dict[str, Any]:
 def _round(home: Home, view: BenchView, number: int, *, waits: bool) -> dict[str, Any]:
     name = f"waiting-{'beside' if waits else 'without'}{number}"
     job = load.Job(name, list(view.users), int(PER_SECOND * ROUND_S), PER_SECOND, TIMEOUT_MS)
+    before_s = view.workers.scrape("recall").cpu_s
     child = home.job("load", job, view.settings)
     asked = asyncio.run(_ask_beside(view, child, waits=waits))
-    return {**child.report(60), "asked": asked}
+    report = child.report(60)
+    return {**report, "asked": asked, "cpu_s": view.workers.scrape("recall").cpu_s - before_s}
 
 
 async def _ask_beside(view: BenchView, child: Child, *, waits: bool) -> int:
