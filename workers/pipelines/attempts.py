@@ -33,7 +33,8 @@ class Attempts:
             self._dependencies.failed(error)
             return None
         except TimeoutError:
-            self._dependencies.failed(DependencyTimeout(dependency, f"no answer in {allowed_s * 1000:.0f} ms"))
+            if allowed_s * 1000 >= limit_ms:  # else the deadline cut it short, which says nothing of the dependency
+                self._dependencies.failed(DependencyTimeout(dependency, f"no answer in {limit_ms} ms"))
             return None
         self._dependencies.worked(dependency)
         return result
