@@ -33,9 +33,13 @@ async def explainer(live: Live) -> AsyncIterator[Explainer]:
 
 @pytest.fixture
 async def reader(client: RecallClient, sender: Sender) -> str:
-    """A user who has liked three films."""
+    """A user who has liked three films, a second apart."""
     user = new("reader")
-    clicks = [click(user, item_id) for item_id in ("film-3", "film-7", "film-11")]
+    now_ms = click(user, "film-3").timestamp_ms
+    clicks = [
+        click(user, item_id, timestamp_ms=now_ms - ago_ms)
+        for item_id, ago_ms in (("film-3", 2_000), ("film-7", 1_000), ("film-11", 0))
+    ]
     await sender.activities(clicks)
     await known(client, user, clicks[-1].event_id)
     return user
@@ -103,7 +107,10 @@ async def test_what_keeps_an_item_out_is_named(
     assert await verdict("no-such-film") == "the item table does not know it"
     assert await verdict(gone.item_id) == "the item table does not know it"
     last = (await explainer.explain(request(reader, k=1000)))["answer"]["item_ids"][-1]
-    assert await verdict(last, k=1) in {"found, but not among the best", f"no source finds it: exact rank {400}"}
+    few = await explainer.explain(request(reader, k=1), last)
+    assert few["item"]["found_by"] == {}, "the search goes not as deep"
+    assert few["item"]["verdict"] == f"no source finds it: exact rank {few['item']['exact_rank']}"
+    assert few["item"]["exact_rank"] >= 300
 
 
 async def test_each_source_has_its_list(live: Live, reader: str) -> None:

@@ -1,12 +1,10 @@
 """`recall demo`: the whole thing live, on real servers and real data."""
 
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import orjson
 import typer
@@ -15,6 +13,7 @@ from rich.console import Console
 from workers.cli.console import Working, harmless, notes, results
 from workers.cli.data_sets import DataSet
 from workers.settings import load_settings
+from workers.signals import Stopping
 
 
 def demo(
@@ -26,19 +25,18 @@ def demo(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from workers.demo.run import Demo, Stage
 
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: _interrupt(stopping))
+    stopping = Stopping()
+    stopping.interrupt()
     console = notes() if as_json else results()
     started = time.perf_counter()
     with Working("starting") as working:
 
         def progress(what: str, part: float | None) -> None:
-            if stopping.is_set():
+            if stopping:
                 raise KeyboardInterrupt
             working.update(what, part)
 
-        stage = Stage(progress, lambda line: working.say(f"• {line}"), _Show(console, working), stopping.is_set)
+        stage = Stage(progress, lambda line: working.say(f"• {line}"), _Show(console, working), lambda: bool(stopping))
         live = Demo(load_settings(), stage)
         try:
             figures = live.run(data)
@@ -83,7 +81,7 @@ def _print(console: Console, figures: dict[str, Any]) -> None:
     )
 
 
-def _stay(live: Any, figures: dict[str, Any], stopping: threading.Event) -> None:
+def _stay(live: Any, figures: dict[str, Any], stopping: Stopping) -> None:
     """Keep everything up until Ctrl-C."""
     folder = live.settings.data_dir
     notes().print(
@@ -92,12 +90,7 @@ def _stay(live: Any, figures: dict[str, Any], stopping: threading.Event) -> None
         f"  RECALL_DATA_DIR={folder} recall ask {figures['user']}\n"
         f"Ctrl-C ends it. Then, for a system that stays: recall up -d"
     )
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
-    while not stopping.wait(0.5):
+    stopping.note()
+    while not stopping:
+        time.sleep(0.5)
         live.check()
-
-
-def _interrupt(stopping: threading.Event) -> NoReturn:
-    stopping.set()  # the exception can be lost in a library's callback; this is not
-    raise KeyboardInterrupt

@@ -2,14 +2,12 @@
 
 import asyncio
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -20,6 +18,7 @@ from workers.local.stack import LocalStack
 from workers.local.state import running
 from workers.local.workers import WorkerProcesses
 from workers.settings import Settings, load_settings
+from workers.signals import Stopping
 
 UP = "up"  # how the line begins that says so
 WRONG_CONFIGURATION = 2  # exit code
@@ -47,11 +46,11 @@ def _say(line: str) -> None:
 
 
 def _foreground(settings: Settings, no_workers: bool) -> None:
-    stopping = threading.Event()
+    stopping = Stopping()
     one_process = settings.milvus_file is not None  # which no other process can open
-    stack = LocalStack(settings.data_dir, _say, stopping.is_set, None if one_process else settings.local_milvus)
+    stack = LocalStack(settings.data_dir, _say, lambda: bool(stopping), None if one_process else settings.local_milvus)
     workers = WorkerProcesses(settings)
-    _on_end(lambda *_: _interrupt(stopping))  # at once, as long as nobody was told that it is up
+    stopping.interrupt()  # at once, as long as nobody was told that it is up
     try:
         stack.start()
         settings = with_local_stack(settings)
@@ -59,11 +58,12 @@ def _foreground(settings: Settings, no_workers: bool) -> None:
         if not no_workers:
             _with_reason(stack, lambda: _start_workers(settings, workers))
         _note(stack, workers)
-        _on_end(lambda *_: stopping.set())
-        if stopping.is_set():
+        stopping.note()
+        if stopping:
             raise KeyboardInterrupt
         _say(f"{UP}; Ctrl-C or `recall down` ends it")
-        while not stopping.wait(0.2):
+        while not stopping:
+            time.sleep(0.2)
             _check(stack)
             if workers.supervise():
                 _note(stack, workers)
@@ -71,20 +71,10 @@ def _foreground(settings: Settings, no_workers: bool) -> None:
         stack.fail(str(error).splitlines()[0])
         raise
     finally:
-        _on_end(lambda *_: stopping.set())
+        stopping.note()
         workers.stop()
         stack.stop()
     _say("down")
-
-
-def _on_end(handler: Callable[..., None]) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handler)
-
-
-def _interrupt(stopping: threading.Event) -> NoReturn:
-    stopping.set()  # the exception can be lost in a library's callback; this is not
-    raise KeyboardInterrupt
 
 
 def _start_workers(settings: Settings, workers: WorkerProcesses) -> None:
@@ -129,6 +119,8 @@ def _detached(settings: Settings, no_workers: bool) -> None:
     """Run the same command as a process of its own, and show what it says until it is up."""
     logs = settings.data_dir / "logs"
     log = logs / f"up.{os.getpid()}.log"  # of this try's own: another `up -d` may run at the same time
+    stopping = Stopping()
+    stopping.note()  # no exception: one that comes while the child is made would leave it alone
     argv = [sys.executable, "-m", "workers.cli.main", "up", *(["--no-workers"] if no_workers else [])]
     try:
         logs.mkdir(parents=True, exist_ok=True)
@@ -139,7 +131,7 @@ def _detached(settings: Settings, no_workers: bool) -> None:
     except OSError as error:
         raise ConfigurationError(f"{logs} cannot be written: {error.strerror}") from error
     try:
-        said = _follow(log, child)
+        said = _follow(log, child, stopping)
     except BaseException:
         child.terminate()
         child.wait()
@@ -156,10 +148,10 @@ def _detached(settings: Settings, no_workers: bool) -> None:
     raise ConfigurationError(failure) if child.returncode == WRONG_CONFIGURATION else RecallError(failure)
 
 
-def _follow(log: Path, child: "subprocess.Popen[bytes]") -> str:
+def _follow(log: Path, child: "subprocess.Popen[bytes]", stopping: Stopping) -> str:
     """Say the lines of a log as they come, until one says that the stack is up or its writer has ended.
 
-    Returns what was not said: the error and what follows it.
+    Returns what was not said: the error and what follows it. Raises KeyboardInterrupt once a signal has come.
     """
     text = ""
     with log.open(errors="replace") as stream:
@@ -173,4 +165,6 @@ def _follow(log: Path, child: "subprocess.Popen[bytes]") -> str:
                 _say(line)
             if ended:
                 return text
+            if stopping:
+                raise KeyboardInterrupt
             time.sleep(0.05)

@@ -1,7 +1,6 @@
 """`recall worker KIND`: one worker process; `all` supervises one process of each kind, or runs all kinds in one."""
 
-import signal
-import threading
+import time
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated
@@ -13,6 +12,7 @@ from workers.local.discover import with_local_stack
 from workers.local.milvus_lite import file_opened
 from workers.local.workers import WorkerProcesses
 from workers.settings import AGENT_KINDS, AgentKind, Settings, load_settings
+from workers.signals import Stopping
 
 
 class Kind(StrEnum):
@@ -65,15 +65,15 @@ def _run(settings: Settings, kinds: Sequence[AgentKind]) -> None:
 
 
 def _supervise(settings: Settings) -> None:
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    stopping = Stopping()
+    stopping.note()
     workers = WorkerProcesses(settings)
     try:
         workers.start()
         for state in workers.states:
             print(f"worker {state.kind}: pid {state.pid}, log {workers.log(state.kind)}", flush=True)
-        while not stopping.wait(0.2):
+        while not stopping:
+            time.sleep(0.2)
             workers.supervise()
     finally:
         workers.stop()

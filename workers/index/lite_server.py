@@ -7,10 +7,11 @@ after another, new rows move to an indexed segment soon, and SIGTERM writes ever
 """
 
 import os
-import signal
 import sys
-import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+
+from workers.signals import Stopping
 
 NEW_ROWS_BYTES = 2_000_000  # of a collection, walked by every search until they become a segment: about 4,000 rows
 FINISH_S = 5.0  # for the calls that have been taken
@@ -20,9 +21,8 @@ UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_le
 
 def main(folder: str, port: int) -> int:
     """Serve a folder; returns the exit code. What stands in the way is one line on standard error."""
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    stopping = Stopping()
+    stopping.note()
     os.environ.setdefault("MILVUS_LITE_MEMTABLE_MEMORY_LIMIT_BYTES", str(NEW_ROWS_BYTES))  # read at import
     import grpc
     from milvus_lite.adapter.grpc.servicer import MilvusServicer
@@ -44,7 +44,8 @@ def main(folder: str, port: int) -> int:
         except RuntimeError as error:
             return _refuse(f"Milvus Lite cannot listen at 127.0.0.1:{port}: {error}")
         server.start()
-        stopping.wait()
+        while not stopping:
+            time.sleep(0.1)
         server.stop(FINISH_S).wait()
     finally:
         database.close()
