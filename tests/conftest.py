@@ -5,6 +5,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,8 @@ START_WITHIN_S = 110.0
 STOP_WITHIN_S = 60.0
 KEEPER = pytest.StashKey["subprocess.Popen[bytes]"]()
 
+# A shell's background job has Ctrl-C ignored, and so would every command that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Timing never decides a test: a busy machine is no finding.
 hypothesis_settings.register_profile("recall", deadline=None, suppress_health_check=[HealthCheck.too_slow])

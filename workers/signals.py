@@ -1,9 +1,13 @@
 """SIGTERM and SIGINT as a fact that a loop asks for."""
 
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
+
+ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopping:
@@ -27,7 +31,7 @@ class Stopping:
         self._handle(self._interrupt)
 
     def _handle(self, handler: Callable[[int, FrameType | None], None]) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ENDING:
             signal.signal(number, handler)
 
     def _note(self, _: int, __: FrameType | None) -> None:
@@ -36,3 +40,20 @@ class Stopping:
     def _interrupt(self, _: int, __: FrameType | None) -> NoReturn:
         self._asked = True
         raise KeyboardInterrupt
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Signals that come inside are delivered at the end: for code that an exception would leave in pieces."""
+    if threading.current_thread() is not threading.main_thread():  # no handler runs in any other
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)

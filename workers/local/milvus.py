@@ -11,6 +11,7 @@ from typing import Any
 
 from workers.errors import ConfigurationError, RecallError
 from workers.local.service import Say, Service
+from workers.signals import held_back
 
 VERSION = "2.3.5"
 # Visible sooner, growing segments exact and cheaper, restarts quicker; see docs/storage.md.
@@ -118,7 +119,8 @@ class Milvus(Service):
 
 def _wheel() -> Any:
     try:
-        import milvus
+        with held_back():  # it makes a server object, which complains when it is not finished
+            import milvus
     except ImportError as error:
         raise ConfigurationError("the local stack needs the extra `local`: pip install recall-worker[local]") from error
     return milvus
