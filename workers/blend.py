@@ -69,6 +69,8 @@ def blend(
     places left; then, rather than a short list, those that were over a quota. Caps hold always.
     """
     filled = [ranked for ranked in lists if ranked.item_ids]
+    if len(filled) <= 1 and not caps:
+        return _first(filled, k)
     room = _Room(k, caps, attributes or {})
     if len(filled) <= 1:
         return _single(filled, room)
@@ -94,14 +96,20 @@ def blend(
     return Blended([c.item_id for c in chosen], scores, [c.sources for c in chosen], repeats)
 
 
-def _single(lists: Sequence[Ranked], room: "_Room") -> Blended:
-    """The best of one source, with its own scores."""
+def _first(lists: Sequence[Ranked], k: int) -> Blended:
+    """The first k of one source, with its own scores."""
     if not lists:
         return Blended([], np.zeros(0, dtype=np.float32), [])
     (ranked,) = lists
-    if not room.capped:
-        item_ids = list(ranked.item_ids[: room.places])
-        return Blended(item_ids, ranked.scores[: room.places], [ranked.share.name] * len(item_ids))
+    item_ids = list(ranked.item_ids[:k])
+    return Blended(item_ids, ranked.scores[:k], [ranked.share.name] * len(item_ids))
+
+
+def _single(lists: Sequence[Ranked], room: "_Room") -> Blended:
+    """The best of one source that fit under the caps, with its own scores."""
+    if not lists:
+        return _first(lists, 0)
+    (ranked,) = lists
     kept: list[int] = []
     for position, item_id in enumerate(ranked.item_ids):
         if room.full:
@@ -142,7 +150,6 @@ class _Room:
 
     def __init__(self, places: int, caps: Caps, attributes: Mapping[str, Mapping[str, Any]]) -> None:
         self.places = places
-        self.capped = bool(caps)
         self.taken: set[str] = set()
         self._caps = caps
         self._attributes = attributes
@@ -161,7 +168,7 @@ class _Room:
         """Give the item a place, when there is one for it."""
         if self.full or item_id in self.taken:
             return False
-        if self.capped:
+        if self._caps:
             values = list(self._values(item_id))
             if any(self._counts[value] >= limit for value, limit in values):
                 return False
