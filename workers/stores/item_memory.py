@@ -1,12 +1,13 @@
 """The item table in memory, for one process and for tests: the same bytes, fence and feed as in Redis."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.records import ItemRecord, hash64, item_vectors
-from workers.ports import Float32, ItemChanges, UInt64
+from workers.ports import Float32, ItemChanges, ItemHeads, UInt64
+from workers.stores.item_heads import heads_of
 
 MAX_CHANGES = 100_000
 
@@ -59,6 +60,10 @@ class MemoryItemTable:
         hashes = np.array([item_hash for item_hash, _ in new], dtype=np.uint64)
         deleted = np.array([gone for _, gone in new], dtype=np.bool_)
         return ItemChanges(str(end), hashes, deleted, complete)
+
+    async def heads(self) -> AsyncIterator[ItemHeads]:
+        """All records at once."""
+        yield heads_of(list(self._records), list(self._records.values()))
 
     async def close(self) -> None:
         """Nothing to give back."""
