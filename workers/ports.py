@@ -141,6 +141,11 @@ class ItemHeads:
     deleted: NDArray[np.bool_]
     readable: NDArray[np.bool_]
 
+    def take(self, chosen: NDArray[np.bool_]) -> "ItemHeads":
+        """Some of them."""
+        where = (self.hashes[chosen], self.partitions[chosen], self.offsets[chosen])
+        return ItemHeads(*where, self.deleted[chosen], self.readable[chosen])
+
 
 class ItemTable(Protocol):
     """One view's knowledge of its items, and the feed of its recent changes."""

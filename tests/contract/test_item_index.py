@@ -12,6 +12,7 @@ import numpy as np
 import orjson
 import pytest
 
+from schemas.records import hash64_each
 from tests.contract.indexes import (
     DIMS,
     HOSTILE,
@@ -25,7 +26,6 @@ from tests.contract.indexes import (
     server_settings,
     shelf,
 )
-from schemas.records import hash64_each
 from workers.errors import ConfigurationError, DependencyError, DependencyUnavailable, RowRefused
 from workers.index.milvus import MilvusItemIndex
 from workers.index.milvus_client import MilvusClient
