@@ -70,7 +70,7 @@ def _print(report: "Report") -> None:
     outcome = (
         f"{_found(report)}; {report.repaired:,} repaired, {report.left:,} left" if report.findings else "all agree"
     )
-    console.print(f"{outcome}; {report.seconds} s")
+    console.print(f"{_found(report) or 'all agree'}{mended}; {report.seconds} s")
 
 
 def _found(report: "Report") -> str:
