@@ -67,9 +67,7 @@ def _print(report: "Report") -> None:
         console.print(f"{report.lag:,} item updates are still to be taken in; what they change was left out")
     if report.refused:
         console.print(f"{report.refused:,} items have an update that cannot be taken in: recall dead-letters list")
-    outcome = (
-        f"{_found(report)}; {report.repaired:,} repaired, {report.left:,} left" if report.findings else "all agree"
-    )
+    mended = f"; {report.repaired:,} repaired, {report.left:,} left" if report.findings else ""
     console.print(f"{_found(report) or 'all agree'}{mended}; {report.seconds} s")
 
 

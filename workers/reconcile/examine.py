@@ -123,8 +123,10 @@ class Examiner:
         look = Look(refused=len(unreadable))
         for item_hash, event in due.items():
             record, refused = records.get(item_hash), event is not None and event.item_id in rehearsal.refused
-            if item_hash in unreadable or (event is None and item_hash in self._unreadable):
+            if item_hash in unreadable:
                 continue
+            if event is None and item_hash in self._unreadable:
+                refused = True  # its update cannot be read: what stands in the table counts
             look.refused += refused
             seen = _Seen(event, refused, record, rows, positions.get(item_hash))
             wrong, mend = _judge(seen, rehearsal, self._parts.metric)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from schemas.records import ItemRecord, hash64, item_vectors
 from workers.ports import Float32, ItemChanges, ItemHeads, UInt64
-from workers.stores.item_heads import heads_of
+from workers.stores.item_bytes import heads_of, read_each
 
 MAX_CHANGES = 100_000
 
@@ -23,9 +23,8 @@ class MemoryItemTable:
         self._trimmed = 0  # changes that were dropped from the start of the feed
 
     async def read(self, hashes: UInt64) -> list[ItemRecord | None]:
-        """Records by item hash."""
-        stored = [self._records.get(item_hash) for item_hash in hashes.tolist()]
-        return [None if data is None else ItemRecord.decode(data) for data in stored]
+        """Records by item hash. Raises RowRefused for those that cannot be read."""
+        return read_each([self._records.get(item_hash) for item_hash in hashes.tolist()])
 
     async def write(self, records: Sequence[ItemRecord], expected: Sequence[int | None]) -> list[bool]:
         """Compare and set each record, and announce it."""

@@ -10,13 +10,12 @@ from collections.abc import AsyncIterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.records import ITEM_HEAD, ItemRecord, RecordFormatError, hash64, item_fence, item_vectors
-from workers.errors import RowRefused
+from schemas.records import ITEM_HEAD, ItemRecord, hash64, item_fence, item_vectors
 from workers.ports import Float32, ItemChanges, ItemHeads, UInt64
 from workers.settings import Settings
 from workers.stores import item_feed, keys
-from workers.stores.connect import DEPENDENCY, Client, Script, get_each, translated
-from workers.stores.item_heads import heads_of
+from workers.stores.connect import Client, Script, get_each, translated
+from workers.stores.item_bytes import heads_of, read_each
 
 DELETED_TTL_MS = 14 * 86_400_000  # how long the fence of a deleted item stands; live items never expire
 KEYS_PER_READ = 1000
@@ -51,17 +50,7 @@ class RedisItemTable:
 
     async def read(self, hashes: UInt64) -> list[ItemRecord | None]:
         """Records by item hash, in one round trip per thousand. Raises RowRefused for those that cannot be read."""
-        values = await self._values(hashes.tolist())
-        records: list[ItemRecord | None] = []
-        unreadable: list[int] = []
-        for position, data in enumerate(values):
-            try:
-                records.append(None if data is None else ItemRecord.decode(data))
-            except RecordFormatError:
-                unreadable.append(position)
-        if unreadable:
-            raise RowRefused(DEPENDENCY, f"{len(unreadable)} item records cannot be read", unreadable)
-        return records
+        return read_each(await self._values(hashes.tolist()))
 
     async def write(self, records: Sequence[ItemRecord], expected: Sequence[int | None]) -> list[bool]:
         """Compare and set each record, then announce those that were written."""
