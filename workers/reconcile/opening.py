@@ -28,13 +28,13 @@ async def open_reconciliation(
 
     Raises DependencyError, ConfigurationError.
     """
-    patient = {name: max(least_ms, getattr(settings, name)) for name, least_ms in PATIENT.items()}
-    settings = settings.model_copy(update=patient)
     view = await views.read_active(settings)
     if view is None:
         raise ConfigurationError("no bundle is active, so there is no view; make one: recall model fit")
     bundle = views.load(view)
     await start.check_kafka(settings, ["items"])
+    patient = {name: max(least_ms, getattr(settings, name)) for name, least_ms in PATIENT.items()}
+    settings = settings.model_copy(update=patient)
     collection = Collection(view.collection, bundle.dim, bundle.metric, bundle.version)
     index = await open_index(settings, collection)
     opened.push_async_callback(index.close)
