@@ -26,7 +26,7 @@ from workers.ports import IndexRows
 from workers.reconcile import run as running
 from workers.reconcile.examine import KINDS, Parts
 from workers.reconcile.run import Options, Reconciliation, Report
-from workers.reconcile.topic import open_topic
+from workers.reconcile.topic import ItemTopic, open_topic
 from workers.settings import Settings
 from workers.stores.item_memory import MemoryItemTable
 
@@ -347,6 +347,7 @@ async def test_a_worker_that_writes_a_newer_event_around_our_write_is_not_overwr
     async with open_topic(view.settings, COLLECTION) as topic:
         parts = view.parts(Slow(view.index, newer_event))
         report = await Reconciliation(parts, topic, Options(repair=True), say).run()
+    table.released.set()
     await asyncio.gather(*worker)
     assert (found(report), report.repaired, report.left) == ({"missing": 1}, 1, 0)
     assert (await view.values())["item 5"] == 99
@@ -387,7 +388,8 @@ async def test_what_changes_while_it_is_looked_at_is_no_finding(view: View) -> N
     assert (await view.values())["new"] == 5
 
 
-async def test_many_items_of_several_partitions(view: View) -> None:
+async def test_many_items_are_mended_in_one_walk_through_the_topic(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their hashes, items are looked at in the order of their events."""
     batch = [(f"item {n}", float(n % 7 + 1)) for n in range(3000)]
     await asyncio.gather(*(view.send(item_id, value, partition=n % 2) for n, (item_id, value) in enumerate(batch)))
     await view.take()
@@ -395,8 +397,19 @@ async def test_many_items_of_several_partitions(view: View) -> None:
     await view.index.delete(gone)
     for item_id in gone[:200]:
         view.put(None, item_id)
+    places: list[list[int]] = []
+    events = ItemTopic.events
+
+    async def noted(topic: ItemTopic, wanted: Sequence[int]) -> dict[int, ItemEvent]:
+        places.append(sorted(wanted))
+        return await events(topic, wanted)
+
+    monkeypatch.setattr(ItemTopic, "events", noted)
     report = await view.reconcile(repair=True, sample=0, examples=2)
     assert found(report) == {"missing": 1000}
+    first_look = [each for batch in places[:2] for each in batch]
+    assert len(first_look) == 200
+    assert first_look == sorted(first_look)
     assert (report.repaired, report.left, report.compared) == (1000, 0, 0)
     assert await view.values() == dict(batch)
     assert set(KINDS) == set(report.as_dict()) & set(KINDS)

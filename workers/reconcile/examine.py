@@ -109,7 +109,10 @@ class Examiner:
         self._unreadable = unreadable
 
     async def looks(self, hashes: UInt64) -> AsyncIterator[Look]:
-        """All of them, some hundred at a time. Raises DependencyError."""
+        """All of them, some hundred at a time, in the order of the topic, which is then read once. DependencyError."""
+        at = self._winners.find(hashes)
+        if len(self._winners.hashes):
+            hashes = hashes[np.argsort(self._winners.places[at])]
         for start in range(0, len(hashes), AT_ONCE):
             yield await self._look(hashes[start : start + AT_ONCE])
 
