@@ -4,159 +4,23 @@ Table and index are the ones in memory; the same beside a running worker, on rea
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from schemas import codec
 from schemas.items import ItemUpdate
 from schemas.records import ItemRecord, hash64, hash64_each
-from tests.unit.test_items_in_memory import DIM, MODEL, ScaleTower, inputs
-from workers import topics
+from tests.integration.reconciled import View, examples, fill, found, view
+from tests.unit.test_items_in_memory import DIM
 from workers.errors import RecallError
-from workers.index.memory import MemoryItemIndex
-from workers.index.schema import Collection
-from workers.pipelines.item_order import decode_item
-from workers.pipelines.items import ItemEvent, ItemsPipeline, ItemsView
-from workers.ports import IndexRows
-from workers.reconcile import run as running
-from workers.reconcile.examine import KINDS, Parts
-from workers.reconcile.run import Options, Reconciliation, Report
-from workers.reconcile.topic import ItemTopic, open_topic
-from workers.settings import Settings
+from workers.pipelines.items import ItemEvent
+from workers.reconcile.examine import KINDS
+from workers.reconcile.topic import ItemTopic
 from workers.stores.item_memory import MemoryItemTable
 
-COLLECTION = "items_m1"
-
-
-@dataclass
-class View:
-    """A topic with two partitions, and a view of it that is fed by hand: `take` is its worker."""
-
-    settings: Settings
-    producer: AIOKafkaProducer
-    table: MemoryItemTable = field(default_factory=lambda: MemoryItemTable(DIM))
-    index: MemoryItemIndex = field(default_factory=lambda: MemoryItemIndex(Collection(COLLECTION, DIM, "IP", MODEL)))
-
-    def parts(self, index: MemoryItemIndex | None = None) -> Parts:
-        fields = ItemsView(DIM, MODEL, ("value",))
-        return Parts(fields, COLLECTION, "IP", self.table, index or self.index, ScaleTower(), inputs)
-
-    def pipeline(self, table: MemoryItemTable | None = None) -> ItemsPipeline:
-        return self.parts().pipeline(table)
-
-    async def send(self, item_id: str, value: float | None = None, *, partition: int = 0, **fields: Any) -> int:
-        """An update, or a tombstone; its offset."""
-        update = ItemUpdate(
-            item_id=item_id, op=fields.pop("op", "upsert"), timestamp_ms=1, attributes={"value": value}, **fields
-        )
-        raw = None if value is None else codec.encode_event(update)
-        return await self.send_bytes(item_id.encode(), raw, partition)
-
-    async def send_bytes(self, key: bytes, value: bytes | None, partition: int = 0) -> int:
-        topic = self.settings.topic("item-updates")
-        return int((await self.producer.send_and_wait(topic, value, key=key, partition=partition)).offset)
-
-    async def take(self) -> None:
-        """What a worker does with what the group has not committed."""
-        topic = self.settings.topic("item-updates")
-        consumer = AIOKafkaConsumer(
-            bootstrap_servers=self.settings.kafka_bootstrap,
-            group_id=self.settings.group(f"recall-items.{COLLECTION}"),
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-        )
-        await consumer.start()
-        try:
-            partitions = [TopicPartition(topic, number) for number in range(2)]
-            consumer.assign(partitions)
-            ends = await consumer.end_offsets(partitions)
-            events = []
-            while any([await consumer.position(partition) < ends[partition] for partition in partitions]):
-                for records in (await consumer.getmany(timeout_ms=100)).values():
-                    for record in records:
-                        try:
-                            events.append(decode_item(record))
-                        except codec.DecodeError:
-                            continue
-            await self.pipeline().run(events)
-            await consumer.commit(ends)
-        finally:
-            await consumer.stop()
-
-    async def record(self, item_id: str) -> ItemRecord | None:
-        return (await self.table.read(hash64_each([item_id])))[0]
-
-    def put(self, record: ItemRecord | None, item_id: str) -> None:
-        """Overwrite a record, whatever stands there; None removes it."""
-        if record is None:
-            self.table._records.pop(hash64(item_id))
-        else:
-            self.table._records[hash64(item_id)] = record.encode()
-
-    async def row(self, item_id: str, value: float) -> None:
-        """Overwrite a row."""
-        vectors = np.full((1, DIM), value, dtype=np.float32)
-        await self.index.upsert(IndexRows([item_id], vectors, [{"value": value}]))
-
-    async def values(self) -> dict[str, float]:
-        """What the index holds: item id -> value."""
-        rows = await self.index.rows(hash64_each(await self.index.ids(0, 1)))
-        return dict(zip(rows.item_ids, rows.vectors[:, 0].tolist(), strict=True))
-
-    async def reconcile(
-        self,
-        *,
-        index: MemoryItemIndex | None = None,
-        say: Callable[[str], Awaitable[None]] | None = None,
-        **options: Any,
-    ) -> Report:
-        async with open_topic(self.settings, COLLECTION) as topic:
-            return await Reconciliation(self.parts(index), topic, Options(**options)).run()
-
-    async def assert_clean(self, **options: Any) -> Report:
-        report = await self.reconcile(**options)
-        assert found(report) == {}, report
-        assert report.left == 0
-        return report
-
-
-@pytest.fixture
-async def view(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[View]:
-    monkeypatch.setattr(running, "LOOK_AGAIN_S", 0.01)  # memory shows at once what is written
-    settings = settings.model_copy(update={"partitions": 2})
-    await topics.apply(settings)
-    producer = AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap)
-    await producer.start()
-    yield View(settings, producer)
-    await producer.stop()
-
-
-def found(report: Report) -> dict[str, int]:
-    return {name: kind.count for name, kind in report.kinds.items() if kind.count}
-
-
-def examples(report: Report) -> dict[str, list[tuple[str, list[str], str | None, str | None]]]:
-    return {
-        name: [(each["item_id"], each["where"], each["topic"], each["table"]) for each in kind.examples]
-        for name, kind in report.kinds.items()
-        if kind.examples
-    }
-
-
-async def fill(view: View, count: int = 30) -> None:
-    """item n has value n + 1 and stands in partition n % 2; item 0 and 1 have an older update, 2 and 3 are deleted."""
-    await view.send("item 0", 500)
-    await view.send("item 1", 500, partition=1)
-    for n in range(count):
-        await view.send(f"item {n}", n + 1, partition=n % 2)
-    await view.send("item 2", partition=0)
-    await view.send("item 3", 0, partition=1, op="delete")
-    await view.take()
+__all__ = ["view"]  # a fixture
 
 
 async def test_a_clean_view_has_no_findings(view: View) -> None:
@@ -290,102 +154,6 @@ async def test_an_empty_topic_takes_nothing_away(view: View) -> None:
     with pytest.raises(RecallError, match="item-updates holds no item"):
         await view.reconcile(repair=True)
     assert await view.values() == {"a": 1}
-
-
-class Slow(MemoryItemIndex):
-    """Tells of the first write."""
-
-    def __init__(self, index: MemoryItemIndex, first: Callable[[], Awaitable[None]]) -> None:
-        super().__init__(index._collection)
-        self._vectors, self._attributes = index._vectors, index._attributes
-        self._first: Callable[[], Awaitable[None]] | None = first
-
-    async def upsert(self, rows: IndexRows) -> None:
-        if self._first is not None:
-            first, self._first = self._first, None
-            await first()
-        await super().upsert(rows)
-
-
-class Paused(MemoryItemTable):
-    """A worker's table: its write waits to be let through."""
-
-    def __init__(self, table: MemoryItemTable) -> None:
-        super().__init__(DIM)
-        self._records, self._feed = table._records, table._feed
-        self.reached, self.released = asyncio.Event(), asyncio.Event()
-
-    async def write(self, records: Sequence[ItemRecord], expected: Sequence[int | None]) -> list[bool]:
-        self.reached.set()
-        await self.released.wait()
-        return await super().write(records, expected)
-
-
-async def test_a_worker_that_writes_a_newer_event_around_our_write_is_not_overwritten(
-    view: View, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The worker reads the record, writes its vector; we write ours, and the record; then the worker its record."""
-    await fill(view)
-    await view.index.delete(["item 5"])
-    table = Paused(view.table)
-    worker: list[asyncio.Task[Any]] = []
-
-    async def newer_event() -> None:
-        offset = await view.send("item 5", 99, partition=1)
-        update = ItemUpdate(item_id="item 5", op="upsert", timestamp_ms=1, attributes={"value": 99})
-        event = ItemEvent("item 5", update, codec.encode_event(update), 1, offset)
-        worker.append(asyncio.create_task(view.pipeline(table).run([event])))
-        await table.reached.wait()
-        assert (await view.values())["item 5"] == 99
-
-    def say(what: str, part: float | None) -> None:
-        if what == "waiting for the items worker" and not table.released.is_set():
-            assert view.index._vectors["item 5"][0] == 6  # ours
-            table.released.set()
-            worker.append(asyncio.create_task(view.take()))
-
-    async with open_topic(view.settings, COLLECTION) as topic:
-        parts = view.parts(Slow(view.index, newer_event))
-        report = await Reconciliation(parts, topic, Options(repair=True), say).run()
-    table.released.set()
-    await asyncio.gather(*worker)
-    assert (found(report), report.repaired, report.left) == ({"missing": 1}, 1, 0)
-    assert (await view.values())["item 5"] == 99
-    await view.assert_clean()
-
-
-async def test_an_item_that_was_raced_by_a_worker_that_hangs_is_left(
-    view: View, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(running, "PATIENCE_S", 0.5)
-    await fill(view)
-    await view.index.delete(["item 5", "item 7"])
-
-    async def newer_event() -> None:
-        await view.send("item 5", 99, partition=1)
-
-    report = await view.reconcile(index=Slow(view.index, newer_event), repair=True)
-    assert (found(report), report.repaired, report.left) == ({"missing": 2}, 1, 1)
-
-
-async def test_what_changes_while_it_is_looked_at_is_no_finding(view: View) -> None:
-    """An event after the noted end that is half taken in: its row is there, its record is not yet."""
-    await fill(view)
-
-    class Late(MemoryItemTable):
-        async def heads(self) -> Any:
-            await view.send("new", 5)
-            await view.row("new", 5)
-            await view.send("item 6", 50)
-            await view.row("item 6", 50)
-            async for heads in super().heads():
-                yield heads
-
-    late = Late(DIM)
-    late._records = view.table._records
-    view.table = late
-    await view.assert_clean(repair=True)
-    assert (await view.values())["new"] == 5
 
 
 async def test_many_items_are_mended_in_one_walk_through_the_topic(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
