@@ -169,6 +169,7 @@ async def test_each_kind_is_found_and_mended_beside_the_worker(fed: Fed, index: 
     assert found(await fed.reconcile()) == {}
 
 
+@pytest.mark.timeout(300)
 async def test_mending_items_while_they_are_updated_leaves_the_newest_of_each(
     fed: Fed, index: MilvusItemIndex, redis: Any
 ) -> None:

@@ -109,7 +109,7 @@ class Examiner:
         self._unreadable = unreadable
 
     async def looks(self, hashes: UInt64) -> AsyncIterator[Look]:
-        """All of them, some hundred at a time, in the order of the topic, which is then read once. DependencyError."""
+        """All of them, some hundred at a time, in the order of the topic. Raises DependencyError."""
         at = self._winners.find(hashes)
         if len(self._winners.hashes):
             hashes = hashes[np.argsort(self._winners.places[at])]
@@ -231,6 +231,8 @@ def _judge(seen: _Seen, rehearsal: _Rehearsal, metric: Metric) -> tuple[list[tup
     """What is wrong with an item, and the event that mends it."""
     event, record, row = seen.event, seen.record, seen.row
     there = record is not None and not record.deleted
+    if seen.refused and record is None:  # an update before the refused one may count: a row is not to be judged
+        return [], None
     wrong: list[tuple[str, str]] = []
     mend: ItemEvent | None
     if event is not None and not seen.refused:

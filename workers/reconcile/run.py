@@ -20,7 +20,7 @@ from schemas.records import among, hash64_each
 from workers.errors import RecallError
 from workers.ports import UInt64
 from workers.reconcile.columns import Columns, Int64, one_each, table_columns
-from workers.reconcile.examine import KINDS, Examiner, Finding, Parts
+from workers.reconcile.examine import AT_ONCE, KINDS, Examiner, Finding, Parts
 from workers.reconcile.topic import ItemTopic, Offsets, Span
 
 PAGE = 10_000  # ids of the collection at once
@@ -231,9 +231,11 @@ class Reconciliation:
             if turn:
                 await asyncio.sleep(LOOK_AGAIN_S)
             found = _Found(self._options.examples)
-            self._say(f"looking at {len(hashes):,} items more closely", None)
+            looked_at = 0
             async for look in examiner.looks(hashes):
                 found.add(look.findings)
+                looked_at = min(looked_at + AT_ONCE, len(hashes))
+                self._say(f"looking at {len(hashes):,} items more closely", looked_at / len(hashes))
                 refused += look.refused if not turn else 0
             now = await self._topic.span()
             confirmed = found.without(await self._topic.named(since, now.ends))
