@@ -239,6 +239,7 @@ async def test_heads_are_those_of_one_collection_and_tell_what_cannot_be_read(re
     await other.write([item("b", 1)], [None])
     await table.write([item("a", 3)], [None])
     await client.set(keys.item_record(redis_settings, COLLECTION, hash64("newer")), b"\x09" + bytes(60))
+    await client.set(keys.item_records(redis_settings, COLLECTION) + b"somebody's note", b"which is no record")
     found = {}
     async for heads in table.heads():
         found.update(zip(heads.hashes.tolist(), heads.readable.tolist(), strict=True))

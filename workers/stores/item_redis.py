@@ -21,6 +21,7 @@ DELETED_TTL_MS = 14 * 86_400_000  # how long the fence of a deleted item stands;
 KEYS_PER_READ = 1000
 KEYS_PER_SCAN = 1000  # keys of every kind that one step of a walk looks at
 ENTRIES_PER_READ = 1024
+HASH_PATTERN = b"[0-9a-f]" * 16
 FIELD = b"c"
 BEGINNING = "0-0"
 
@@ -99,7 +100,7 @@ class RedisItemTable:
         prefix = keys.item_records(self._settings, self._collection)
         found: list[bytes] = []
         with translated():
-            async for key in self._client.scan_iter(match=prefix + b"*", count=KEYS_PER_SCAN):
+            async for key in self._client.scan_iter(match=prefix + HASH_PATTERN, count=KEYS_PER_SCAN):
                 found.append(key)
                 if len(found) == KEYS_PER_READ:
                     yield await self._heads(found, len(prefix))
