@@ -55,6 +55,9 @@ HISTORY_ROW = np.dtype(
 
 SEEN_ENTRY = np.dtype([("item", "<u8"), ("timestamp_ms", "<u8")])
 
+ITEM_HEAD = np.dtype([("format", "u1"), ("deleted", "u1"), ("partition", ">u4"), ("offset", ">u8")])
+"""What an item record begins with."""
+
 _digest = xxhash.xxh3_64_intdigest
 _USER_HEAD = struct.Struct(">B8sQQQ16sH")
 _ITEM_HEAD = struct.Struct(">BBIQqHHB")
@@ -234,6 +237,12 @@ class ItemRecord:
 def item_fence(partition: int, offset: int) -> bytes:
     """Bytes 2 to 13 of an item record: what the compare-and-set compares."""
     return _ITEM_FENCE.pack(partition, offset)
+
+
+def item_heads(stored: Sequence[bytes]) -> NDArray[np.void]:
+    """ITEM_HEAD[N] of stored item records, or of their first ITEM_HEAD.itemsize bytes; zeros where there are fewer."""
+    heads = b"".join(data[: ITEM_HEAD.itemsize].ljust(ITEM_HEAD.itemsize, b"\0") for data in stored)
+    return np.frombuffer(heads, dtype=ITEM_HEAD)
 
 
 def item_vectors(stored: Sequence[bytes | None], dim: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

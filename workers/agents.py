@@ -22,7 +22,6 @@ from workers.intake import Entry, Intake
 from workers.metrics import Metrics
 from workers.pipelines.activity import ActivityEvent
 from workers.pipelines.admission import Incoming, without_items
-from workers.pipelines.items import ItemEvent
 from workers.pipelines.opening import Answers
 from workers.ports import Clock, UserTable
 from workers.publisher import Outgoing, Publisher
@@ -157,16 +156,6 @@ def decode_activity(record: Any) -> ActivityEvent:
         return ActivityEvent(codec.decode_key(record.key), None, record.timestamp, record.partition, record.offset)
     activity = codec.decode_activity(record.value, record_timestamp_ms=record.timestamp)
     return ActivityEvent(activity.user_id, activity, record.timestamp, record.partition, record.offset)
-
-
-def decode_item(record: Any) -> ItemEvent:
-    """One record of item-updates; a null value deletes the item named by the key."""
-    if record.value is None:
-        item_id, update = codec.decode_key(record.key), None
-    else:
-        update = codec.decode_item(record.value, record.key or b"")
-        item_id = update.item_id
-    return ItemEvent(item_id, update, record.value or b"", record.partition, record.offset)
 
 
 class RecallAgent:

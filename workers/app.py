@@ -23,7 +23,7 @@ import structlog
 from models import tensors
 from models.bundle import Bundle
 from workers import topics, views
-from workers.agents import Context, EventAgent, RecallAgent, attach, decode_activity, decode_item
+from workers.agents import Context, EventAgent, RecallAgent, attach, decode_activity
 from workers.clock import SystemClock
 from workers.dependencies import Dependencies, Probe
 from workers.doctor import start
@@ -34,6 +34,7 @@ from workers.index.schema import Collection
 from workers.inflight import BatchPolicy
 from workers.metrics import Metrics
 from workers.pipelines.activity import ActivityPipeline
+from workers.pipelines.item_order import decode_item
 from workers.pipelines.items import ItemsPipeline, ItemsView
 from workers.pipelines.opening import OpeningRecall
 from workers.pipelines.popular_counts import PopularCounts

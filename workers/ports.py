@@ -5,7 +5,7 @@ and its children; nothing of a vendor), and may be cancelled at any await. A bat
 larger batch. An empty batch is answered without touching the backend. `close` may be called twice.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -128,6 +128,25 @@ class ItemChanges:
     complete: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class ItemHeads:
+    """Where item records come from and whether they are deleted: arrays [N] in parallel, in no order.
+
+    `readable` False = a record that this version cannot read; nothing else of it is known.
+    """
+
+    hashes: UInt64
+    partitions: NDArray[np.int64]
+    offsets: UInt64
+    deleted: NDArray[np.bool_]
+    readable: NDArray[np.bool_]
+
+    def take(self, chosen: NDArray[np.bool_]) -> "ItemHeads":
+        """Some of them."""
+        where = (self.hashes[chosen], self.partitions[chosen], self.offsets[chosen])
+        return ItemHeads(*where, self.deleted[chosen], self.readable[chosen])
+
+
 class ItemTable(Protocol):
     """One view's knowledge of its items, and the feed of its recent changes."""
 
@@ -152,6 +171,13 @@ class ItemTable(Protocol):
 
     async def changes(self, cursor: str | None) -> ItemChanges:
         """Changes after `cursor`; None = nothing but the present end of the feed. Does not wait for new ones."""
+        ...
+
+    def heads(self) -> AsyncIterator[ItemHeads]:
+        """All records, deleted ones too, some thousand at a time; not for serving: it walks everything that is stored.
+
+        A record that stands from beginning to end is there once or more, one that comes or goes meanwhile maybe.
+        """
         ...
 
     async def close(self) -> None:
@@ -189,6 +215,21 @@ class ItemIndex(Protocol):
 
     async def delete(self, item_ids: Sequence[str]) -> None:
         """Remove items; unknown ids are no error. Idempotent."""
+        ...
+
+    async def count(self) -> int:
+        """Items that a search may find."""
+        ...
+
+    async def ids(self, part: int, parts: int) -> list[str]:
+        """The ids of one of `parts` even parts of the items, by their hashes, in no order; not for serving.
+
+        Part n holds the hashes from n * 2^64 / parts on, each taken as a signed number and 2^63 added.
+        """
+        ...
+
+    async def rows(self, hashes: UInt64) -> IndexRows:
+        """The rows of these item hashes, those that are there, in no order; `attributes` as they are stored."""
         ...
 
     async def close(self) -> None:

@@ -9,8 +9,10 @@ import time
 import uuid
 
 import numpy as np
+import orjson
 import pytest
 
+from schemas.records import hash64_each
 from tests.contract.indexes import (
     DIMS,
     HOSTILE,
@@ -28,7 +30,7 @@ from workers.errors import ConfigurationError, DependencyError, DependencyUnavai
 from workers.index.milvus import MilvusItemIndex
 from workers.index.milvus_client import MilvusClient
 from workers.index.milvus_collection import open_index, prepare_index
-from workers.index.schema import Collection
+from workers.index.schema import Collection, encode_attributes, part_of
 from workers.ports import Hits, IndexRows
 from workers.settings import Settings, load_settings
 
@@ -186,6 +188,42 @@ async def test_a_large_batch(shelf: Shelf) -> None:
     shelf.assert_best(await shelf.search(vectors[:4], 1000), vectors[:4], ids, vectors, 1000)
     await shelf.index.delete(ids)
     await shelf.until(shelf.found(ids[-900:], there=False))
+
+
+@one
+async def test_every_id_stands_in_one_part(shelf: Shelf) -> None:
+    ids = shelf.ids(*(f"item {n}" for n in range(500)), *HOSTILE)
+    await shelf.upsert(ids, shelf.vectors(len(ids)))
+    for parts in (1, 2, 3, 7, 64):
+        mine = [[i for i in await shelf.index.ids(part, parts) if i.startswith(shelf.prefix)] for part in range(parts)]
+        assert sorted(item_id for part in mine for item_id in part) == sorted(ids)
+        for part, found in enumerate(mine):
+            assert {part_of(item_id, parts) for item_id in found} <= {part}
+    await shelf.delete(ids[:1])
+    assert ids[0] not in await shelf.index.ids(0, 1)
+
+
+@each_metric
+async def test_rows_are_given_as_they_stand(shelf: Shelf) -> None:
+    ids, vectors = shelf.ids("a", "b", *HOSTILE), shelf.vectors(2 + len(HOSTILE), 1)
+    attributes = {"title": 'it\'s "quoted" \\ \n🎬', "year": 1999, "price": 9.5, "genres": ["'", '"'], "used": True}
+    await shelf.upsert(ids, vectors, attributes)
+    rows = await shelf.index.rows(hash64_each([*ids[1:], "nobody's"]))
+    assert sorted(rows.item_ids) == sorted(ids[1:])
+    assert rows.vectors.dtype == np.float32
+    for item_id, vector, stored in zip(rows.item_ids, rows.vectors, rows.attributes, strict=True):
+        given = vectors[ids.index(item_id)]
+        assert np.allclose(vector / np.linalg.norm(vector), given / np.linalg.norm(given), atol=1e-6)
+        assert shelf.metric == "COSINE" or np.allclose(vector, given, rtol=1e-6)
+        assert stored == orjson.loads(encode_attributes(attributes))
+
+
+@one
+async def test_no_rows(shelf: Shelf) -> None:
+    for asked in ([], ["nobody's"]):
+        rows = await shelf.index.rows(hash64_each(asked))
+        assert (rows.item_ids, rows.attributes) == ([], [])
+        assert rows.vectors.shape == (0, shelf.dim)
 
 
 @one

@@ -172,6 +172,20 @@ async def test_a_reader_that_was_away_too_long_is_told(table: ItemTable, monkeyp
         assert (await table.changes(late.cursor)).hashes.tolist() == hashes("a").tolist()
 
 
+async def test_heads_of_all_records(table: ItemTable) -> None:
+    assert [len(heads.hashes) async for heads in table.heads()] in ([], [0])
+    names = [*(f"item {n}" for n in range(2500)), *HOSTILE]
+    records = [item(name, 2**40 + n, partition=n % 7, deleted=n % 3 == 0) for n, name in enumerate(names)]
+    await table.write(records, [None] * len(records))
+    found = {}
+    async for heads in table.heads():
+        assert len(heads.hashes) <= len(names)
+        assert heads.readable.all()
+        columns = (heads.hashes, heads.partitions, heads.offsets, heads.deleted)
+        found.update({row[0]: row[1:] for row in zip(*(column.tolist() for column in columns), strict=True)})
+    assert found == {hash64(r.item_id): (r.partition, r.offset, r.deleted) for r in records}
+
+
 async def test_close_twice(table: ItemTable) -> None:
     await table.close()
     await table.close()
@@ -215,6 +229,21 @@ async def test_records_that_cannot_be_read_are_named(redis_settings: Settings) -
     vectors, known = await table.vectors(hashes("newer", "a", "short"))
     assert known.tolist() == [False, True, False]
     assert not vectors[[0, 2]].any()
+    await table.close()
+
+
+async def test_heads_are_those_of_one_collection_and_tell_what_cannot_be_read(redis_settings: Settings) -> None:
+    client = connect(redis_settings)
+    table = RedisItemTable(client, redis_settings, COLLECTION, DIM)
+    other = RedisItemTable(client, redis_settings, f"{COLLECTION}_2", DIM)
+    await other.write([item("b", 1)], [None])
+    await table.write([item("a", 3)], [None])
+    await client.set(keys.item_record(redis_settings, COLLECTION, hash64("newer")), b"\x09" + bytes(60))
+    await client.set(keys.item_records(redis_settings, COLLECTION) + b"somebody's note", b"which is no record")
+    found = {}
+    async for heads in table.heads():
+        found.update(zip(heads.hashes.tolist(), heads.readable.tolist(), strict=True))
+    assert found == {hash64("a"): True, hash64("newer"): False}
     await table.close()
 
 

@@ -31,6 +31,10 @@ COMMANDS: Final[dict[tuple[str, ...], tuple[str, str]]] = {
     ("bench",): ("workers.cli.bench:bench", "Measure the whole on this machine: throughput, latency, freshness."),
     ("topics", "apply"): ("workers.cli.topics:apply", "Create the topics, or check those that exist."),
     ("items", "load"): ("workers.cli.items:load", "Stream a catalogue in as item updates."),
+    ("items", "reconcile"): (
+        "workers.cli.reconcile:reconcile",
+        "Compare the active view with its topic, and mend it.",
+    ),
     ("users", "forget"): ("workers.cli.users:forget", "Forget users, and keep copies of what they did out."),
     ("users", "load"): ("workers.cli.users:load", "Build user records from history in bulk."),
     ("model", "fit"): ("workers.cli.model:fit", "Fit a bundle in closed form and make it the active one."),

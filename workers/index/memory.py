@@ -7,6 +7,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from schemas.records import hash64
 from workers.filters import Filter
 from workers.index import predicate
 from workers.index.schema import (
@@ -16,8 +17,9 @@ from workers.index.schema import (
     check_rows,
     encode_attributes,
     last_of_each,
+    part_of,
 )
-from workers.ports import Float32, Hits, IndexRows
+from workers.ports import Float32, Hits, IndexRows, UInt64
 
 DEPENDENCY = "memory index"
 
@@ -69,6 +71,17 @@ class MemoryItemIndex:
     async def count(self) -> int:
         """Items that a search may find."""
         return len(self._vectors)
+
+    async def ids(self, part: int, parts: int) -> list[str]:
+        """The ids of one part of the items."""
+        return [item_id for item_id in self._vectors if part_of(item_id, parts) == part]
+
+    async def rows(self, hashes: UInt64) -> IndexRows:
+        """The rows of these item hashes."""
+        wanted = set(hashes.tolist())
+        ids = [item_id for item_id in self._vectors if hash64(item_id) in wanted]
+        vectors = np.array([self._vectors[item_id] for item_id in ids], dtype=np.float32)
+        return IndexRows(ids, vectors.reshape(len(ids), self._collection.dim), [self._attributes[i] for i in ids])
 
     async def visible(self, item_ids: Sequence[str]) -> list[bool]:
         """Whether a search may find each of these items."""

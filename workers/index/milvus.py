@@ -14,8 +14,17 @@ from workers.index import milvus_wire as wire
 from workers.index import predicate
 from workers.index.effort import EVERYTHING, MAX_EF, Shares, ef_for
 from workers.index.milvus_client import DEPENDENCY, MilvusClient, NotLoaded
-from workers.index.schema import ITEM_ID, MAX_SEARCH_DEPTH, Collection, check_queries, check_rows, last_of_each
-from workers.ports import Float32, Hits, IndexRows
+from workers.index.schema import (
+    ATTRIBUTES,
+    EMBEDDING,
+    ITEM_ID,
+    MAX_SEARCH_DEPTH,
+    Collection,
+    check_queries,
+    check_rows,
+    last_of_each,
+)
+from workers.ports import Float32, Hits, IndexRows, UInt64
 
 SLICES: Final = 32  # of about 3 % of the items each: below about 7 % Milvus leaves the graph alone
 
@@ -89,6 +98,21 @@ class MilvusItemIndex:
     async def count(self) -> int:
         """Items that a search may find now."""
         return await self._counted(EVERYTHING)
+
+    async def ids(self, part: int, parts: int) -> list[str]:
+        """The ids of one part of the items, as a search would see them now."""
+        response = await self._call(
+            "Query", wire.query_request(self._collection.name, wire.slice_of(part, parts), ITEM_ID)
+        )
+        return [item_id for field in response.fields_data for item_id in field.scalars.string_data.data]
+
+    async def rows(self, hashes: UInt64) -> IndexRows:
+        """The rows of these item hashes, as a search would see them now."""
+        if not len(hashes):
+            return IndexRows([], np.zeros((0, self._collection.dim), dtype=np.float32), [])
+        expression = wire.hashes_expression(hashes)
+        request = wire.query_request(self._collection.name, expression, ITEM_ID, EMBEDDING, ATTRIBUTES)
+        return wire.read_rows(await self._call("Query", request), self._collection.dim)
 
     async def visible(self, item_ids: Sequence[str]) -> list[bool]:
         """Whether each of these items is there now. A search may be one time tick (see docs) behind."""

@@ -5,15 +5,15 @@ Milvus Lite takes the same messages. Where it differs, functions have a paramete
 
 import json
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import orjson
 from pymilvus.grpc_gen import common_pb2, milvus_pb2, schema_pb2
 
 from workers.index import predicate
 from workers.index.schema import ATTRIBUTES, EMBEDDING, ITEM_HASH, ITEM_ID, encode_attributes, signed_hash
-from workers.ports import Float32, Hits, IndexRows
+from workers.ports import Float32, Hits, IndexRows, UInt64
 
 MAX_ROWS_PER_CALL = 1000
 MAX_BYTES_PER_CALL = 4_000_000
@@ -144,11 +144,20 @@ def ids_expression(item_ids: Sequence[str], *, lite: bool = False) -> str:
 
 def slices(number: int) -> Iterator[str]:
     """Expressions that together hold once for every item: even parts of the range of signed 64-bit hashes."""
-    borders = [(n << 64) // number - (1 << 63) for n in range(1, number)]  # none at the ends: -2^63 cannot be parsed
-    yield f"{ITEM_HASH} < {borders[0]}"
-    for low, high in pairwise(borders):
-        yield f"{ITEM_HASH} >= {low} and {ITEM_HASH} < {high}"
-    yield f"{ITEM_HASH} >= {borders[-1]}"
+    return (slice_of(n, number) for n in range(number))
+
+
+def slice_of(part: int, parts: int) -> str:
+    """The expression of one of these parts."""
+    low, high = (-(-(n << 64) // parts) - (1 << 63) for n in (part, part + 1))
+    clauses = [f"{ITEM_HASH} >= {low}"] if part > 0 else []  # none at the ends: -2^63 cannot be parsed
+    clauses += [f"{ITEM_HASH} < {high}"] if part < parts - 1 else []
+    return " and ".join(clauses) or f'{ITEM_ID} != ""'
+
+
+def hashes_expression(hashes: UInt64) -> str:
+    """An expression that holds for the items with these hashes."""
+    return f"{ITEM_HASH} in {hashes.astype(np.int64).tolist()}"
 
 
 def delete_requests(collection: str, item_ids: Sequence[str], *, lite: bool = False) -> Iterator[Any]:
@@ -158,15 +167,26 @@ def delete_requests(collection: str, item_ids: Sequence[str], *, lite: bool = Fa
         yield milvus_pb2.DeleteRequest(collection_name=collection, expr=expression)
 
 
-def query_request(collection: str, expression: str, field: str) -> Any:
-    """One field of the rows for which the expression holds, as a search would see them now."""
+def query_request(collection: str, expression: str, *fields: str) -> Any:
+    """Fields of the rows for which the expression holds, as a search would see them now."""
     return milvus_pb2.QueryRequest(
         collection_name=collection,
         expr=expression,
-        output_fields=[field],
+        output_fields=list(fields),
         consistency_level=BOUNDED,
         guarantee_timestamp=BOUNDED_TIMESTAMP,
     )
+
+
+def read_rows(response: Any, dim: int) -> IndexRows:
+    """The rows of a query for id, vector and attributes."""
+    fields = {field.field_name: field for field in response.fields_data}
+    ids = list(fields[ITEM_ID].scalars.string_data.data) if ITEM_ID in fields else []
+    vectors = np.zeros((len(ids), dim), dtype=np.float32)
+    if ids:
+        vectors[:] = np.array(fields[EMBEDDING].vectors.float_vector.data, dtype=np.float32).reshape(len(ids), dim)
+    texts = fields[ATTRIBUTES].scalars.json_data.data if ids else []
+    return IndexRows(ids, vectors, [orjson.loads(text) for text in texts])
 
 
 def load_request(collection: str) -> Any:

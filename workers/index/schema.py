@@ -94,6 +94,11 @@ def signed_hash(item_id: str) -> int:
     return unsigned - (1 << 64) if unsigned >> 63 else unsigned
 
 
+def part_of(item_id: str, parts: int) -> int:
+    """Which of `parts` even parts of the range of signed hashes holds an item."""
+    return (signed_hash(item_id) + (1 << 63)) * parts >> 64
+
+
 def check_rows(dependency: str, rows: IndexRows, dim: int) -> None:
     """Raise RowRefused, with the positions, for rows that no index takes: over-long ids, values that are not finite."""
     if rows.vectors.shape != (len(rows.item_ids), dim):

@@ -8,7 +8,9 @@ left, decides the same.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from schemas import codec
 from schemas.codec import ErrorCode
 from schemas.items import ItemUpdate
 from schemas.records import ItemRecord, hash64
@@ -34,6 +36,22 @@ class ItemEvent:
     def version(self) -> int | None:
         """The version that it carries."""
         return None if self.update is None else self.update.version
+
+
+def decode_item(record: Any) -> ItemEvent:
+    """One record of item-updates; a null value deletes the item named by the key. Raises DecodeError."""
+    if record.value is None:
+        item_id, update = codec.decode_key(record.key), None
+    else:
+        update = codec.decode_item(record.value, record.key or b"")
+        item_id = update.item_id
+    return ItemEvent(item_id, update, record.value or b"", record.partition, record.offset)
+
+
+def standing(record: ItemRecord) -> ItemEvent:
+    """The event that a stored record was made from. Raises DecodeError."""
+    update = codec.decode_item(record.update) if record.update else None
+    return ItemEvent(record.item_id, update, record.update, record.partition, record.offset)
 
 
 @dataclass(frozen=True, slots=True)

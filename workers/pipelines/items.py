@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas import codec
 from schemas.codec import ErrorCode
 from schemas.records import ItemRecord, hash64, hash64_each
 from workers.errors import DependencyUnavailable, InvalidInput, RowRefused
-from workers.pipelines.item_order import ItemEvent, Order, decide
+from workers.pipelines.item_order import ItemEvent, Order, decide, standing
 from workers.ports import Float32, IndexRows, ItemIndex, ItemTable, Tower
 from workers.stopwatch import Observe, Stopwatch, unobserved
 
@@ -203,9 +202,9 @@ class ItemsPipeline:
         """
         events = [batch[position] for position in overtaken]
         stored = await self._table.read(hash64_each([event.item_id for event in events]))
-        standing = [_event(record) for record in stored if record is not None]
-        again = await self.run([*standing, *events])
-        for position, error in zip(overtaken, again.errors[len(standing) :], strict=True):
+        others = [standing(record) for record in stored if record is not None]
+        again = await self.run([*others, *events])
+        for position, error in zip(overtaken, again.errors[len(others) :], strict=True):
             result.errors[position] = error
 
 
@@ -233,12 +232,6 @@ def _record(event: ItemEvent, history_vector: bytes) -> ItemRecord:
         history_vector=history_vector,
         update=event.raw,
     )
-
-
-def _event(record: ItemRecord) -> ItemEvent:
-    """The event that a record was made from."""
-    update = codec.decode_item(record.update) if record.update else None
-    return ItemEvent(record.item_id, update, record.update, record.partition, record.offset)
 
 
 def _result(batch: Sequence[ItemEvent], order: Order) -> ItemsResult:

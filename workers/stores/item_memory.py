@@ -1,12 +1,13 @@
 """The item table in memory, for one process and for tests: the same bytes, fence and feed as in Redis."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.records import ItemRecord, hash64, item_vectors
-from workers.ports import Float32, ItemChanges, UInt64
+from workers.ports import Float32, ItemChanges, ItemHeads, UInt64
+from workers.stores.item_bytes import heads_of, read_each
 
 MAX_CHANGES = 100_000
 
@@ -22,9 +23,8 @@ class MemoryItemTable:
         self._trimmed = 0  # changes that were dropped from the start of the feed
 
     async def read(self, hashes: UInt64) -> list[ItemRecord | None]:
-        """Records by item hash."""
-        stored = [self._records.get(item_hash) for item_hash in hashes.tolist()]
-        return [None if data is None else ItemRecord.decode(data) for data in stored]
+        """Records by item hash. Raises RowRefused for those that cannot be read."""
+        return read_each([self._records.get(item_hash) for item_hash in hashes.tolist()])
 
     async def write(self, records: Sequence[ItemRecord], expected: Sequence[int | None]) -> list[bool]:
         """Compare and set each record, and announce it."""
@@ -59,6 +59,10 @@ class MemoryItemTable:
         hashes = np.array([item_hash for item_hash, _ in new], dtype=np.uint64)
         deleted = np.array([gone for _, gone in new], dtype=np.bool_)
         return ItemChanges(str(end), hashes, deleted, complete)
+
+    async def heads(self) -> AsyncIterator[ItemHeads]:
+        """All records at once."""
+        yield heads_of(list(self._records), list(self._records.values()))
 
     async def close(self) -> None:
         """Nothing to give back."""

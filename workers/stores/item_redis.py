@@ -5,21 +5,23 @@ between the two has not committed the offset: the update comes again, is written
 and announced then.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.records import ItemRecord, RecordFormatError, hash64, item_fence, item_vectors
-from workers.errors import RowRefused
-from workers.ports import Float32, ItemChanges, UInt64
+from schemas.records import ITEM_HEAD, ItemRecord, hash64, item_fence, item_vectors
+from workers.ports import Float32, ItemChanges, ItemHeads, UInt64
 from workers.settings import Settings
 from workers.stores import item_feed, keys
-from workers.stores.connect import DEPENDENCY, Client, Script, get_each, translated
+from workers.stores.connect import Client, Script, get_each, translated
+from workers.stores.item_bytes import heads_of, read_each
 
 DELETED_TTL_MS = 14 * 86_400_000  # how long the fence of a deleted item stands; live items never expire
 KEYS_PER_READ = 1000
+KEYS_PER_SCAN = 1000  # keys of every kind that one step of a walk looks at
 ENTRIES_PER_READ = 1024
+HASH_PATTERN = b"[0-9a-f]" * 16
 FIELD = b"c"
 BEGINNING = "0-0"
 
@@ -49,17 +51,7 @@ class RedisItemTable:
 
     async def read(self, hashes: UInt64) -> list[ItemRecord | None]:
         """Records by item hash, in one round trip per thousand. Raises RowRefused for those that cannot be read."""
-        values = await self._values(hashes.tolist())
-        records: list[ItemRecord | None] = []
-        unreadable: list[int] = []
-        for position, data in enumerate(values):
-            try:
-                records.append(None if data is None else ItemRecord.decode(data))
-            except RecordFormatError:
-                unreadable.append(position)
-        if unreadable:
-            raise RowRefused(DEPENDENCY, f"{len(unreadable)} item records cannot be read", unreadable)
-        return records
+        return read_each(await self._values(hashes.tolist()))
 
     async def write(self, records: Sequence[ItemRecord], expected: Sequence[int | None]) -> list[bool]:
         """Compare and set each record, then announce those that were written."""
@@ -103,6 +95,19 @@ class RedisItemTable:
                     return _changes(cursor, entries)
                 page = await self._page(cursor)
 
+    async def heads(self) -> AsyncIterator[ItemHeads]:
+        """All records, by walking the keys of the server, or of every primary of a cluster."""
+        prefix = keys.item_records(self._settings, self._collection)
+        found: list[bytes] = []
+        with translated():
+            async for key in self._client.scan_iter(match=prefix + HASH_PATTERN, count=KEYS_PER_SCAN):
+                found.append(key)
+                if len(found) == KEYS_PER_READ:
+                    yield await self._heads(found, len(prefix))
+                    found = []
+            if found:
+                yield await self._heads(found, len(prefix))
+
     async def close(self) -> None:
         """Close the client."""
         await self._client.aclose()
@@ -117,6 +122,12 @@ class RedisItemTable:
                 piece = hashes[start : start + KEYS_PER_READ]
                 values += await get_each(self._client, [self._key(item_hash) for item_hash in piece])
         return values
+
+    async def _heads(self, found: Sequence[bytes], prefix_bytes: int) -> ItemHeads:
+        pipeline = self._client.pipeline(transaction=False)
+        for key in found:
+            pipeline.getrange(key, 0, ITEM_HEAD.itemsize - 1)
+        return heads_of([int(key[prefix_bytes:], 16) for key in found], await pipeline.execute())
 
     async def _announce(self, records: Sequence[ItemRecord]) -> None:
         if not records:

@@ -20,7 +20,12 @@ def user_seen(settings: Settings, user_id: str) -> bytes:
 
 def item_record(settings: Settings, collection: str, item_hash: int) -> bytes:
     """One item in one view; looked up by hash, because histories hold nothing else."""
-    return f"{settings.key('item')}:{collection}:{item_hash:016x}".encode()
+    return item_records(settings, collection) + f"{item_hash:016x}".encode()
+
+
+def item_records(settings: Settings, collection: str) -> bytes:
+    """What the keys of all items of one view begin with; behind it stands the hash in hexadecimal."""
+    return f"{settings.key('item')}:{collection}:".encode()
 
 
 def item_feed(settings: Settings, collection: str) -> bytes:

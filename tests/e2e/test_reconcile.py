@@ -1,0 +1,195 @@
+"""`recall items reconcile` beside a running items worker, on real servers: broken on purpose, found, mended."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from models.bundle import Bundle
+from models.datasets.generated import generate
+from schemas.items import ItemUpdate
+from schemas.records import ItemRecord, hash64, hash64_each
+from tests.conftest import Stack
+from tests.e2e.cli import Place
+from tests.e2e.conftest import fit_small, prepare
+from tests.e2e.test_live import film, until
+from workers.cli.items import item_messages, wait_for_items
+from workers.index.milvus import MilvusItemIndex
+from workers.index.milvus_collection import open_index
+from workers.index.schema import Collection
+from workers.kafka_client import produce
+from workers.local.workers import environment
+from workers.ports import IndexRows
+from workers.reconcile.opening import open_reconciliation
+from workers.reconcile.run import Options, Report
+from workers.settings import Settings
+from workers.stores import keys
+from workers.stores.connect import connect
+
+ITEMS = 60
+
+
+@dataclass(frozen=True)
+class Fed:
+    """A view that an items worker feeds."""
+
+    settings: Settings
+    bundle: Bundle
+    place: Place
+
+    @property
+    def name(self) -> str:
+        return self.settings.collection(self.bundle.version)
+
+    async def send(self, *updates: ItemUpdate, deleted: tuple[str, ...] = ()) -> None:
+        """Updates and tombstones, taken in by the worker."""
+        tombstones = [(item_id.encode(), None, ()) for item_id in deleted]
+        await produce(self.settings, self.settings.topic("item-updates"), [*item_messages(updates), *tombstones])
+        await wait_for_items(self.settings)
+
+    async def reconcile(self, **options: Any) -> Report:
+        async with AsyncExitStack() as opened:
+            return await (await open_reconciliation(self.settings, Options(**options), opened)).run()
+
+
+@pytest.fixture(scope="module")
+def fed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fed]:
+    folder = tmp_path_factory.mktemp("fed")
+    settings = stack.settings(namespace=f"rec{os.getpid()}", data_dir=folder / "data", index_timeout_ms=5000)
+    bundle = fit_small(generate(items=100, users=60, events=2500), folder / "bundles")
+    asyncio.run(prepare(settings, bundle))
+    variables = {name: value for name, value in environment(settings).items() if name != "RECALL_DATA_DIR"}
+    place = Place(folder, variables)
+    worker = place.start("worker", "items")
+    try:
+        worker.until("worker ready")
+        view = Fed(settings, bundle, place)
+        catalogue = [film(f"film-{n}", attributes={"title": f"Film {n}", "year": 1900 + n}) for n in range(ITEMS)]
+        asyncio.run(view.send(*catalogue))
+        yield view
+    finally:
+        ended = worker.signal(signal.SIGTERM).done()
+        assert ended.code == 0, ended
+
+
+@pytest.fixture
+async def index(fed: Fed) -> AsyncIterator[MilvusItemIndex]:
+    index = await open_index(fed.settings, Collection(fed.name, fed.bundle.dim, fed.bundle.metric, fed.bundle.version))
+    yield index
+    await index.close()
+
+
+@pytest.fixture
+async def redis(fed: Fed) -> AsyncIterator[Any]:
+    client = connect(fed.settings)
+    yield client
+    await client.aclose()
+
+
+def key(fed: Fed, item_id: str) -> bytes:
+    return keys.item_record(fed.settings, fed.name, hash64(item_id))
+
+
+def found(report: Report) -> dict[str, int]:
+    return {name: kind.count for name, kind in report.kinds.items() if kind.count}
+
+
+async def rows(index: MilvusItemIndex) -> dict[str, tuple[list[float], dict[str, Any]]]:
+    """The whole collection."""
+    stored = await index.rows(hash64_each(await index.ids(0, 1)))
+    together = zip(stored.item_ids, stored.vectors.tolist(), stored.attributes, strict=True)
+    return {item_id: (vector, dict(attributes)) for item_id, vector, attributes in together}
+
+
+async def until_shown(index: MilvusItemIndex, there: tuple[str, ...] = (), gone: tuple[str, ...] = ()) -> None:
+    """What was broken is to be seen: a query is a moment behind a write."""
+
+    async def look() -> bool:
+        return await index.visible([*there, *gone]) == [True] * len(there) + [False] * len(gone)
+
+    await until(look)
+
+
+async def test_a_clean_view_has_no_findings(fed: Fed) -> None:
+    report = await fed.reconcile()
+    assert (found(report), report.left, report.lag) == ({}, 0, 0)
+    assert report.items == report.table == report.collection == report.compared >= ITEMS
+    assert found(await fed.reconcile(passes=4)) == {}
+
+
+async def test_each_kind_is_found_and_mended_beside_the_worker(fed: Fed, index: MilvusItemIndex, redis: Any) -> None:
+    first = await redis.get(key(fed, "film-7"))
+    await fed.send(
+        film("film-7", attributes={"title": "Film 7, the second", "year": 2007}), film("gone-1"), film("gone-2")
+    )
+    live = await redis.get(key(fed, "gone-2"))
+    await fed.send(film("gone-2", op="delete"), deleted=("gone-1",))
+    await until_shown(index, gone=("gone-1", "gone-2"))
+    before = await rows(index)
+    records = {item_id: await redis.get(key(fed, item_id)) for item_id in [*before, "gone-1", "gone-2"]}
+
+    await index.delete(["film-1", "film-2"])  # rows are gone
+    await redis.delete(key(fed, "film-2"), key(fed, "film-3"))  # and records
+    far = np.full((3, fed.bundle.dim), 0.5, dtype=np.float32)
+    await index.upsert(IndexRows(["nobody's", "gone-1", "film-5"], far, [{}, {}, {}]))  # orphans, and an older vector
+    await redis.set(key(fed, "gone-2"), live)  # the live record of a deleted item
+    await redis.set(key(fed, "film-7"), first)  # an older record
+    stray = ItemRecord("stray", 0, 1, update=ItemRecord.decode(first).update.replace(b"film-7", b"stray"))
+    await redis.set(key(fed, "stray"), stray.encode())  # a record of no event
+    await until_shown(index, there=("nobody's", "gone-1"), gone=("film-1", "film-2"))
+
+    report = await fed.reconcile(examples=5)
+    assert found(report) == {"missing": 3, "orphaned": 4, "stale": 1, "wrong_model": 1}
+    named = {name: sorted(each["item_id"] for each in kind.examples) for name, kind in report.kinds.items()}
+    assert named == {
+        "missing": ["film-1", "film-2", "film-3"],
+        "orphaned": ["gone-1", "gone-2", "nobody's", "stray"],
+        "stale": ["film-7"],
+        "wrong_model": ["film-5"],
+    }
+    done = await asyncio.to_thread(fed.place.recall, "items", "reconcile", "--repair", "--json")
+    assert done.code == 0, done
+    told = orjson.loads(done.out)
+    assert {name: told[name]["count"] for name in named} == found(report)
+    assert (told["repaired"], told["left"]) == (9, 0)
+    after = await rows(index)
+    assert {item_id: attributes for item_id, (_, attributes) in after.items()} == {
+        item_id: attributes for item_id, (_, attributes) in before.items()
+    }
+    assert all(np.allclose(after[item_id][0], vector, atol=1e-5) for item_id, (vector, _) in before.items())
+    assert {item_id: await redis.get(key(fed, item_id)) for item_id in records} == records
+    assert ItemRecord.decode(await redis.get(key(fed, "stray"))).deleted
+    assert found(await fed.reconcile()) == {}
+
+
+@pytest.mark.timeout(300)
+async def test_mending_items_while_they_are_updated_leaves_the_newest_of_each(
+    fed: Fed, index: MilvusItemIndex, redis: Any
+) -> None:
+    ids = [f"film-{n}" for n in range(ITEMS)]
+    year = 2000
+    for turn in range(4):
+        await index.delete(ids[turn::2])
+        await redis.delete(*(key(fed, item_id) for item_id in ids[turn::3]))
+        await until_shown(index, gone=tuple(ids[turn::2]))
+        mending = asyncio.create_task(fed.reconcile(repair=True))
+        while not mending.done():
+            year += 1
+            updates = [film(item_id, attributes={"title": item_id, "year": year}) for item_id in ids[:: turn + 1]]
+            await produce(fed.settings, fed.settings.topic("item-updates"), item_messages(updates))
+        report = await mending
+        assert report.repaired <= sum(found(report).values())
+        await wait_for_items(fed.settings)
+        last = await fed.reconcile(repair=True)  # what was still lagging in the first, and lost its row before
+        assert last.left == 0, last
+        report = await fed.reconcile()
+        assert (found(report), report.compared) == ({}, report.items), report
+        stored = await rows(index)
+        assert {stored[item_id][1]["year"] for item_id in ids[:: turn + 1]} == {year}

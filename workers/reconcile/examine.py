@@ -1,0 +1,287 @@
+"""What is wrong with single items: the topic's winner, the item's record and its row, read afresh and held together.
+
+What an item should be is asked of the items pipeline itself: it runs the winning event over the stored record, on a
+table and an index in memory. So an event that it refuses is as if it had not come, here as there.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from schemas import codec
+from schemas.records import ItemRecord, hash64, hash64_each
+from workers.errors import RowRefused
+from workers.index.memory import MemoryItemIndex
+from workers.index.schema import Collection, Metric
+from workers.pipelines.item_order import ItemEvent, standing
+from workers.pipelines.items import Inputs, ItemsPipeline, ItemsView
+from workers.ports import Float32, IndexRows, ItemIndex, ItemTable, Tower, UInt64
+from workers.reconcile.columns import Columns, partition_and_offset, place
+from workers.reconcile.topic import ItemTopic, Offsets
+from workers.stores.item_memory import MemoryItemTable
+
+MISSING, ORPHANED, STALE, WRONG_MODEL = KINDS = ("missing", "orphaned", "stale", "wrong_model")
+TABLE, COLLECTION = "table", "collection"
+AT_ONCE = 500
+SAME = 1e-3  # how far a vector may be from the tower's, of its length: batches and machines round differently
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """One view's backends, its item tower, and what makes the tower's inputs."""
+
+    view: ItemsView
+    collection: str
+    metric: Metric
+    table: ItemTable
+    index: ItemIndex
+    tower: Tower
+    inputs: Inputs
+
+    def pipeline(self, table: ItemTable | None = None, index: ItemIndex | None = None) -> ItemsPipeline:
+        """The pipeline of an items worker; on other backends when they are given."""
+        return ItemsPipeline(self.view, table or self.table, index or self.index, self.tower, self.inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One item that is not as it should be: what is wrong, as pairs of kind and where; and what mends it.
+
+    That is an event for the pipeline, or, for a row that nothing else knows, the id to delete.
+    """
+
+    item_hash: int
+    item_id: str
+    wrong: tuple[tuple[str, str], ...]
+    topic: int | None  # the winner's place
+    table: int | None  # the record's
+    mend: ItemEvent | None
+
+    @property
+    def kinds(self) -> set[str]:
+        """What is wrong."""
+        return {kind for kind, _ in self.wrong}
+
+    def example(self) -> dict[str, Any]:
+        """For people and JSON."""
+        return {
+            "item_id": self.item_id,
+            "where": sorted({where for _, where in self.wrong}),
+            "topic": _named(self.topic),
+            "table": _named(self.table),
+        }
+
+
+@dataclass(slots=True)
+class Look:
+    """What was found, and how many items have an event that the pipeline refuses, which is no finding."""
+
+    findings: list[Finding] = field(default_factory=list)
+    refused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """One item as it stands. `row` is its position in `rows`."""
+
+    event: ItemEvent | None
+    refused: bool
+    record: ItemRecord | None
+    rows: IndexRows
+    row: int | None
+
+
+class Examiner:
+    """Looks at items by hash.
+
+    `winners` are the topic's; those beyond `committed` are only late, and `unreadable` items are not judged.
+    """
+
+    def __init__(
+        self, parts: Parts, topic: ItemTopic, winners: Columns, committed: Offsets, unreadable: set[int]
+    ) -> None:
+        self._parts = parts
+        self._topic = topic
+        self._winners = winners
+        self._committed = committed
+        self._unreadable = unreadable
+
+    async def looks(self, hashes: UInt64) -> AsyncIterator[Look]:
+        """All of them, some hundred at a time, in the order of the topic. Raises DependencyError."""
+        at = self._winners.find(hashes)
+        if len(self._winners.hashes):
+            hashes = hashes[np.argsort(self._winners.places[at])]
+        for start in range(0, len(hashes), AT_ONCE):
+            yield await self._look(hashes[start : start + AT_ONCE])
+
+    async def _look(self, hashes: UInt64) -> Look:
+        records, unreadable = await self._records(hashes)
+        winners = self._winners_of(hashes, records)
+        rows = await self._parts.index.rows(hashes)
+        positions = {hash64(item_id): n for n, item_id in enumerate(rows.item_ids)}
+        due = await self._due(hashes, records, winners)
+        rehearsal = await self._rehearse([event for event in due.values() if event is not None], records)
+        look = Look(refused=len(unreadable))
+        for item_hash, event in due.items():
+            record, refused = records.get(item_hash), event is not None and event.item_id in rehearsal.refused
+            if item_hash in unreadable:
+                continue
+            if event is None and item_hash in self._unreadable:
+                refused = True  # its update cannot be read: what stands in the table counts
+            look.refused += refused
+            seen = _Seen(event, refused, record, rows, positions.get(item_hash))
+            wrong, mend = _judge(seen, rehearsal, self._parts.metric)
+            if wrong:
+                item_id = event.item_id if event else record.item_id if record else rows.item_ids[seen.row or 0]
+                at = None if record is None else place(record.partition, record.offset)
+                look.findings.append(Finding(item_hash, item_id, tuple(wrong), winners.get(item_hash), at, mend))
+        return look
+
+    async def _records(self, hashes: UInt64) -> tuple[dict[int, ItemRecord], set[int]]:
+        """Records by hash, and hashes of those that this version cannot read."""
+        unreadable: set[int] = set()
+        try:
+            found = await self._parts.table.read(hashes)
+        except RowRefused as error:
+            unreadable = set(hashes[error.rows or []].tolist())
+            hashes = np.array([each for each in hashes.tolist() if each not in unreadable], dtype=np.uint64)
+            found = await self._parts.table.read(hashes)
+        return {h: r for h, r in zip(hashes.tolist(), found, strict=True) if r is not None}, unreadable
+
+    def _winners_of(self, hashes: UInt64, records: Mapping[int, ItemRecord]) -> dict[int, int]:
+        """Places of the topic's winners, by hash: that in the partition of the record, else that in the lowest."""
+        starts, ends = (self._winners.hashes.searchsorted(hashes, side=side) for side in ("left", "right"))
+        found: dict[int, int] = {}
+        for item_hash, start, end in zip(hashes.tolist(), starts.tolist(), ends.tolist(), strict=True):
+            places = self._winners.places[start:end].tolist()
+            home = records[item_hash].partition if item_hash in records else None
+            if places:
+                found[item_hash] = next((at for at in places if partition_and_offset(at)[0] == home), places[0])
+        return found
+
+    async def _due(
+        self, hashes: UInt64, records: Mapping[int, ItemRecord], winners: Mapping[int, int]
+    ) -> dict[int, ItemEvent | None]:
+        """The event that each item should be made of, None where nothing is known.
+
+        Left out are items of which an event is still to be taken in, and those whose event has just gone.
+        """
+        due: dict[int, ItemEvent | None] = {}
+        fetch: dict[int, int] = {}
+        for item_hash in hashes.tolist():
+            at, record = winners.get(item_hash), records.get(item_hash)
+            if at is None:
+                due[item_hash] = None
+                continue
+            partition, offset = partition_and_offset(at)
+            if offset >= self._committed[partition]:
+                continue
+            if record is not None and record.partition == partition and record.offset >= offset:
+                event = _standing(record)
+                if event is not None:
+                    due[item_hash] = event
+            else:
+                fetch[at] = item_hash
+        for at, event in (await self._topic.events(list(fetch))).items():
+            due[fetch[at]] = event
+        return due
+
+    async def _rehearse(self, events: Sequence[ItemEvent], records: Mapping[int, ItemRecord]) -> "_Rehearsal":
+        """What the pipeline would make of these events on top of the records."""
+        parts = self._parts
+        table = MemoryItemTable(parts.view.dim)
+        index = MemoryItemIndex(Collection(parts.collection, parts.view.dim, parts.metric, parts.view.model_version))
+        hashes = hash64_each([event.item_id for event in events])
+        stored = [records[item_hash] for item_hash in hashes.tolist() if item_hash in records]
+        await table.write(stored, [None] * len(stored))
+        result = await parts.pipeline(table, index).run(events)
+        rows, after = await index.rows(hashes), await table.read(hashes)
+        return _Rehearsal(
+            {event.item_id for event, error in zip(events, result.errors, strict=True) if error is not None},
+            rows,
+            {item_id: n for n, item_id in enumerate(rows.item_ids)},
+            {record.item_id: record.history_vector for record in after if record is not None},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rehearsal:
+    """What the pipeline makes of events: which it refuses, and the rows and history vectors of the others."""
+
+    refused: set[str]
+    rows: IndexRows
+    positions: dict[str, int]
+    history: dict[str, bytes]
+
+    def differs(self, event: ItemEvent, record: ItemRecord, rows: IndexRows, row: int, metric: Metric) -> list[str]:
+        """Where a live item's vectors or filterable attributes are not what the pipeline makes of its event."""
+        ours = self.positions[event.item_id]
+        vector, wanted = rows.vectors[row], self.rows.vectors[ours]
+        if metric == "COSINE":  # a server may keep directions alone
+            vector, wanted = _direction(vector), _direction(wanted)
+        same = _close(vector, wanted) and rows.attributes[row] == self.rows.attributes[ours]
+        history = np.frombuffer(record.history_vector, dtype="<f4")
+        same_history = _close(history, np.frombuffer(self.history[event.item_id], dtype="<f4"))
+        return ([] if same else [COLLECTION]) + ([] if same_history else [TABLE])
+
+
+def _judge(seen: _Seen, rehearsal: _Rehearsal, metric: Metric) -> tuple[list[tuple[str, str]], ItemEvent | None]:
+    """What is wrong with an item, and the event that mends it."""
+    event, record, row = seen.event, seen.record, seen.row
+    there = record is not None and not record.deleted
+    if seen.refused and record is None:  # an update before the refused one may count: a row is not to be judged
+        return [], None
+    wrong: list[tuple[str, str]] = []
+    mend: ItemEvent | None
+    if event is not None and not seen.refused:
+        mend, live = event, not event.deletes
+        if live and record is None:
+            wrong.append((MISSING, TABLE))
+        elif live and record is not None and (record.offset < event.offset or record.deleted):
+            wrong.append((STALE, TABLE))
+    else:  # nothing is known, or what is known does not count: then what stands in the table does
+        live = seen.refused and there
+        mend = None if record is None else _stand_in(record, live=live)
+    if there and not live:
+        wrong.append((ORPHANED, TABLE))
+    if live and row is None:
+        wrong.append((MISSING, COLLECTION))
+    elif row is not None and not live:
+        wrong.append((ORPHANED, COLLECTION))
+    elif live and row is not None and not wrong and event is not None and record is not None and not seen.refused:
+        wrong += [(WRONG_MODEL, where) for where in rehearsal.differs(event, record, seen.rows, row, metric)]
+    return wrong, mend
+
+
+def _stand_in(record: ItemRecord, *, live: bool) -> ItemEvent | None:
+    """What makes rows agree with a record that no event of the topic supports: its own event, or its deletion."""
+    if live or record.deleted:
+        return _standing(record)
+    return ItemEvent(record.item_id, None, b"", record.partition, record.offset)
+
+
+def _standing(record: ItemRecord) -> ItemEvent | None:
+    try:
+        return standing(record)
+    except codec.DecodeError:
+        return None
+
+
+def _close(vector: Float32, wanted: Float32) -> bool:
+    if vector.shape != wanted.shape:
+        return False
+    return bool(np.linalg.norm(vector - wanted) <= SAME * max(float(np.linalg.norm(wanted)), 1e-6))
+
+
+def _direction(vector: Float32) -> Float32:
+    length = np.linalg.norm(vector)
+    return vector / length if length else vector
+
+
+def _named(at: int | None) -> str | None:
+    if at is None:
+        return None
+    partition, offset = partition_and_offset(at)
+    return f"{partition}:{offset}"
