@@ -44,6 +44,7 @@ HEADERS = (
     dead_letter.ERROR_MESSAGE,
     dead_letter.TIMESTAMP_MS,
 )
+OPTIONAL_HEADERS = (dead_letter.RECORD_TIMESTAMP_MS, dead_letter.VALUE_OMITTED)
 
 
 def json_schema(event: type[msgspec.Struct]) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def _message(topic: str) -> dict[str, Any]:
     if topic in EVENTS:
         payload = {"$ref": f"./json/{topic}.json"}
     if topic == "recall-dead-letters":
-        names = {name: {"type": "string"} for name in (*HEADERS, dead_letter.VALUE_OMITTED)}
+        names = {name: {"type": "string"} for name in (*HEADERS, *OPTIONAL_HEADERS)}
         headers = {"type": "object", "properties": names, "required": list(HEADERS)}
     if topic == "recall-candidates":
         headers |= {"properties": {"request_id": {"type": "string"}}, "required": ["request_id"]}
