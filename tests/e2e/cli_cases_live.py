@@ -33,8 +33,11 @@ KAFKA_COMMANDS = (
     ("topics", "apply"),
     ("users", "forget", "u"),
     ("dead-letters", "list"),
+    ("dead-letters", "replay"),
+    ("dead-letters", "resume"),
 )
-ALL = "`ask`, `send`, `watch`, `items load`, `topics apply`, `users forget`, `dead-letters list`"
+LETTERS = "`dead-letters list`, `dead-letters replay`, `dead-letters resume`"
+ALL = f"`ask`, `send`, `watch`, `items load`, `topics apply`, `users forget`, {LETTERS}"
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +100,7 @@ def _(idle: Place) -> list[Done]:
         return idle.with_(RECALL_KAFKA_BOOTSTRAP=address).each(*KAFKA_COMMANDS)
 
 
-@case("`ask`, `send`, `watch`, `items load`, `users forget`, `dead-letters list`", "the topics do not exist")
+@case(f"`ask`, `send`, `watch`, `items load`, `users forget`, {LETTERS}", "the topics do not exist")
 def _(ready: Ready) -> list[Done]:
     return ready.fresh().each(*(command for command in KAFKA_COMMANDS if command[0] != "topics"))
 

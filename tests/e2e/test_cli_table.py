@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import cli_cases_explain, cli_cases_users
+from tests.e2e import cli_cases_explain, cli_cases_letters, cli_cases_users
 from tests.e2e.cli import CASES, Done, processes_of
 from tests.e2e.cli_cases import idle
 from tests.e2e.cli_cases_live import packed, ready
 from tests.e2e.cli_cases_stack import ended, own
 from workers.cli.main import COMMANDS
 
-__all__ = ["cli_cases_explain", "cli_cases_users", "ended", "idle", "own", "packed", "ready"]  # cases and fixtures
+__all__ = ["cli_cases_explain", "cli_cases_letters", "cli_cases_users", "ended", "idle", "own", "packed", "ready"]
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "cli.md"

@@ -14,9 +14,9 @@ SETTINGS = Settings(namespace="n")
 REQUEST = b'{"request_id":"r","user_id":"u","timeout_ms":500}'
 
 
-def letter(topic: str, **fields: object) -> DeadLetter:
+def letter(name: str, **fields: object) -> DeadLetter:
     values = {
-        "topic": f"n.{topic}",
+        "topic": f"n.{name}",
         "partition": 0,
         "offset": 0,
         "stage": "s",
