@@ -1,4 +1,4 @@
-"""Situations of docs/cli.md of `recall dead-letters`: what makes them true, and the commands. See `test_cli_table.py`."""
+"""Situations of docs/cli.md of `recall dead-letters`: what makes them true, and the commands."""
 
 import asyncio
 import signal
