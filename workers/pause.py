@@ -60,6 +60,7 @@ class Pause:
         self._since_s = 0.0
         self._said_s = 0.0
         self._listening = False
+        self._position: int | None = None  # read up to here; None = not known yet
 
     @property
     def on(self) -> bool:
@@ -96,10 +97,11 @@ class Pause:
 
     async def _until_resumed(self) -> None:
         place = TopicPartition(self._settings.topic("recall-dead-letters"), RESUME_PARTITION)
-        position: int | None = None
-        while position is None or position >= 0:
+        self._position = None
+        while True:
             try:
-                position = await self._listen(place, position)
+                await self._listen(place)
+                break
             except DependencyError as error:
                 self._dependencies.failed(error)
                 await asyncio.sleep(TRY_AGAIN_S)
@@ -109,8 +111,8 @@ class Pause:
         self._ended()
         self._over.set()
 
-    async def _listen(self, place: TopicPartition, position: int | None) -> int:
-        """Read from this offset, or from the end on, until a resume comes."""
+    async def _listen(self, place: TopicPartition) -> None:
+        """Read on from where the end was at first, until a resume comes."""
         consumer = AIOKafkaConsumer(
             bootstrap_servers=self._settings.kafka_bootstrap,
             group_id=None,
@@ -118,17 +120,19 @@ class Pause:
             enable_auto_commit=False,
         )
         async with connected(self._settings, consumer):
-            position = (await consumer.end_offsets([place]))[place] if position is None else position
+            if self._position is None:
+                self._position = (await consumer.end_offsets([place]))[place]
             self._dependencies.worked("kafka")
             consumer.assign([place])
-            consumer.seek(place, position)
+            consumer.seek(place, self._position)
             self._listening = True
             while True:
                 self._say()
                 found = await consumer.getmany(place, timeout_ms=LOOK_MS)
                 for record in found.get(place, ()):
                     if dead_letter_marks.is_mark(record.headers, RESUME):
-                        return -1
+                        return
+                    self._position = record.offset + 1
 
     def _say(self) -> None:
         """One line at first and one every ten seconds."""

@@ -117,11 +117,13 @@ async def replay(
             if _is_item(stored, newer) and options.wanted.matches(settings, stored.letter):
                 newer.watch(stored.letter)
         await newer.look()
-        run = _Run(settings, options, clock, newer, producer)
+        run, read = _Run(settings, options, clock, newer, producer), 0
         async for stored in topic.letters(marks):
             if options.wanted.matches(settings, stored.letter):
                 await run.take(stored)
-                said(f"replaying, {run.report.total(Verdict.REPLAY):,} dead letters")
+            read += 1
+            if read % SAY_EVERY == 1:
+                said(f"{'replaying' if options.do else 'judging'}, {read:,} dead letters")
         await run.finish()
         return run.report
 
