@@ -114,8 +114,10 @@ async def replay(
             read += 1
             if read % SAY_EVERY == 0:
                 said(f"reading, {read:,} dead letters")
-            if _is_item(stored, newer) and options.wanted.matches(settings, stored.letter):
-                newer.watch(stored.letter)
+            letter = stored.letter
+            wanted = _is_item(stored, newer) and options.wanted.matches(settings, letter)
+            if wanted and judge(settings, letter, clock.now_ms(), expired=False) is Verdict.REPLAY:
+                newer.watch(letter)
         await newer.look()
         run, read = _Run(settings, options, clock, newer, producer), 0
         async for stored in topic.letters(marks):
