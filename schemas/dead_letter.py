@@ -13,6 +13,7 @@ STAGE = "dlq.stage"
 ERROR_CODE = "dlq.error.code"
 ERROR_MESSAGE = "dlq.error.message"
 TIMESTAMP_MS = "dlq.timestamp_ms"
+RECORD_TIMESTAMP_MS = "dlq.record_timestamp_ms"
 VALUE_OMITTED = "dlq.value_omitted"
 PREFIX = "dlq."
 
@@ -20,7 +21,10 @@ MAX_MESSAGE_BYTES = 1024
 
 
 class DeadLetter(Struct, frozen=True, kw_only=True):
-    """One event and its error. `stage` is the agent that gave it up; `value_omitted` = it was too large to carry."""
+    """One event and its error. `stage` is the agent that gave it up; `value_omitted` = it was too large to carry.
+
+    `timestamp_ms` is when it was given up, `record_timestamp_ms` when the broker took the event (0 = not known).
+    """
 
     topic: str
     partition: int
@@ -33,6 +37,7 @@ class DeadLetter(Struct, frozen=True, kw_only=True):
     value: bytes | None
     headers: Headers = ()
     value_omitted: bool = False
+    record_timestamp_ms: int = 0
 
 
 def to_headers(letter: DeadLetter) -> Headers:
@@ -46,6 +51,8 @@ def to_headers(letter: DeadLetter) -> Headers:
         ERROR_MESSAGE: _one_line(letter.message),
         TIMESTAMP_MS: str(letter.timestamp_ms),
     }
+    if letter.record_timestamp_ms:
+        own[RECORD_TIMESTAMP_MS] = str(letter.record_timestamp_ms)
     if letter.value_omitted:
         own[VALUE_OMITTED] = "true"
     kept = tuple((name, value) for name, value in letter.headers if not name.startswith(PREFIX))
@@ -68,6 +75,7 @@ def from_message(key: bytes | None, value: bytes | None, headers: Sequence[tuple
             value=value,
             headers=_without_own(headers),
             value_omitted=VALUE_OMITTED in own,
+            record_timestamp_ms=int(own.get(RECORD_TIMESTAMP_MS, 0)),
         )
     except (KeyError, ValueError) as error:
         raise ValueError(f"not a dead letter: header {error} is missing or wrong") from error

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from schemas import dead_letter
+from schemas import dead_letter, dead_letter_marks
 from schemas.activity import UserActivity
 from schemas.items import ItemUpdate
 from schemas.recall import CandidateList, RecallRequest
@@ -34,6 +34,7 @@ TITLES = {
     "recall-dead-letters": "Events that cannot be processed: the original bytes",
 }
 CLEANUP = {"item-updates": "compact"}
+MARK = "dead-letter-mark"
 WE_SEND = ("recall-candidates", "recall-dead-letters")
 HEADERS = (
     dead_letter.TOPIC,
@@ -44,6 +45,7 @@ HEADERS = (
     dead_letter.ERROR_MESSAGE,
     dead_letter.TIMESTAMP_MS,
 )
+OPTIONAL_HEADERS = (dead_letter.RECORD_TIMESTAMP_MS, dead_letter.VALUE_OMITTED)
 
 
 def json_schema(event: type[msgspec.Struct]) -> dict[str, Any]:
@@ -60,7 +62,9 @@ def json_schema(event: type[msgspec.Struct]) -> dict[str, Any]:
 def asyncapi() -> dict[str, Any]:
     """One AsyncAPI 3 document of all topics, from the point of view of the workers."""
     topics = [*EVENTS, "recall-dead-letters"]
-    channels, operations, messages = {}, {}, {}
+    channels: dict[str, Any] = {}
+    operations: dict[str, Any] = {}
+    messages: dict[str, Any] = {}
     for topic in topics:
         message = _message(topic)
         messages[topic] = message
@@ -77,6 +81,10 @@ def asyncapi() -> dict[str, Any]:
             "channel": {"$ref": f"#/channels/{topic}"},
             "messages": [{"$ref": f"#/channels/{topic}/messages/{topic}"}],
         }
+    messages[MARK] = _mark()
+    channels["recall-dead-letters"]["messages"][MARK] = {"$ref": f"#/components/messages/{MARK}"}
+    mark_in_channel = {"$ref": f"#/channels/recall-dead-letters/messages/{MARK}"}
+    operations["send-recall-dead-letters"]["messages"].append(mark_in_channel)
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -122,7 +130,7 @@ def _message(topic: str) -> dict[str, Any]:
     if topic in EVENTS:
         payload = {"$ref": f"./json/{topic}.json"}
     if topic == "recall-dead-letters":
-        names = {name: {"type": "string"} for name in (*HEADERS, dead_letter.VALUE_OMITTED)}
+        names = {name: {"type": "string"} for name in (*HEADERS, *OPTIONAL_HEADERS)}
         headers = {"type": "object", "properties": names, "required": list(HEADERS)}
     if topic == "recall-candidates":
         headers |= {"properties": {"request_id": {"type": "string"}}, "required": ["request_id"]}
@@ -131,6 +139,18 @@ def _message(topic: str) -> dict[str, Any]:
         message["headers"] = headers
     key = {"type": "string", "description": KEYS[topic]}
     return message | {"bindings": {"kafka": {"key": key, "bindingVersion": "0.5.0"}}}
+
+
+def _mark() -> dict[str, Any]:
+    """A mark in the dead-letter topic."""
+    kinds = [kind.decode() for kind in (dead_letter_marks.REPLAYED, dead_letter_marks.RESUME)]
+    headers = {dead_letter_marks.MARK: {"enum": kinds}, dead_letter.TIMESTAMP_MS: {"type": "string"}}
+    return {
+        "name": MARK,
+        "title": "Which letters of its partition were replayed, or that paused workers go on",
+        "payload": {"description": "A JSON list of runs of letters, empty for `resume`: docs/events.md"},
+        "headers": {"type": "object", "properties": headers, "required": list(headers)},
+    }
 
 
 def _or_null(field: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
@@ -14,10 +15,10 @@ import structlog
 from schemas import codec
 from schemas.codec import DecodeError, ErrorCode
 from schemas.recall import CandidateList, Reason, Status
-from workers.dead_letters import dead_letter
-from workers.dependencies import SAY_EVERY_S, Dependencies
+from workers.dependencies import Dependencies
 from workers.errors import InvalidInput
-from workers.inflight import Backlog, Batch, Record
+from workers.giving_up import Gate, GivingUp, Problem
+from workers.inflight import Batch, Record
 from workers.intake import Entry, Intake
 from workers.metrics import Metrics
 from workers.pipelines.activity import ActivityEvent
@@ -35,12 +36,10 @@ from workers.waiting import WaitingPolicy, WaitingRoom
 MAX_COPIED_HEADERS_BYTES = 4096
 REPLY_PARTITION = "reply_partition"
 REQUEST_ID = "request_id"
+MAX_READ_ON = 262_144  # requests while dead letters are paused: none of them can be committed
 MAX_DIGITS = 9  # of a partition's number; Python refuses to read numbers of thousands of digits
 
 E = TypeVar("E")
-Problem = DecodeError | InvalidInput
-
-log = structlog.get_logger()
 
 
 class BatchResult(Protocol):
@@ -68,37 +67,14 @@ class Context:
         self.dependencies = dependencies
         self.clock = clock
         self._publisher = publisher
-        self._unsaid: Counter[str] = Counter()  # dead letters by code, since the last line about them
-        self._say_again_s = 0.0
+        dead_letters = partial(self.publish, settings.topic("recall-dead-letters"))
+        self.giving_up = GivingUp(kind, settings, dead_letters, metrics, dependencies, clock)
 
     async def publish(self, topic: str, messages: Sequence[Outgoing]) -> list[int]:
         """Send until it works; positions of messages that are too large to send."""
         if not messages:
             return []
         return await until_done(lambda: self._publisher.send(topic, messages), self.dependencies)
-
-    async def give_up(self, problems: Sequence[tuple[Any, Problem]]) -> None:
-        """Send records that cannot be processed to the dead-letter topic; while it is down, their partition waits."""
-        now_ms = self.clock.now_ms()
-        letters = [
-            dead_letter(record, stage=self.kind, code=str(problem.code), message=str(problem), now_ms=now_ms)
-            for record, problem in problems
-        ]
-        await self.publish(self.settings.topic("recall-dead-letters"), letters)
-        codes = Counter(str(problem.code) for _, problem in problems)
-        for code, letters_of_code in codes.items():
-            self.metrics.dead_letters.labels(self.kind, code).inc(letters_of_code)
-        if problems:
-            self._say_dead_letters(codes, *problems[0])
-
-    def _say_dead_letters(self, codes: Counter[str], record: Any, problem: Problem) -> None:
-        """One line at first and one every ten seconds, however many come; each tells of one letter in full."""
-        self._unsaid += codes
-        if (now_s := time.monotonic()) >= self._say_again_s:
-            place = {"partition": record.partition, "offset": record.offset}
-            log.warning("dead letters", codes=dict(self._unsaid), example=str(problem), **place)
-            self._unsaid.clear()
-            self._say_again_s = now_s + SAY_EVERY_S
 
     def observe(self, step: str, elapsed_ms: float) -> None:
         """Take in the time of one step."""
@@ -118,14 +94,13 @@ class Context:
 class EventAgent(Generic[E]):
     """user-activity -> user table, and item-updates -> index and item table: events that ask for no answer."""
 
-    backlog: Backlog | None = None
-
     def __init__(
         self, context: Context, decode: Callable[[Any], E], run: Callable[[Sequence[E]], Awaitable[BatchResult]]
     ) -> None:
         self._context = context
         self._decode = decode
         self._run = run
+        self.gate = Gate(context.giving_up)
 
     async def handle(self, batch: Batch) -> None:
         """One batch, all of it."""
@@ -144,10 +119,13 @@ class EventAgent(Generic[E]):
         watch.lap_ms("decode")
         result = await until_done(lambda: self._run(events), context.dependencies)
         problems += [(r, error) for r, error in zip(records, result.errors, strict=True) if error is not None]
-        await context.give_up(problems)
+        held = await context.giving_up.write(problems)
+        for record, _ in held:
+            batch.hold(record)
         batch.done()
         context.count_events(result.outcomes)
         context.count_batch(len(batch.records), started)
+        await context.giving_up.write_later(batch, held)
 
 
 def decode_activity(record: Any) -> ActivityEvent:
@@ -175,6 +153,7 @@ class RecallAgent:
         self._pipeline = pipeline
         self._reply_partitions = reply_partitions
         self.backlog = Intake(context.clock)
+        self.gate = Gate(context.giving_up, self.backlog, MAX_READ_ON)
         self._runners = Runners(self.backlog, self._answer, self._refuse)
         self._room = WaitingRoom(
             WaitingPolicy(context.settings.wait_for_event_ms),
@@ -186,9 +165,13 @@ class RecallAgent:
         )
 
     async def handle(self, batch: Batch) -> None:
-        """Take in what one poll brought; whatever cannot be read is answered, or is a dead letter, here."""
+        """Take in what one poll brought; whatever cannot be read is answered, or is a dead letter, here.
+
+        While dead letters are paused, requests that can be read are answered all the same.
+        """
         context = self._context
         name_place(batch)
+        self.gate.took(len(batch.records))
         rejections: list[tuple[Any, CandidateList]] = []
         problems: list[tuple[Any, Problem]] = []
         size = self.backlog.policy.max_batch
@@ -202,10 +185,13 @@ class RecallAgent:
             await asyncio.sleep(0)  # the first are worked on while the others are read
         if rejections:
             await self._publish(rejections)
-        await context.give_up(problems)
+        held = await context.giving_up.write(problems)
+        for record, _ in held:
+            batch.hold(record)
         batch.done()
         self._count([answer for _, answer in rejections])
         context.count_events({"unreadable": len(problems)})
+        await context.giving_up.write_later(batch, held)
 
     def _take_in(self, batch: Batch, records: Sequence[Any]) -> list[tuple[Any, DecodeError]]:
         """Read some requests and let them wait; those that cannot be read."""
@@ -286,7 +272,7 @@ class RecallAgent:
         short = [self._message(record, _without_list(answer)) for record, answer in too_large]
         await context.publish(topic, short)
         line = f"the answer is larger than {codec.MAX_VALUE_BYTES} bytes"
-        await context.give_up([(r, InvalidInput(ErrorCode.ANSWER_TOO_LARGE, line)) for r, _ in too_large])
+        await context.giving_up.write_some([(r, InvalidInput(ErrorCode.ANSWER_TOO_LARGE, line)) for r, _ in too_large])
 
     def _message(self, record: Any, answer: CandidateList) -> Outgoing:
         """An answer as message: the request's headers (4 KiB of them) and its id; to the partition it asked for."""
@@ -346,6 +332,6 @@ def attach(app: Any, topic: str, agent: EventAgent[Any] | RecallAgent) -> None:
     """Make the app's agent: every batch of the topic goes through `agent.handle`."""
 
     async def run(stream: Any) -> None:
-        await serve(stream, agent.handle, agent.backlog)
+        await serve(stream, agent.handle, agent.gate)
 
     app.agent(batch_topic(app, topic), name=topic)(run)

@@ -80,6 +80,7 @@ class Worker:
     probes: dict[str, Probe] = field(default_factory=dict)
     background: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)
     waiting: Callable[[], str | None] = lambda: None
+    paused: Callable[[], str | None] = lambda: None
     redis_checked: bool = False
 
     def facts(self) -> Liveness:
@@ -92,8 +93,8 @@ class Worker:
         return Condition(idle_s < LIVE_WITHIN_S, f"{self.kind}: the poll loop last turned {idle_s:.0f} s ago")
 
     def ready(self) -> Condition:
-        """Fails while partitions or a dependency are missing."""
-        missing = self.dependencies.missing() or self.waiting()
+        """Fails while partitions or a dependency are missing, and while dead letters are paused."""
+        missing = self.dependencies.missing() or self.waiting() or self.paused()
         if missing is not None:
             return Condition(False, f"{self.kind}: waiting for {missing}")
         if not self.facts().assigned:
@@ -291,7 +292,10 @@ def _context(worker: Worker, group: str) -> Context:
     worker.app = create_app(settings.group(group), settings, POLICIES[worker.kind])
     worker.probes["kafka"] = partial(ask_broker, worker.app)
     publisher = Publisher(worker.app, settings.publish_timeout_ms)
-    return Context(worker.kind, settings, publisher, worker.metrics, worker.dependencies, SystemClock())
+    context = Context(worker.kind, settings, publisher, worker.metrics, worker.dependencies, SystemClock())
+    worker.paused = context.giving_up.pause.missing
+    worker.opened.push_async_callback(context.giving_up.pause.close)
+    return context
 
 
 def _redis(worker: Worker, opened: AsyncExitStack) -> Any:

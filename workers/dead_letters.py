@@ -20,6 +20,7 @@ def dead_letter(record: Any, *, stage: str, code: str, message: str, now_ms: int
         key=record.key,
         value=record.value,
         headers=tuple(record.headers),
+        record_timestamp_ms=record.timestamp,
     )
     outgoing = Outgoing(key=letter.key, value=letter.value, headers=to_headers(letter))
     if outgoing.size_bytes() <= MAX_REQUEST_BYTES:
@@ -35,5 +36,6 @@ def dead_letter(record: Any, *, stage: str, code: str, message: str, now_ms: int
         key=None if letter.key is not None and len(letter.key) > MAX_REQUEST_BYTES // 4 else letter.key,
         value=None,
         value_omitted=True,
+        record_timestamp_ms=letter.record_timestamp_ms,
     )
     return Outgoing(key=omitted.key, value=None, headers=to_headers(omitted))

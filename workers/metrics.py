@@ -113,6 +113,11 @@ class Metrics:
         self.ready = self._gauge(
             "recall_ready", "1 while partitions are assigned and every dependency answers, else 0", kind=KIND
         )
+        self.dead_letters_paused = self._gauge(
+            "recall_dead_letters_paused",
+            "1 while a worker has reached its cap of dead letters and waits for `recall dead-letters resume`, else 0",
+            kind=KIND,
+        )
         self.restarts = self._gauge("recall_restarts", "How often the supervisor started this kind again", kind=KIND)
         self.info = self._gauge(
             "recall_worker_info",

@@ -102,9 +102,11 @@ def _(idle: Place) -> list[Done]:
     return idle.each(["ask", "\udcff"], ["watch", "--user", "\udcff"], ["users", "forget", "u", "\udcff"])
 
 
-@case("`watch`, `dead-letters list`", "`--limit 0`")
+@case("`watch`, `dead-letters list`, `dead-letters replay`", "`--limit 0`")
 def _(idle: Place) -> list[Done]:
-    return idle.each(["watch", "--limit", "0"], ["dead-letters", "list", "--limit", "0"])
+    return idle.each(
+        *([*words, "--limit", "0"] for words in (["watch"], ["dead-letters", "list"], ["dead-letters", "replay"]))
+    )
 
 
 @case("`worker`", "`--one-process` with one kind")

@@ -14,8 +14,8 @@ from schemas.items import ItemUpdate
 from schemas.recall import CandidateList, FilterClause, RecallRequest
 from schemas.records import UserRecord, hash64
 from tests.e2e.conftest import Live
-from workers.cli.dead_letters import read_dead_letters
 from workers.client import RecallClient
+from workers.dead_letter_topic import read_dead_letters
 from workers.demo.sender import Sender
 from workers.kafka_client import produce
 from workers.stores.connect import connect

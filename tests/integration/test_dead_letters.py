@@ -11,8 +11,8 @@ import pytest
 from aiokafka.structs import ConsumerRecord
 
 from workers import topics
-from workers.cli.dead_letters import read_dead_letters
 from workers.cli.main import main
+from workers.dead_letter_topic import read_dead_letters
 from workers.dead_letters import dead_letter
 from workers.inflight import Batch, BatchPolicy
 from workers.publisher import Outgoing, Publisher

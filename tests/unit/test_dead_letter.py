@@ -19,9 +19,10 @@ messages = st.text(max_size=2000)
     st.lists(st.tuples(st.text(max_size=10).filter(lambda name: not name.startswith("dlq.")), header_values)),
     messages,
     st.booleans(),
+    st.sampled_from([0, 2**41]),
 )
 def test_a_dead_letter_survives_the_way_there_and_back(
-    key: bytes | None, value: bytes | None, headers: list[Any], message: str, omitted: bool
+    key: bytes | None, value: bytes | None, headers: list[Any], message: str, omitted: bool, taken_ms: int
 ) -> None:
     letter = DeadLetter(
         topic="ns.user-activity",
@@ -35,6 +36,7 @@ def test_a_dead_letter_survives_the_way_there_and_back(
         value=value,
         headers=tuple(headers),
         value_omitted=omitted,
+        record_timestamp_ms=taken_ms,
     )
     read = from_message(key, value, to_headers(letter))
     for name in set(letter.__struct_fields__) - {"message"}:
