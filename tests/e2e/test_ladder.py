@@ -212,8 +212,8 @@ async def test_every_request_is_answered_in_time_with_the_next_best_thing(system
                 ]
                 answers = await asyncio.gather(*(in_time(client, request) for request in requests))
                 check(case, answers, before, gone)
-            for name in case.down:
-                await until_breaker(client, system, name, 1)
+            for down in case.down[:1]:  # without Redis there is no vector, and nobody asks Milvus
+                await until_breaker(client, system, down, 1)
             if "redis" not in case.down:
                 await activity_goes_on(system.settings, sender, regular)
         finally:
@@ -221,8 +221,8 @@ async def test_every_request_is_answered_in_time_with_the_next_best_thing(system
         async with asyncio.timeout(WITHIN_S):
             while (await client.ask(ask(regular))).status != "ok":
                 await asyncio.sleep(0.1)
-        for name in case.down:
-            await until_breaker(client, system, name, 0)
+        for down in case.down:
+            await until_breaker(client, system, down, 0)
 
 
 async def until_breaker(client: RecallClient, system: System, name: str, is_open: int) -> None:
