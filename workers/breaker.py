@@ -13,7 +13,7 @@ from time import monotonic
 
 STRIKES = 3  # batches in sequence, each begun after the last one had failed
 FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 5.0
+LONGEST_PAUSE_S = 2.0
 SILENT_S = 10.0  # for how long a failed probe counts: longer than until the next one
 TRY_S = 10.0  # for how long one call is waited for, should it never tell how it went
 
@@ -79,8 +79,14 @@ class Breaker:
             self._trying, self._closed_until_s = False, self._now_s()
 
     def probed(self, answered: bool) -> None:
-        """How the dependency's own probe went. An answer does not close it: a server may answer and refuse to work."""
-        self._silent_until_s = float("-inf") if answered else self._now_s() + SILENT_S
+        """How the dependency's own probe went; any answer is one, also a refusal: it costs nobody a timeout.
+
+        An answer does not close it, for a server may answer and not work; after a silence it lets the next call through.
+        """
+        now_s = self._now_s()
+        if answered and self.is_silent and self.open_since_s is not None and not self._trying:
+            self._pause_s, self._closed_until_s = FIRST_PAUSE_S, now_s
+        self._silent_until_s = float("-inf") if answered else now_s + SILENT_S
 
     @property
     def is_silent(self) -> bool:

@@ -95,7 +95,7 @@ class Dependencies:
                 await probe()
         except DependencyError as error:
             self._note(error, of_work=False)
-            answered = False
+            answered = not isinstance(error, DependencyTimeout)
         except TimeoutError:
             self._note(DependencyTimeout(name, f"no answer in {PROBE_TIMEOUT_S:g} s"), of_work=False)
             answered = False

@@ -76,7 +76,7 @@ def test_pauses_double_up_to_a_bound_and_begin_anew_when_it_was_closed(world: Wo
             world.now_s += FIRST_PAUSE_S / 2
         pauses.append(world.now_s - failed_s)
         world.breaker.failed(world.now_s)
-    assert pauses == [0.5, 1.0, 2.0, 4.0, LONGEST_PAUSE_S, LONGEST_PAUSE_S]
+    assert pauses == [0.5, 1.0, 2.0, LONGEST_PAUSE_S, LONGEST_PAUSE_S, LONGEST_PAUSE_S]
     world.breaker.worked()
     world.open()
     world.now_s += FIRST_PAUSE_S
@@ -108,6 +108,20 @@ def test_nobody_is_let_through_while_its_probe_gets_no_answer(world: World) -> N
     assert world.breaker.lets_through()
 
 
+def test_the_end_of_a_silence_lets_the_next_call_through_at_once_and_pauses_begin_anew(world: World) -> None:
+    world.open()
+    for _ in range(5):
+        world.fail()  # the pause is as long as it gets
+    world.breaker.probed(answered=False)
+    world.now_s += 0.1
+    world.breaker.probed(answered=True)
+    assert world.breaker.lets_through()
+    world.breaker.failed(world.now_s)
+    assert not world.breaker.lets_through()
+    world.now_s += 2 * FIRST_PAUSE_S
+    assert world.breaker.lets_through()
+
+
 def test_probes_that_have_ceased_keep_nobody_out(world: World) -> None:
     world.open()
     world.breaker.probed(answered=False)
@@ -119,8 +133,10 @@ def test_a_probe_neither_opens_nor_closes_it(world: World) -> None:
     for _ in range(10):
         world.breaker.probed(answered=False)
     assert world.breaker.lets_through()
+    world.breaker.probed(answered=True)
     world.open()
     world.breaker.probed(answered=True)
+    assert world.breaker.open_since_s is not None
     assert not world.breaker.lets_through()
 
 
