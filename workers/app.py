@@ -50,10 +50,22 @@ from workers.stores.connect import connect, ping
 from workers.stores.item_redis import RedisItemTable
 from workers.stores.popular_redis import RedisPopularTable
 from workers.stores.user_redis import RedisUserTable
-from workers.towers.onnx import open_tower
-from workers.transport import Liveness, ask_broker, create_app, liveness, or_end_process, run_until, stopping_on_signals
+from workers.towers.onnx import OnnxTower, open_tower
+from workers.transport import (
+    Liveness,
+    ask_broker,
+    create_app,
+    last_poll,
+    liveness,
+    oldest_batch,
+    or_end_process,
+    run_until,
+    stopping_on_signals,
+)
+from workers.watchdog import Watchdog, Watched
 
 LIVE_WITHIN_S = 60.0
+BATCH_PATIENCE = 10  # a batch may be in hand for so many times as long as the loop may stand still
 LOOK_EVERY_S = 0.5
 RESTARTS_VARIABLE = "RECALL_RESTARTS"  # set by the supervisor
 POLICIES: dict[AgentKind, BatchPolicy] = {
@@ -77,6 +89,7 @@ class Worker:
     dependencies: Dependencies
     opened: AsyncExitStack
     app: Any = None
+    tower: OnnxTower | None = None
     probes: dict[str, Probe] = field(default_factory=dict)
     background: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)
     waiting: Callable[[], str | None] = lambda: None
@@ -100,6 +113,27 @@ class Worker:
         if not self.facts().assigned:
             return Condition(False, f"{self.kind}: waiting for partitions")
         return Condition(True, "ready")
+
+    def watched(self) -> list[Watched]:
+        """What must go on: while no dependency is away; a tower that hangs in this process does not come back."""
+        limit_s = self.settings.stuck_after_ms / 1000
+        return [
+            Watched(
+                f"{self.kind}: the poll loop has not turned",
+                limit_s,
+                lambda: None if self.dependencies.missing() or self.waiting() else last_poll(self.app),
+            ),
+            Watched(
+                f"{self.kind}: the same batch has been in hand",
+                limit_s * BATCH_PATIENCE,
+                lambda: oldest_batch(self.app) if self.ready().well else None,
+            ),
+            Watched(
+                f"{self.kind}: the tower has been in the same run",
+                limit_s,
+                lambda: None if self.tower is None else self.tower.running,
+            ),
+        ]
 
     def measure(self) -> None:
         """Set the gauges to what is so now."""
@@ -127,6 +161,9 @@ async def run(settings: Settings, kinds: Sequence[AgentKind]) -> None:
             )
             await pages.start(settings.web_bind, settings.web_port)
             opened.push_async_callback(pages.close)
+        watchdog = Watchdog(settings.stuck_after_ms / 1000, [each for worker in workers for each in worker.watched()])
+        watching = asyncio.create_task(watchdog.run())
+        opened.callback(watching.cancel)
         tasks = [asyncio.create_task(_work(worker, stopping)) for worker in workers]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         stopping.set()  # when one cannot work, none of this process does
@@ -222,6 +259,7 @@ async def _items(worker: Worker) -> None:
     worker.opened.push_async_callback(index.close)
     worker.probes["milvus"] = index.ping
     tower = open_tower(bundle, "item", settings.tower_timeout_ms)
+    worker.tower = tower
     worker.opened.push_async_callback(tower.close)
     worker.probes["tower"] = tower.ping
     context = _context(worker, f"recall-items.{view.collection}")
@@ -240,7 +278,12 @@ async def _recall(worker: Worker) -> None:
         partial(open_recall, worker, context.clock, context.observe), context.clock, worker.dependencies
     )
     users = RedisUserTable(_redis(worker, worker.opened), settings)
-    agent = RecallAgent(context, opening, reply_partitions, lambda: users if opening.is_open else None)
+    redis = worker.dependencies.breaker("redis")
+
+    def readable() -> RedisUserTable | None:
+        return users if opening.is_open and redis.open_since_s is None else None
+
+    agent = RecallAgent(context, opening, reply_partitions, readable)
     attach(worker.app, settings.topic("recall-requests"), agent)
     await opening.try_open()
     worker.waiting = lambda: None if opening.is_open else "the active bundle, its tables and its index"
@@ -255,6 +298,7 @@ async def open_recall(worker: Worker, clock: Clock, observe: Observe) -> RecallP
         tools = Tools(clock, worker.dependencies, worker.metrics, observe, _spawn)
         ready = await open_recall_parts(worker.settings, active, client, tools, opened)
         worker.probes |= ready.probes
+        worker.tower = ready.tower
         worker.opened.push_async_exit(opened.pop_all())
         _settle()
         return ready.pipeline

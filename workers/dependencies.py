@@ -11,6 +11,7 @@ from time import monotonic
 
 import structlog
 
+from workers.breaker import Breaker
 from workers.errors import DependencyError, DependencyTimeout
 from workers.metrics import Metrics
 from workers.settings import AgentKind
@@ -43,8 +44,17 @@ class Dependencies:
     def __init__(self, kind: AgentKind, metrics: Metrics, now_s: Callable[[], float] = monotonic) -> None:
         self._kind = kind
         self._metrics = metrics
-        self._now_s = now_s
+        self.now_s = now_s
         self._outages: dict[str, _Outage] = {}
+        self._breakers: dict[str, Breaker] = {}
+
+    def breaker(self, name: str) -> Breaker:
+        """The one that calls to a dependency share, where somebody waits for them. `worked` closes it."""
+        breaker = self._breakers.get(name)
+        if breaker is None:
+            gauge = self._metrics.breaker_open.labels(self._kind, name)
+            breaker = self._breakers[name] = Breaker(self.now_s, gauge.set)
+        return breaker
 
     def failed(self, error: DependencyError) -> None:
         """A call failed or took too long."""
@@ -53,14 +63,20 @@ class Dependencies:
 
     def worked(self, name: str) -> None:
         """A call to it went well."""
+        if name in self._breakers:
+            self._breakers[name].worked()
         outage = self._outages.pop(name, None)
         if outage is not None:
-            log.info("dependency is back", dependency=name, after_s=round(self._now_s() - outage.since_s, 1))
+            log.info("dependency is back", dependency=name, after_s=round(self.now_s() - outage.since_s, 1))
 
     def missing(self) -> str | None:
         """One line on a dependency that fails now, with its error; None when none does."""
-        for outage in self._outages.values():
-            return f"{outage.error} (for {self._now_s() - outage.since_s:.0f} s)"
+        for name, outage in self._outages.items():
+            line = f"{outage.error} (for {self.now_s() - outage.since_s:.0f} s)"
+            opened_s = self._breakers[name].open_since_s if name in self._breakers else None
+            if opened_s is not None:
+                line += f"; its breaker is open for {self.now_s() - opened_s:.0f} s: requests do not wait for it"
+            return line
         return None
 
     async def watch(self, probes: Mapping[str, Probe]) -> None:
@@ -73,21 +89,26 @@ class Dependencies:
             await asyncio.sleep(PROBE_EVERY_S)
 
     async def _probe(self, name: str, probe: Probe) -> None:
-        asked_s = self._now_s()
+        asked_s = self.now_s()
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 await probe()
         except DependencyError as error:
             self._note(error, of_work=False)
+            answered = not isinstance(error, DependencyTimeout)
         except TimeoutError:
             self._note(DependencyTimeout(name, f"no answer in {PROBE_TIMEOUT_S:g} s"), of_work=False)
+            answered = False
         else:
+            answered = True
             outage = self._outages.get(name)
             if outage is not None and asked_s - outage.last_s > SETTLED_S:
                 self.worked(name)
+        if name in self._breakers:
+            self._breakers[name].probed(answered)
 
     def _note(self, error: DependencyError, *, of_work: bool = True) -> None:
-        now_s = self._now_s()
+        now_s = self.now_s()
         outage = self._outages.get(error.dependency)
         if outage is None:
             last_s = now_s if of_work else now_s - SETTLED_S  # a probe alone may take back what only a probe has said

@@ -159,7 +159,7 @@ class InFlight:
         self._confirmed: dict[Partition, int] = {}
         self._waiting: deque[Batch] = deque()
         self._running: set[Batch] = set()  # those with a slot
-        self._unfinished: set[Batch] = set()  # those polled of which a record is not finished
+        self._unfinished: dict[Batch, None] = {}  # those polled of which a record is not finished, in order
         self._started: set[tuple[str, int, int]] = set()  # held records that are worked on
         self._given_up = False
 
@@ -169,7 +169,7 @@ class InFlight:
         size = self._policy.max_batch
         batches = [Batch(self, merged[start : start + size]) for start in range(0, len(merged), size)]
         self._waiting.extend(batches)
-        self._unfinished.update(batches)
+        self._unfinished.update(dict.fromkeys(batches))
 
     def take(self) -> Batch | None:
         """The next waiting batch, when a slot is free for it."""
@@ -223,7 +223,7 @@ class InFlight:
     def release(self, batch: Batch, *, all_done: bool) -> None:
         """A batch needs its slot no longer; `all_done`: nor is a record of it held."""
         if all_done:
-            self._unfinished.discard(batch)
+            self._unfinished.pop(batch, None)
         if batch in self._running:
             self._running.discard(batch)
             self._changed()
@@ -246,6 +246,10 @@ class InFlight:
     def oldest_ms(self) -> int | None:
         """The log time of the oldest record that was polled and belongs to an unfinished batch; None without one."""
         return min((batch.records[0].timestamp for batch in self._unfinished), default=None)
+
+    def oldest(self) -> Batch | None:
+        """The first batch polled of which a record is not finished; None without one."""
+        return next(iter(self._unfinished), None)
 
     @property
     def counts(self) -> tuple[int, int, int]:

@@ -110,6 +110,12 @@ class Metrics:
             kind=KIND,
             dependency=DEPENDENCY,
         )
+        self.breaker_open = self._gauge(
+            "recall_breaker_open",
+            "1 while calls to a dependency that fails are given up at once, else 0; recall workers alone have breakers",
+            kind=KIND,
+            dependency="`redis`, `milvus`, `tower`; `memory` (popular lists): never",
+        )
         self.ready = self._gauge(
             "recall_ready", "1 while partitions are assigned and every dependency answers, else 0", kind=KIND
         )

@@ -200,6 +200,7 @@ class Hits:
 
     item_ids: list[list[str]]
     scores: list[Float32]
+    asked: bool = True  # False: no query could be asked, so nothing was
 
 
 class ItemIndex(Protocol):
@@ -261,7 +262,10 @@ class Tower(Protocol):
     """A model: named arrays in, named arrays out, the batch on the first axis."""
 
     async def embed(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Float32]:
-        """Run the model off the event loop, under its own deadline. Raises DependencyTimeout, DependencyUnavailable."""
+        """Run the model off the event loop, under its own deadline.
+
+        Raises DependencyTimeout, DependencyUnavailable, and RowRefused when these rows make it fail, and others do not.
+        """
         ...
 
     async def close(self) -> None:

@@ -30,7 +30,7 @@ from workers.stores.item_redis import RedisItemTable
 from workers.stores.popular_redis import RedisPopularTable
 from workers.stores.user_redis import RedisUserTable
 from workers.stores.vector_cache import VectorCache
-from workers.towers.onnx import open_tower
+from workers.towers.onnx import OnnxTower, open_tower
 from workers.views import ActiveView
 
 FEED_EVERY_S = 0.2
@@ -56,6 +56,7 @@ class RecallParts:
     index: MilvusItemIndex
     popular: PopularLists
     pipeline: RecallPipeline
+    tower: OnnxTower
     probes: dict[str, Probe]
 
 
@@ -99,7 +100,7 @@ async def open_recall_parts(
     for work, every_s in ((follower.refresh, FEED_EVERY_S), (popular.refresh, settings.popular_refresh_ms / 1000)):
         following = tools.spawn(_repeat(work, every_s, tools.dependencies))
         opened.callback(following.cancel)
-    return RecallParts(view, parts, index, popular, pipeline, {"milvus": index.ping, "tower": tower.ping})
+    return RecallParts(view, parts, index, popular, pipeline, tower, {"milvus": index.ping, "tower": tower.ping})
 
 
 def _counted(metrics: Metrics) -> Callable[[int, int], None]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 from workers.dependencies import Dependencies
@@ -14,22 +14,29 @@ FIRST_DELAY_S = 0.05
 LONGEST_DELAY_S = 5.0
 
 
+def pauses() -> Iterator[float]:
+    """Seconds to wait before each next try: twice as long each time, up to a bound, and different for everybody."""
+    delay_s = FIRST_DELAY_S
+    while True:
+        yield delay_s * random.uniform(0.5, 1.0)  # noqa: S311  # jitter, not a secret
+        delay_s = min(delay_s * 2, LONGEST_DELAY_S)
+
+
 async def until_done(work: Callable[[], Awaitable[T]], dependencies: Dependencies) -> T:
     """Run `work` until it raises no DependencyError, waiting longer each time, with jitter. `work` must be idempotent.
 
     Ends only by success, by another exception, or by cancellation (a worker that stops leaves its offsets uncommitted).
     """
-    delay_s = FIRST_DELAY_S
     failed: set[str] = set()
-    while True:
+    for pause_s in pauses():
         try:
             result = await work()
         except DependencyError as error:
             dependencies.failed(error)
             failed.add(error.dependency)
-            await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, not a secret
-            delay_s = min(delay_s * 2, LONGEST_DELAY_S)
+            await asyncio.sleep(pause_s)
         else:
             for name in failed:
                 dependencies.worked(name)
             return result
+    raise AssertionError("pauses never end")

@@ -70,6 +70,7 @@ class Settings(BaseSettings):
     publish_timeout_ms: int = 30_000
     wait_for_event_ms: Annotated[int, Field(ge=0, le=60_000)] = 500  # a request with after_event_id, at most
     dead_letters_per_minute: Annotated[int, Field(ge=0)] = 1000  # of one worker, which pauses then; 0 = no end
+    stuck_after_ms: Annotated[int, Field(ge=5000)] = 60_000  # a worker whose loop has not turned for so long is ended
     allow_unsafe: bool = False  # start although `recall doctor` says that data may be lost
     web_bind: str = "127.0.0.1"
     web_port: Annotated[int, Field(ge=0, le=65535)] = 0  # /healthz /readyz /metrics of a worker; 0 = not served

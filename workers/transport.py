@@ -338,6 +338,16 @@ def liveness(app: Any) -> Liveness:
     return Liveness(idle_s, len(assigned), lag, age_ms, working)
 
 
+def last_poll(app: Any) -> float | None:
+    """When the poll loop last turned; None before it runs."""
+    return None if app is None or app._consumer is None else app._consumer.last_poll
+
+
+def oldest_batch(app: Any) -> Batch | None:
+    """The batch in hand that was polled first; None without one."""
+    return None if app is None or app._consumer is None else app._consumer.flight.oldest()
+
+
 async def ask_broker(app: Any) -> None:
     """One metadata request to any broker. Raises DependencyUnavailable when none answers; for a started app."""
     if not await producer_of(app).client.force_metadata_update():

@@ -2,16 +2,19 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from models import signature, tensors
 from models.bundle import Bundle
 from models.datasets.generated import generate
 from models.signature import Array
 from tests.e2e.conftest import fit_small
-from workers.errors import ConfigurationError, DependencyTimeout, DependencyUnavailable
+from workers.errors import ConfigurationError, DependencyTimeout, DependencyUnavailable, RowRefused
 from workers.towers.onnx import OnnxTower
 
 DIM = 32
@@ -80,6 +83,42 @@ async def test_wrong_inputs_are_the_towers_failure(bundle: Bundle, tower: OnnxTo
         with pytest.raises(DependencyUnavailable) as raised:
             await tower.embed(wrong)
         assert "\n" not in str(raised.value)
+
+
+async def test_rows_that_make_it_fail_are_refused_and_others_are_not(tmp_path: Path) -> None:
+    """A code that is out of the bounds of a table inside the model fails the whole run."""
+    inputs, outputs = {"code": Array("int64")}, {"out": Array("float32", (2,))}
+    tower = OnnxTower(table_of_three(tmp_path), inputs, outputs, 5000)
+    assert (await tower.embed({"code": np.array([0, 2])}))["out"].tolist() == [[0, 0], [2, 2]]
+    with pytest.raises(RowRefused):
+        await tower.embed({"code": np.array([0, 3])})
+    assert tower.running is None
+    await tower.close()
+
+
+async def test_one_that_fails_for_whatever_rows_is_unavailable(tmp_path: Path) -> None:
+    tower = OnnxTower(
+        table_of_three(tmp_path, shift=7), {"code": Array("int64")}, {"out": Array("float32", (2,))}, 5000
+    )
+    with pytest.raises(DependencyUnavailable):
+        await tower.embed({"code": np.array([0])})
+    await tower.close()
+
+
+def table_of_three(folder: Path, shift: int = 0) -> Path:
+    """out = table[code + shift]."""
+    table = numpy_helper.from_array(np.array([[0, 0], [1, 1], [2, 2]], dtype=np.float32), "table")
+    nodes = [
+        helper.make_node("Add", ["code", "shift"], ["shifted"]),
+        helper.make_node("Gather", ["table", "shifted"], ["out"]),
+    ]
+    code = helper.make_tensor_value_info("code", TensorProto.INT64, ["batch"])
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, ["batch", 2])
+    constants = [table, numpy_helper.from_array(np.array(shift), "shift")]
+    graph = helper.make_graph(nodes, "table", [code], [out], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, folder / "table.onnx")
+    return folder / "table.onnx"
 
 
 async def test_nan_goes_through_in_its_own_row(bundle: Bundle, tower: OnnxTower) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -211,6 +212,8 @@ async def test_every_request_is_answered_in_time_with_the_next_best_thing(system
                 ]
                 answers = await asyncio.gather(*(in_time(client, request) for request in requests))
                 check(case, answers, before, gone)
+            for down in case.down[:1]:  # without Redis there is no vector, and nobody asks Milvus
+                await until_breaker(client, system, down, 1)
             if "redis" not in case.down:
                 await activity_goes_on(system.settings, sender, regular)
         finally:
@@ -218,6 +221,24 @@ async def test_every_request_is_answered_in_time_with_the_next_best_thing(system
         async with asyncio.timeout(WITHIN_S):
             while (await client.ask(ask(regular))).status != "ok":
                 await asyncio.sleep(0.1)
+        for down in case.down:
+            await until_breaker(client, system, down, 0)
+
+
+async def until_breaker(client: RecallClient, system: System, name: str, is_open: int) -> None:
+    """Ask until the worker says this of its breaker."""
+    sample = f'recall_breaker_open{{dependency="{name}",kind="recall"}} {is_open}.0'
+    async with asyncio.timeout(WITHIN_S):
+        while sample not in page(system):
+            await client.ask(ask(uuid.uuid4().hex))
+
+
+def page(system: System) -> str:
+    """The metrics of the recall worker."""
+    port = next(state.web_port for state in system.workers.states if state.kind == "recall")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as found:
+        text: str = found.read().decode()
+        return text
 
 
 async def until_gone(client: RecallClient, item_id: str) -> None:

@@ -75,6 +75,7 @@ async def test_every_metric_exists_and_moves(
     crowd = [click(new("u"), "film-3") for _ in range(2000)]  # so many that a worker is seen at work
     moved: set[str] = set()
     missing = {metric.name for metric in Metrics().declared}
+    missing.remove("recall_breaker_open")  # moves in test_ladder.py: here nothing was ever there to be taken away
     await sender.activities([click(user, "film-3")])
     stop = time.monotonic() + WITHIN_S
     while missing - moved:

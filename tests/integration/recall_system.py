@@ -107,7 +107,8 @@ class System:
             ladder=Ladder(self.popular, others.get("last") or LastLists(10, 60_000)),
             results=Results(reuse_ms),
         )
-        return RecallPipeline(view, parts, SystemClock(), TIMEOUTS, Dependencies("recall", Metrics()))
+        dependencies = others.get("dependencies") or Dependencies("recall", Metrics())
+        return RecallPipeline(view, parts, SystemClock(), TIMEOUTS, dependencies)
 
     async def like(self, user_id: str, item_ids: Sequence[str], ago_ms: int = 1000) -> None:
         """Events of a user, the last one `ago_ms` ago, the others a second apart before it."""
@@ -190,12 +191,12 @@ def ask(user_id: str = "known", *, taken_ms: int | None = None, **fields: object
 class Broken:
     """A dependency that fails as adapters fail, or never answers: each port's one method that recall calls."""
 
-    def __init__(self, *, hangs: bool = False) -> None:
-        self._hangs = hangs
+    def __init__(self, *, name: str = "test", hangs: bool = False) -> None:
+        self._name, self._hangs = name, hangs
 
     async def _fail(self, *_: object) -> None:
         if self._hangs:
             await asyncio.Event().wait()
-        raise DependencyUnavailable("test", "it is broken")
+        raise DependencyUnavailable(self._name, "it is broken")
 
     read = embed = search = _fail

@@ -7,7 +7,7 @@ from tests.conftest import Stack
 from tests.integration.recall_system import Broken, System, ask
 from workers.clock import SystemClock
 from workers.dependencies import Dependencies
-from workers.errors import DependencyUnavailable
+from workers.errors import DependencyUnavailable, RowRefused
 from workers.index.milvus_collection import open_index
 from workers.index.schema import Collection
 from workers.local.process import free_ports
@@ -89,6 +89,31 @@ async def test_a_user_vector_that_is_not_finite_degrades_its_own_request_alone(s
     first, second = await system.pipeline(tower=Half()).run([ask("a"), ask("b")])
     assert (first.status, first.reasons[-1]) == ("degraded", "model_unavailable")
     assert (second.status, len(second.item_ids)) == ("ok", 10)
+
+
+async def test_a_row_that_the_tower_refuses_degrades_its_own_request_alone(system: System) -> None:
+    class Picky:
+        async def embed(self, inputs):
+            if inputs["event_count"].any():
+                raise RowRefused("tower", "somebody is known")
+            return await system.tower.embed(inputs)
+
+    batch = [ask("known" if n in {3, 7} else f"u{n}") for n in range(11)]
+    answers = await system.pipeline(tower=Picky()).run(batch)
+    for n, answer in enumerate(answers):
+        expected = ("degraded", "model_unavailable") if n in {3, 7} else ("ok", "cold_start")
+        assert (answer.status, answer.reasons[-1], len(answer.item_ids)) == (*expected, 10)
+
+
+@pytest.mark.parametrize("shape", [(1, 32), (2, 31), (3, 32), (2,), None])
+async def test_vectors_of_a_wrong_shape_degrade_and_harm_nobody(system: System, shape: tuple[int, ...] | None) -> None:
+    class Wrong:
+        async def embed(self, _):
+            return {} if shape is None else {"user_embedding": np.ones(shape, dtype=np.float32)}
+
+    for answer in await system.pipeline(tower=Wrong()).run([ask("a"), ask("b")]):
+        assert (answer.status, answer.reasons[-1]) == ("degraded", "model_unavailable")
+        assert answer.sources == ["popular"] * 10
 
 
 async def test_a_record_of_another_format_degrades_its_own_request_alone(system: System) -> None:

@@ -6,7 +6,7 @@ import pytest
 import structlog
 
 from workers.dependencies import SAY_EVERY_S, SETTLED_S, Dependencies
-from workers.errors import DependencyUnavailable
+from workers.errors import DependencyError, DependencyTimeout, DependencyUnavailable
 from workers.metrics import Metrics
 from workers.retry import until_done
 
@@ -125,3 +125,18 @@ async def test_a_backend_that_never_answers_fails_its_probe(
         await asyncio.sleep(0.01)
     watching.cancel()
     assert "milvus: no answer" in (dependencies.missing() or "")
+
+
+@pytest.mark.parametrize("error", [None, DOWN, DependencyTimeout("redis", "no answer in 1 s")], ids=str)
+async def test_only_a_probe_without_any_answer_is_silence(
+    dependencies: Dependencies, error: DependencyError | None
+) -> None:
+    async def probe() -> None:
+        if error is not None:
+            raise error
+
+    breaker = dependencies.breaker("redis")
+    watching = asyncio.create_task(dependencies.watch({"redis": probe}))
+    await asyncio.sleep(0.01)
+    watching.cancel()
+    assert breaker.is_silent is isinstance(error, DependencyTimeout)

@@ -30,18 +30,21 @@ def inputs(item_ids: Sequence[str], attributes: Sequence[Mapping[str, Any]]) -> 
 
 
 class ScaleTower:
-    """item_embedding = value, history_embedding = -value; a negative value cannot be embedded."""
+    """item_embedding = value, history_embedding = -value; a negative value cannot be embedded, 666 is refused."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
         self.down = False
+        self.loses = 0  # rows of its outputs
 
     async def embed(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Float32]:
         if self.down:
             raise DependencyUnavailable("tower", "down")
         value = inputs["value"][:, None] * np.ones((1, DIM), dtype=np.float32)
         self.batches.append(len(value))
-        value = np.where(value < 0, np.float32(np.nan), value)
+        if (value == 666).any():
+            raise RowRefused("tower", "666 is refused")
+        value = np.where(value < 0, np.float32(np.nan), value)[self.loses :]
         return {"item_embedding": value, "history_embedding": -value}
 
     async def close(self) -> None:
@@ -195,6 +198,21 @@ async def test_a_row_that_the_tower_cannot_embed_is_refused_alone(view: View) ->
     assert result.outcomes == {"upserted": 2, "refused": 2}
     assert await view.values() == {"a": 1, "b": 9, "c": 3}
     assert (await view.record("a")).offset == 1
+
+
+@pytest.mark.parametrize("guilty", [{0}, {6}, {3, 4}, set(range(7))])
+async def test_a_row_that_the_tower_refuses_is_found_and_refused_alone(view: View, guilty: set[int]) -> None:
+    events = [upsert(f"item {n}", 666 if n in guilty else n + 1, n) for n in range(7)]
+    assert await view.codes(*events) == ["tower_output" if n in guilty else None for n in range(7)]
+    assert await view.values() == {f"item {n}": n + 1 for n in range(7) if n not in guilty}
+
+
+async def test_vectors_of_a_wrong_shape_are_waited_for(view: View) -> None:
+    view.tower.loses = 1
+    with pytest.raises(DependencyUnavailable, match=r"item_embedding is of shape \(1, 4\), the view needs \(2, 4\)"):
+        await view.run(upsert("a", 1, 0), upsert("b", 2, 1))
+    view.tower.loses = 0
+    assert await view.codes(upsert("a", 1, 0), upsert("b", 2, 1)) == [None, None]
 
 
 @pytest.mark.parametrize("guilty", [{0}, {6}, {3, 4}, set(range(7))])

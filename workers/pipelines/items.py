@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from schemas.codec import ErrorCode
 from schemas.records import ItemRecord, hash64, hash64_each
-from workers.errors import DependencyUnavailable, InvalidInput, RowRefused
+from workers.errors import InvalidInput, RowRefused
+from workers.pipelines.embedding import embed
 from workers.pipelines.item_order import ItemEvent, Order, decide, standing
 from workers.ports import Float32, IndexRows, ItemIndex, ItemTable, Tower
 from workers.stopwatch import Observe, Stopwatch, unobserved
@@ -22,6 +23,8 @@ __all__ = ["Inputs", "ItemEvent", "ItemsPipeline", "ItemsResult", "ItemsView"]
 
 Inputs = Callable[[Sequence[str], Sequence[Mapping[str, Any]]], Mapping[str, NDArray[Any]]]
 """(item ids, their attributes) -> the item tower's named inputs."""
+
+VECTORS = ("item_embedding", "history_embedding")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,9 @@ class ItemsPipeline:
             vectors = await self._embed([batch[position] for position in upserts])
             finite = np.isfinite(vectors.item).all(axis=1) & np.isfinite(vectors.history).all(axis=1)
             for n in np.flatnonzero(~finite).tolist():
-                refused[upserts[n]] = InvalidInput(ErrorCode.TOWER_OUTPUT, "the item tower gave no finite vector")
+                refused[upserts[n]] = InvalidInput(
+                    ErrorCode.TOWER_OUTPUT, "the item tower gave no finite vector for it"
+                )
 
             watch.lap_ms("tower")
 
@@ -163,11 +168,8 @@ class ItemsPipeline:
         if not events:
             return _Vectors(np.zeros((0, dim), dtype=np.float32), np.zeros((0, dim), dtype=np.float32))
         inputs = self._inputs([event.item_id for event in events], [_attributes(event) for event in events])
-        outputs = await self._tower.embed(inputs)
-        item, history = (np.array(outputs[name], dtype=np.float32) for name in ("item_embedding", "history_embedding"))
-        if item.shape != (len(events), dim) or history.shape != (len(events), dim):
-            line = f"vectors of shape {item.shape} and {history.shape}, the view needs ({len(events)}, {dim})"
-            raise DependencyUnavailable("tower", line)
+        outputs = await embed(self._tower, inputs, VECTORS, dim)
+        item, history = (np.array(outputs[name], dtype=np.float32) for name in VECTORS)
         for n, event in enumerate(events):
             given = self._given(event)
             if given is not None:

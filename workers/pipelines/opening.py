@@ -9,9 +9,9 @@ from workers.dependencies import Dependencies
 from workers.errors import DependencyError, DependencyTimeout
 from workers.pipelines.admission import Incoming, without_items
 from workers.ports import Clock
+from workers.retry import pauses
 
 FIRST_TRY_S = 3.0  # an unreachable host must not keep requests waiting
-TRY_EVERY_S = 0.5
 REASONS = {"redis": Reason.FEATURES_UNAVAILABLE, "milvus": Reason.INDEX_UNAVAILABLE}
 
 
@@ -50,12 +50,13 @@ class OpeningRecall:
 
     async def keep_opening(self) -> None:
         """Until it is open. Raises ConfigurationError when what is there cannot work."""
+        again = pauses()
         while self._pipeline is None:
             try:
                 self._pipeline = await self._opened()
             except DependencyError as error:
                 self._failed(error)
-                await asyncio.sleep(TRY_EVERY_S)
+                await asyncio.sleep(next(again))
         for dependency in REASONS:
             self._dependencies.worked(dependency)
 

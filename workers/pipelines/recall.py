@@ -17,6 +17,7 @@ from workers import select
 from workers.dependencies import Dependencies
 from workers.pipelines.admission import ANSWER_MARGIN_MS, Asked, Incoming, View, admit, without_items
 from workers.pipelines.attempts import Attempts
+from workers.pipelines.embedding import embed
 from workers.pipelines.ladder import Ladder
 from workers.pipelines.retrieval import Retrieval
 from workers.pipelines.rows import Row
@@ -31,6 +32,7 @@ CAPPED_DEPTH = 3
 CAPPED_DEEPER = 8
 DELETED_MARGIN = 64  # items that were deleted a moment ago, and that the index still has
 TOWER = "tower"
+VECTOR = "user_embedding"
 EVERYTHING = np.iinfo(np.int64).max
 
 
@@ -209,11 +211,12 @@ class RecallPipeline:
         needing = [any(share.name == TOWER for share in row.asked.sources) for row in rows]
         if not any(needing):
             return [None] * len(rows)
-        outputs = await attempt("tower", self._parts.tower.embed(inputs), self._timeouts.tower_ms)
+        work = embed(self._parts.tower, inputs, (VECTOR,), self._view.dim)
+        outputs = await attempt("tower", work, self._timeouts.tower_ms)
         embeddings: list[Float32 | None] = [None] * len(rows)
         for n, row in enumerate(rows):
-            if outputs is not None and np.isfinite(outputs["user_embedding"][n]).all():
-                embeddings[n] = outputs["user_embedding"][n]
+            if outputs is not None and np.isfinite(outputs[VECTOR][n]).all():
+                embeddings[n] = outputs[VECTOR][n]
             elif needing[n]:
                 row.fail(Reason.MODEL_UNAVAILABLE)
         return embeddings

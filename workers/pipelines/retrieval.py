@@ -9,7 +9,7 @@ from schemas.recall import Reason
 from workers.filters import Filter
 from workers.pipelines.attempts import Attempts
 from workers.pipelines.rows import Found, Row
-from workers.ports import CandidateSource
+from workers.ports import CandidateSource, Hits
 
 
 class Retrieval:
@@ -30,10 +30,15 @@ class Retrieval:
     async def _ask(self, name: str, depth: int, where: Filter, rows: Sequence[Row], attempt: Attempts) -> None:
         source = self._sources[name]
         queries = [row.query for row in rows]
-        hits = await attempt(source.dependency, source.candidates(queries, depth, where), self._limit_ms)
+        work = source.candidates(queries, depth, where)
+        hits = await attempt(source.dependency, work, self._limit_ms, _asked)
         for n, row in enumerate(rows):
             if hits is None or not np.isfinite(hits.scores[n]).all():
                 if Reason.FEATURES_UNAVAILABLE not in row.reasons:  # which is why, where a source needs them too
                     row.fail(Reason.INDEX_UNAVAILABLE)
             else:
                 row.found[name] = Found(hits.item_ids[n], hits.scores[n], whole=len(hits.item_ids[n]) < depth)
+
+
+def _asked(hits: Hits) -> bool:
+    return hits.asked

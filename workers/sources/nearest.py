@@ -78,7 +78,7 @@ def _mean(vectors: Float32) -> Float32 | None:
 
 async def _nearest(index: ItemIndex, vectors: Sequence[Float32 | None], depth: int, where: Filter) -> Hits:
     """One search for all that are there."""
-    hits = Hits([[] for _ in vectors], [NOTHING for _ in vectors])
+    hits = Hits([[] for _ in vectors], [NOTHING for _ in vectors], asked=any(v is not None for v in vectors))
     rows = [row for row, vector in enumerate(vectors) if vector is not None]
     if rows:
         asked = np.stack([vector for vector in vectors if vector is not None])

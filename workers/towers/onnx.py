@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from models import signature
 from models.bundle import Bundle
 from models.signature import Array, Arrays
-from workers.errors import ConfigurationError, DependencyTimeout, DependencyUnavailable
+from workers.errors import ConfigurationError, DependencyTimeout, DependencyUnavailable, RowRefused
 from workers.ports import Float32
 
 DEPENDENCY = "tower"
@@ -50,17 +50,49 @@ class OnnxTower:
         self._nothing = {name: np.zeros((1, *array.shape), dtype=array.type) for name, array in inputs.items()}
         self._outputs = {name: array.shape for name, array in outputs.items()}
         self._timeout_s = timeout_ms / 1000
+        self.running: object | None = None  # the run that the thread is in
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=path.stem)
 
     async def embed(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Float32]:
-        """Run the model. Raises DependencyTimeout after its deadline, DependencyUnavailable when it fails."""
+        """Run the model. Raises DependencyTimeout after its deadline.
+
+        Raises RowRefused when it fails for these rows and not for others, else DependencyUnavailable.
+        """
         loop = asyncio.get_running_loop()
         try:
-            return await asyncio.wait_for(loop.run_in_executor(self._executor, self.run, inputs), self._timeout_s)
+            return await asyncio.wait_for(loop.run_in_executor(self._executor, self._judged, inputs), self._timeout_s)
         except TimeoutError as error:
             raise DependencyTimeout(DEPENDENCY, f"no answer in {self._timeout_s * 1000:.0f} ms") from error
-        except Exception as error:
-            raise DependencyUnavailable(DEPENDENCY, " ".join(str(error).split())) from error
+        except RuntimeError as error:  # the executor's, when it was closed
+            raise DependencyUnavailable(DEPENDENCY, str(error)) from error
+
+    def _judged(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Float32]:
+        """Run it; where it fails, see whether the rows are to blame."""
+        self.running = object()
+        try:
+            return self.run(inputs)
+        except Exception as error:  # onnxruntime's exceptions share no base class but this
+            line = " ".join(str(error).split())
+            if self._fit(inputs) and self._runs():
+                raise RowRefused(DEPENDENCY, line) from error
+            raise DependencyUnavailable(DEPENDENCY, line) from error
+        finally:
+            self.running = None
+
+    def _fit(self, inputs: Mapping[str, NDArray[Any]]) -> bool:
+        """Whether these are the model's inputs, whatever their rows hold."""
+        return all(
+            name in inputs and (inputs[name].dtype, inputs[name].shape[1:]) == (array.dtype, array.shape[1:])
+            for name, array in self._nothing.items()
+        )
+
+    def _runs(self) -> bool:
+        """Whether it works for somebody of whom nothing is known."""
+        try:
+            self.run(self._nothing)
+        except Exception:  # noqa: BLE001  # as above
+            return False
+        return True
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Float32]:
         """The same in this thread, for evaluation."""
