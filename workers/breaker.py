@@ -81,7 +81,7 @@ class Breaker:
     def probed(self, answered: bool) -> None:
         """How the dependency's own probe went; any answer is one, also a refusal: it costs nobody a timeout.
 
-        An answer does not close it, for a server may answer and not work; after a silence it lets the next call through.
+        An answer does not close it, for a server may answer and not work; after a silence it lets one call through.
         """
         now_s = self._now_s()
         if answered and self.is_silent and self.open_since_s is not None and not self._trying:
