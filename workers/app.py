@@ -55,17 +55,17 @@ from workers.transport import (
     Liveness,
     ask_broker,
     create_app,
-    last_poll,
     liveness,
     oldest_batch,
     or_end_process,
+    poll_turns,
     run_until,
     stopping_on_signals,
 )
 from workers.watchdog import Watchdog, Watched
 
 LIVE_WITHIN_S = 60.0
-BATCH_PATIENCE = 10  # a batch may be in hand for so many times as long as the loop may stand still
+PATIENCE = 10  # a batch may be in hand, and a start take, so many times as long as the loop may stand still
 LOOK_EVERY_S = 0.5
 RESTARTS_VARIABLE = "RECALL_RESTARTS"  # set by the supervisor
 POLICIES: dict[AgentKind, BatchPolicy] = {
@@ -121,11 +121,16 @@ class Worker:
             Watched(
                 f"{self.kind}: the poll loop has not turned",
                 limit_s,
-                lambda: None if self.dependencies.missing() or self.waiting() else last_poll(self.app),
+                lambda: None if self.dependencies.missing() or self.waiting() else poll_turns(self.app) or None,
+            ),
+            Watched(  # a group waits for a member that was killed until its session is over
+                f"{self.kind}: the poll loop has not begun to turn",
+                limit_s * PATIENCE,
+                lambda: None if self.dependencies.missing() or self.waiting() or poll_turns(self.app) else "waiting",
             ),
             Watched(
                 f"{self.kind}: the same batch has been in hand",
-                limit_s * BATCH_PATIENCE,
+                limit_s * PATIENCE,
                 lambda: oldest_batch(self.app) if self.ready().well else None,
             ),
             Watched(

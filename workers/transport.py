@@ -57,6 +57,7 @@ class Consumer(driver.Consumer):
         self.flight = self._new_flight()
         self.backlog: Backlog | None = None
         self.last_poll = time.monotonic()
+        self.turns = 0
         self._resumed = False  # since the last assignment
 
     def _new_flight(self) -> InFlight:
@@ -78,6 +79,7 @@ class Consumer(driver.Consumer):
         try:
             while not (self.should_stop or fetcher.should_stop):
                 self.last_poll = time.monotonic()
+                self.turns += 1
                 if not self._resumed:
                     await asyncio.sleep(0.01)
                     continue
@@ -338,9 +340,9 @@ def liveness(app: Any) -> Liveness:
     return Liveness(idle_s, len(assigned), lag, age_ms, working)
 
 
-def last_poll(app: Any) -> float | None:
-    """When the poll loop last turned; None before it runs."""
-    return None if app is None or app._consumer is None else app._consumer.last_poll
+def poll_turns(app: Any) -> int | None:
+    """How often the poll loop has turned; None before there is one, 0 while it waits to join its group."""
+    return None if app is None or app._consumer is None else app._consumer.turns
 
 
 def oldest_batch(app: Any) -> Batch | None:
