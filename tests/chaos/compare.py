@@ -52,9 +52,10 @@ def read_answers(entries: list[Entry]) -> Answers:
 
 
 def compare(expected: Expected, stored: Stored, topics: dict[str, list[Entry]], tower: ItemTower) -> list[Difference]:
-    """All differences: users, items, collection, answers, dead letters, in this order."""
+    """All differences: users, popular counts, items, collection, answers, dead letters, in this order."""
     found = [Difference("wrong_state", line) for line in stored.unreadable]
     found += _users(expected, stored)
+    found += _popular(expected, stored)
     found += _items(expected, stored, tower)
     found += _answers(expected, read_answers(topics[CANDIDATES]))
     found += _letters(expected, topics[DEAD_LETTERS])
@@ -109,6 +110,16 @@ def _profile_and_seen(user_id: str, user: ExpectedUser, record: User) -> Iterato
     ):
         if was != must:
             yield Difference("wrong_state", f"user {user_id}: {name} is {was}, must be {must}")
+
+
+def _popular(expected: Expected, stored: Stored) -> Iterator[Difference]:
+    for place in sorted(expected.popular.keys() | stored.popular.keys()):
+        must, was = expected.popular.get(place, {}), stored.popular.get(place, {})
+        for item in must.keys() | was.keys():
+            more = was.get(item, 0) - must.get(item, 0)
+            if more:
+                line = f"popular in {place}: item {item:016x} has {was.get(item, 0)}, {must.get(item, 0)} came"
+                yield Difference("double_effects" if more > 0 else "lost", line)
 
 
 def _items(expected: Expected, stored: Stored, tower: ItemTower) -> Iterator[Difference]:

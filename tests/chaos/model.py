@@ -5,7 +5,10 @@ whose events come through one partition that order is the order of the workers, 
 whose events come through several partitions order is chance: such a user has no more events than a history holds.
 """
 
+import json
+import tomllib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,11 +17,41 @@ from tests.chaos.formats import Event, hash64
 from tests.chaos.log import ACTIVITY, ITEMS, REQUESTS, Entry, Place
 from tests.chaos.reading import BadEventError, identity, read
 
+PopularSet = tuple[int, int, str]
+"""(partition, epoch, segment; '' = everybody)"""
+
 HISTORY = 64
 PROFILE_FIELDS = 64
 PROFILE_VALUE_BYTES = 1024
 
 _encoded = msgspec.msgpack.Encoder(order="deterministic").encode
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the bundle's features.toml and vocabularies.json say of activities."""
+
+    seen_actions: frozenset[str]
+    target_action: str
+    at_least: float
+    half_life_ms: int
+    segment_field: str
+    segments: frozenset[str]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Rules":
+        """Of a bundle's folder."""
+        spec = tomllib.loads((folder / "features.toml").read_text())
+        field_name = spec["popular"]["segment"]
+        values = json.loads((folder / "vocabularies.json").read_text())["values"]
+        return cls(
+            seen_actions=frozenset(spec["seen"]["actions"]),
+            target_action=spec["target"]["action"],
+            at_least=spec["target"]["at_least"],
+            half_life_ms=spec["popular"]["half_life_ms"],
+            segment_field=field_name,
+            segments=frozenset(values[f"profile.{field_name}"]),
+        )
 
 
 @dataclass
@@ -36,12 +69,12 @@ class ExpectedUser:
     seen_from: dict[int, Entry] = field(default_factory=dict)
     partitions: set[int] = field(default_factory=set)
 
-    def take(self, event: dict[str, Any], entry: Entry, seen_actions: set[str]) -> None:
-        """One activity."""
+    def take(self, event: dict[str, Any], entry: Entry, seen_actions: frozenset[str]) -> bool:
+        """One activity; whether it is new to the history."""
         at_ms, item_id = event["timestamp_ms"], event.get("item_id")
         self.partitions.add(entry.partition)
         if self.forgotten_ms and at_ms <= self.forgotten_ms:
-            return
+            return False
         value = event.get("value")
         row = Event(
             timestamp_ms=at_ms,
@@ -50,7 +83,8 @@ class ExpectedUser:
             action=hash64(event["action"]),
             value=None if value is None else float(value),
         )
-        if row.event not in self.history and row.pair > self.floor:
+        new = row.event not in self.history and row.pair > self.floor
+        if new:
             self.history[row.event] = row
             self.sources[row.event] = entry
             self.count += item_id is not None
@@ -60,6 +94,7 @@ class ExpectedUser:
             self._set(name, given, at_ms)
         if item_id is not None and event["action"] in seen_actions and at_ms > self.seen.get(row.item, -1):
             self.seen[row.item], self.seen_from[row.item] = at_ms, entry
+        return new
 
     def forget(self, taken_ms: int) -> None:
         """A tombstone: nothing up to now, and nothing older than what was known, exists any more."""
@@ -108,13 +143,14 @@ class Expected:
     """readable requests: the record, the status `rejected` or '' for any other, the request id"""
     letters: dict[Place, tuple[Entry, str]] = field(default_factory=dict)
     may_be_letters: dict[Place, str] = field(default_factory=dict)
+    popular: dict[PopularSet, dict[int, int]] = field(default_factory=dict)
 
 
-def expected(topics: dict[str, list[Entry]], seen_actions: set[str]) -> Expected:
+def expected(topics: dict[str, list[Entry]], rules: Rules) -> Expected:
     """From the three topics that come in."""
     result = Expected()
     for entry in topics[ACTIVITY]:
-        _activity(result, entry, seen_actions)
+        _activity(result, entry, rules)
     for entry in topics[ITEMS]:
         _item(result, entry)
     for entry in topics[REQUESTS]:
@@ -122,7 +158,7 @@ def expected(topics: dict[str, list[Entry]], seen_actions: set[str]) -> Expected
     return result
 
 
-def _activity(result: Expected, entry: Entry, seen_actions: set[str]) -> None:
+def _activity(result: Expected, entry: Entry, rules: Rules) -> None:
     if entry.value is None:
         user_id = _key(entry)
         if user_id is None:
@@ -135,7 +171,23 @@ def _activity(result: Expected, entry: Entry, seen_actions: set[str]) -> None:
     except BadEventError as code:
         result.letters[entry.place] = entry, str(code)
         return
-    result.users.setdefault(event["user_id"], ExpectedUser()).take(event, entry, seen_actions)
+    user = result.users.setdefault(event["user_id"], ExpectedUser())
+    if user.take(event, entry, rules.seen_actions):
+        _count(result, user, event, entry, rules)
+
+
+def _count(result: Expected, user: ExpectedUser, event: dict[str, Any], entry: Entry, rules: Rules) -> None:
+    """Popularity: 2^10 at the start of an epoch of 16 half-lives, twice as much with every half-life after it."""
+    value = event.get("value")
+    if event["action"] != rules.target_action or "item_id" not in event or value is None or value < rules.at_least:
+        return
+    epoch, since_ms = divmod(event["timestamp_ms"], 16 * rules.half_life_ms)
+    amount = round(1024 * 2.0 ** (since_ms / rules.half_life_ms))
+    segment, _ = user.profile.get(rules.segment_field, ("", 0))
+    for name in {"", segment if segment in rules.segments else ""}:
+        counts = result.popular.setdefault((entry.partition, epoch, name), {})
+        item = hash64(event["item_id"])
+        counts[item] = counts.get(item, 0) + amount
 
 
 def _item(result: Expected, entry: Entry) -> None:

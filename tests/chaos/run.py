@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.chaos.compare import KINDS, Difference, compare, read_answers
 from tests.chaos.faults import FAULTS
 from tests.chaos.log import CANDIDATES, DEAD_LETTERS, INPUTS, read_topics
-from tests.chaos.model import expected
+from tests.chaos.model import Rules, expected
 from tests.chaos.rig import NotRecoveredError, Rig, say
 from tests.chaos.stored import read_all
 from tests.chaos.vectors import ItemTower
@@ -108,7 +108,7 @@ async def judge(rig: Rig, report: Report) -> list[Difference]:
     settings = rig.settings
     topics = await read_topics(settings.kafka_bootstrap, settings.namespace)
     tower = ItemTower(rig.bundle.path)
-    must = expected(topics, set(tower.spec["seen"]["actions"]))
+    must = expected(topics, Rules.read(rig.bundle.path))
     redis_url = settings.redis_url.get_secret_value()
     stored = await asyncio.to_thread(read_all, redis_url, settings.milvus_uri, settings.namespace, rig.view.collection)
     found += compare(must, stored, topics, tower)

@@ -1,6 +1,6 @@
 """What stands in Redis and in Milvus: all of it, read with the vendors' clients alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import redis
@@ -27,6 +27,8 @@ class Stored:
     items: dict[str, Item]
     rows: dict[str, list[Row]]
     unreadable: list[str]
+    popular: dict[tuple[int, int, str], dict[int, int]] = field(default_factory=dict)
+    """(partition, epoch, segment) -> item hash -> count"""
 
 
 def read_all(redis_url: str, milvus_uri: str, namespace: str, collection: str) -> Stored:
@@ -36,7 +38,8 @@ def read_all(redis_url: str, milvus_uri: str, namespace: str, collection: str) -
     with client:
         users = _users(client, namespace, unreadable)
         items = _items(client, f"{namespace}:item:{collection}:", unreadable)
-    return Stored(users, items, _rows(milvus_uri, collection), unreadable)
+        popular = _popular(client, namespace)
+    return Stored(users, items, _rows(milvus_uri, collection), unreadable, popular)
 
 
 def _users(client: "redis.Redis[bytes]", namespace: str, unreadable: list[str]) -> dict[str, User]:
@@ -66,6 +69,18 @@ def _items(client: "redis.Redis[bytes]", prefix: str, unreadable: list[str]) -> 
         if key.decode() != f"{prefix}{hash64(item.item_id):016x}":
             unreadable.append(f"item {item.item_id} stands under {key!r}")
     return items
+
+
+def _popular(client: "redis.Redis[bytes]", namespace: str) -> dict[tuple[int, int, str], dict[int, int]]:
+    """`popular:{RULE:PARTITION}:EPOCH:SEGMENT`; there is one rule."""
+    sets = {}
+    for key in client.scan_iter(match=f"{namespace}:popular:{{*}}:*", count=1000):
+        tag, _, name = key.decode().partition("}:")
+        epoch, _, segment = name.partition(":")
+        rows = client.zrange(key, 0, -1, withscores=True)
+        place = int(tag.rpartition(":")[2]), int(epoch), segment
+        sets[place] = {int.from_bytes(member, "big"): int(score) for member, score in rows}
+    return sets
 
 
 def _rows(uri: str, collection: str) -> dict[str, list[Row]]:

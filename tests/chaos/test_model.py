@@ -14,7 +14,7 @@ from schemas import codec
 from tests.chaos.compare import Difference, compare
 from tests.chaos.formats import ITEM_HEAD, ROW, SEEN, USER_HEAD, Item, User, hash64, read_item, read_user
 from tests.chaos.log import ACTIVITY, CANDIDATES, DEAD_LETTERS, ITEMS, REQUESTS, Entry
-from tests.chaos.model import HISTORY, Expected, expected
+from tests.chaos.model import HISTORY, Expected, Rules, expected
 from tests.chaos.rig import DATASET, fit_bundle
 from tests.chaos.stored import Row, Stored
 from tests.chaos.vectors import ItemTower
@@ -22,7 +22,8 @@ from tests.chaos.workload import Message, Workload
 from workers.towers.onnx import open_tower
 
 NOW_MS = 1_700_000_000_000
-SEEN_ACTIONS = {"rate"}
+RULES = Rules(frozenset({"rate"}), "rate", 4.0, 1000, "gender", frozenset("FM"))
+EPOCH = NOW_MS // 16_000
 
 
 def activity(offset: int, event: str, at_ms: int = NOW_MS, partition: int = 0, **fields: object) -> Entry:
@@ -39,7 +40,7 @@ def after(*entries: Entry) -> Expected:
     topics: dict[str, list[Entry]] = {topic: [] for topic in (ACTIVITY, ITEMS, REQUESTS)}
     for entry in entries:
         topics[entry.topic].append(entry)
-    return expected(topics, SEEN_ACTIONS)
+    return expected(topics, RULES)
 
 
 def test_a_copy_counts_once() -> None:
@@ -76,6 +77,18 @@ def test_profiles_keep_the_newest_and_of_equal_times_the_greater() -> None:
 
 
 TIES = [(NOW_MS - 1, "X"), (NOW_MS, "F"), (NOW_MS, "M"), (NOW_MS, "A")]
+
+
+def test_what_is_liked_counts_once_for_everybody_and_in_the_segment() -> None:
+    start_ms, item = EPOCH * 16_000, hash64("i")
+    events = [
+        activity(0, "a", start_ms, value=4),
+        activity(1, "a", start_ms, value=4),
+        activity(2, "b", start_ms + 1000, value=5, attributes={"gender": "F"}),
+        activity(3, "c", start_ms, value=3),
+        activity(4, "d", start_ms, value=5, action="view"),
+    ]
+    assert after(*events).popular == {(0, EPOCH, ""): {item: 1024 + 2048}, (0, EPOCH, "F"): {item: 2048}}
 
 
 def test_the_later_offset_wins_and_a_lower_version_does_not() -> None:
@@ -163,12 +176,13 @@ class World:
         self.item = Item("i", 0, 0, False, None, tuple(map(float, history[0])), item.entry.value or b"")
         self.rows = [Row(list(map(float, indexed[0])), {})]
         self.answers = [answer()]
+        self.popular: dict[tuple[int, int, str], dict[int, int]] = {}
         self.letters = [LETTER]
 
     def differences(self) -> list[Difference]:
         users = {} if self.user is None else {"u": self.user}
         items = {} if self.item is None else {"i": self.item}
-        stored = Stored(users, items, {"i": self.rows} if self.rows else {}, [])
+        stored = Stored(users, items, {"i": self.rows} if self.rows else {}, [], self.popular)
         return compare(self.must, stored, {CANDIDATES: self.answers, DEAD_LETTERS: self.letters}, self.tower)
 
 
@@ -182,6 +196,7 @@ SPOILED = {
     "not seen": (lambda w: w.user.seen.clear(), ["lost"]),
     "seen by nobody": (lambda w: w.user.seen.update({5: 5}), ["wrong_state"]),
     "floor": (lambda w: setattr(w, "user", replace(w.user, floor=(1, 1))), ["wrong_state"]),
+    "counted as liked": (lambda w: w.popular.update({(0, 1, ""): {5: 1024}}), ["double_effects"]),
     "no item": (lambda w: setattr(w, "item", None), ["lost"]),
     "an older item": (lambda w: setattr(w, "item", replace(w.item, offset=7)), ["lost"]),
     "other bytes": (lambda w: setattr(w, "item", replace(w.item, update=b"")), ["wrong_state"]),

@@ -14,7 +14,7 @@ from schemas import codec
 from tests.chaos.compare import _items, _users
 from tests.chaos.formats import read_item, read_user
 from tests.chaos.log import ACTIVITY, ITEMS, REQUESTS, Entry
-from tests.chaos.model import expected
+from tests.chaos.model import Rules, expected
 from tests.chaos.rig import DATASET, fit_bundle
 from tests.chaos.stored import Row, Stored
 from tests.chaos.vectors import ItemTower
@@ -96,7 +96,7 @@ async def test_they_agree(seed: int, tmp_path: Path) -> None:
     for entry in entries:
         topics[entry.topic].append(entry)
     own_tower = ItemTower(bundle.path)
-    must = expected(topics, set(own_tower.spec["seen"]["actions"]))
+    must = expected(topics, Rules.read(bundle.path))
     records = {item.item_id: item for item in map(read_item, items._records.values())}
     rows = {name: [Row(vector.tolist(), index._attributes[name])] for name, vector in index._vectors.items()}
     found = {name: read_user(user.record or b"", user.seen) for name, user in users._users.items()}
