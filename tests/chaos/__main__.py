@@ -12,10 +12,12 @@ import random
 import sys
 from contextlib import redirect_stdout
 
+from models.bundle import Bundle
 from tests.chaos.faults import FAULTS, SHORT
 from tests.chaos.mutant_runs import MUTANTS, caught
 from tests.chaos.rig import Rig, fit_bundle, say
 from tests.chaos.run import Report, own_stack, run
+from workers.local.stack import LocalStack
 
 
 def arguments() -> argparse.Namespace:
@@ -38,30 +40,36 @@ def arguments() -> argparse.Namespace:
     return chosen
 
 
-async def main() -> int:
+def main() -> int:
     """Run what was asked for."""
     asked = arguments()
     seed = random.SystemRandom().randint(1, 10**6) if asked.seed is None else asked.seed
-    faults = list(asked.faults)
-    if asked.short:
-        faults += random.Random(seed).sample(SHORT, len(SHORT))
-    report, well = Report(seed), True
     with redirect_stdout(sys.stderr), own_stack() as stack:
         bundle = fit_bundle(stack.data_dir / "bundles")
-        if faults or asked.kills:
-            report, found = await run(Rig(stack, bundle, seed), faults, asked.kills)
-            well = not found
-        if asked.mutants is not None:
-            names = asked.mutants or list(MUTANTS)
-            report.mutants_caught = 0
-            for name in names:
-                report.mutants_caught += await caught(stack, bundle, name, seed, report)
-            well = well and report.mutants_caught == len(names)
+        report, well = asyncio.run(everything(asked, seed, stack, bundle))
     print(json.dumps(report.as_dict()))
     say("every promise held" if well else "a promise was broken, see above")
     return 0 if well else 1
 
 
+async def everything(asked: argparse.Namespace, seed: int, stack: LocalStack, bundle: Bundle) -> tuple[Report, bool]:
+    """Faults, then mutants; the report, and whether all is well."""
+    faults = list(asked.faults)
+    if asked.short:
+        faults += random.Random(seed).sample(SHORT, len(SHORT))
+    report, well = Report(seed), True
+    if faults or asked.kills:
+        report, found = await run(Rig(stack, bundle, seed), faults, asked.kills)
+        well = not found
+    if asked.mutants is not None:
+        names = asked.mutants or list(MUTANTS)
+        report.mutants_caught = 0
+        for name in names:
+            report.mutants_caught += await caught(stack, bundle, name, seed, report)
+        well = well and report.mutants_caught == len(names)
+    return report, well
+
+
 if __name__ == "__main__":
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    sys.exit(asyncio.run(main()))
+    sys.exit(main())

@@ -34,19 +34,18 @@ class Entry:
         return f"{self.topic}/{self.partition}@{self.offset} key {self.key!r}: {(self.value or b'null')[:200]!r}"
 
 
-async def read_topics(bootstrap: str, namespace: str) -> dict[str, list[Entry]]:
+async def read_topics(bootstrap: str, namespace: str, partitions: int) -> dict[str, list[Entry]]:
     """Every record of the five topics, each topic in the order in which the broker took them."""
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, max_poll_records=5000)
     await consumer.start()
     try:
-        return {topic: await _read(consumer, f"{namespace}.{topic}", topic) for topic in TOPICS}
+        return {topic: await _read(consumer, f"{namespace}.{topic}", partitions, topic) for topic in TOPICS}
     finally:
         await consumer.stop()
 
 
-async def _read(consumer: AIOKafkaConsumer, full_name: str, topic: str) -> list[Entry]:
-    numbers = consumer.partitions_for_topic(full_name) or await _partitions(consumer, full_name)
-    partitions = [TopicPartition(full_name, number) for number in sorted(numbers)]
+async def _read(consumer: AIOKafkaConsumer, full_name: str, count: int, topic: str) -> list[Entry]:
+    partitions = [TopicPartition(full_name, number) for number in range(count)]
     consumer.assign(partitions)
     await consumer.seek_to_beginning()
     ends = await consumer.end_offsets(partitions)
@@ -57,8 +56,3 @@ async def _read(consumer: AIOKafkaConsumer, full_name: str, topic: str) -> list[
                 Entry(topic, r.partition, r.offset, r.timestamp, r.key, r.value, tuple(r.headers)) for r in records
             ]
     return sorted(entries, key=lambda entry: (entry.taken_ms, entry.partition, entry.offset))
-
-
-async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
-    await consumer.topics()
-    return set(consumer.partitions_for_topic(topic) or ())

@@ -53,8 +53,8 @@ def own_stack() -> Iterator[LocalStack]:
     """Servers that may be broken, in a folder of their own."""
     folder = Path(tempfile.mkdtemp(prefix="recall-chaos-"))
     stack = LocalStack(folder, say)
-    stack.start()
     try:
+        stack.start()
         yield stack
     finally:
         stack.stop()
@@ -106,7 +106,7 @@ async def judge(rig: Rig, report: Report) -> list[Difference]:
         found.append(Difference("lost", str(error)))
         rig.workers.stop()
     settings = rig.settings
-    topics = await read_topics(settings.kafka_bootstrap, settings.namespace)
+    topics = await read_topics(settings.kafka_bootstrap, settings.namespace, settings.partitions)
     tower = ItemTower(rig.bundle.path)
     must = expected(topics, Rules.read(rig.bundle.path))
     redis_url = settings.redis_url.get_secret_value()
