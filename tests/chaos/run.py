@@ -50,12 +50,16 @@ class Report:
 
 @contextmanager
 def own_stack() -> Iterator[LocalStack]:
-    """Servers that may be broken, in a folder of their own."""
+    """Servers that may be broken, in a folder of their own. After an exception its logs stay."""
     folder = Path(tempfile.mkdtemp(prefix="recall-chaos-"))
     stack = LocalStack(folder, say)
     try:
         stack.start()
         yield stack
+    except BaseException:
+        kept = shutil.copytree(folder / "logs", tempfile.mkdtemp(prefix="recall-chaos-logs-"), dirs_exist_ok=True)
+        say(f"the logs of servers and workers are in {kept}")
+        raise
     finally:
         stack.stop()
         shutil.rmtree(folder, ignore_errors=True)
