@@ -52,7 +52,7 @@ def freeze(kind: AgentKind) -> Fault:
         chance = rig.random
         worker = chance.choice(rig.workers.of(kind))
         await _backlog(rig, kind)
-        await asyncio.sleep(chance.random() * 0.3)  # anywhere in the backlog
+        await rig.until(lambda: worker.gauges().get("recall_in_flight_batches", 0) > 0, 30.0, "nothing is in hand")
         worker.send(signal.SIGSTOP)
         await asyncio.sleep(SESSION_TIMEOUT_S)
         await _taken_over(rig, kind)

@@ -14,6 +14,13 @@ from workers.local.workers import DRAIN_S, environment
 from workers.settings import AGENT_KINDS, AgentKind, Settings
 
 ROOT = Path(__file__).parents[2]
+GAUGES = (
+    "recall_assigned_partitions",
+    "recall_lag_records",
+    "recall_lag_age_ms",
+    "recall_in_flight_batches",
+    "recall_ready",
+)
 
 
 @dataclass
@@ -32,6 +39,16 @@ class Worker:
                 return bool(page.status == 200)
         except OSError:
             return False
+
+    def gauges(self) -> dict[str, float]:
+        """What its /metrics says of itself: partitions, lag, what is in hand. Empty when it does not answer."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.web_port}/metrics", timeout=2) as page:
+                lines = page.read().decode().splitlines()
+        except OSError:
+            return {}
+        found = (line.partition(f'{{kind="{self.kind}"}} ') for line in lines)
+        return {name: float(value) for name, _, value in found if name in GAUGES}
 
     def send(self, number: signal.Signals) -> None:
         """A signal."""

@@ -29,7 +29,7 @@ from workers.settings import AGENT_KINDS, AgentKind, Settings, load_settings
 
 WORKERS_OF_A_KIND = 2
 READY_WITHIN_S = 120.0
-DRAINED_WITHIN_S = 240.0
+DRAINED_WITHIN_S = 90.0
 RECOVERED_WITHIN_S = 120.0
 DATASET = generate(items=100, users=60, events=2500)
 
@@ -121,6 +121,8 @@ class Rig:
         while lags := await self.lags():
             self.workers.supervise()
             if time.monotonic() > end:
+                for worker in self.workers.running:
+                    say(f"  {worker.log.name}: {await asyncio.to_thread(worker.gauges)}")
                 raise NotRecoveredError(f"not taken in after {DRAINED_WITHIN_S:.0f} s: {lags}")
             await asyncio.sleep(0.2)
 
