@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 
+from tests.chaos.processes import Worker
 from tests.chaos.rig import Rig
 from workers.local.service import Service
 from workers.settings import AGENT_KINDS, AgentKind
@@ -52,13 +53,18 @@ def freeze(kind: AgentKind) -> Fault:
         chance = rig.random
         worker = chance.choice(rig.workers.of(kind))
         await _backlog(rig, kind)
-        await rig.until(lambda: worker.gauges().get("recall_in_flight_batches", 0) > 0, 30.0, "nothing is in hand")
+        await rig.until(lambda: busy(worker), 30.0, "nothing is in hand")
         worker.send(signal.SIGSTOP)
         await asyncio.sleep(SESSION_TIMEOUT_S)
         await _taken_over(rig, kind)
         worker.send(signal.SIGCONT)
 
     return fault
+
+
+def busy(worker: Worker) -> bool:
+    """Whether it has a batch in hand."""
+    return worker.gauges().get("recall_in_flight_batches", 0) > 0
 
 
 async def _backlog(rig: Rig, kind: AgentKind) -> None:
@@ -108,7 +114,8 @@ def stall(name: str, seconds: float) -> Fault:
 
     async def fault(rig: Rig) -> None:
         service = rig.service(name)
-        await rig.feeder.send([rig.feeder.workload.request() for _ in range(200)])
+        await rig.feeder.send([rig.feeder.workload.request() for _ in range(500)])
+        await rig.until(lambda: any(map(busy, rig.workers.of("recall"))), 30.0, "no answer is in hand")
         _signal(service, signal.SIGSTOP)
         await asyncio.sleep(seconds)
         _signal(service, signal.SIGCONT)

@@ -34,9 +34,16 @@ class Worker:
 
     def ready(self) -> bool:
         """Whether its /readyz says so."""
+        return self._well("readyz")
+
+    def live(self) -> bool:
+        """Whether its /healthz says so."""
+        return self._well("healthz")
+
+    def _well(self, page: str) -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.web_port}/readyz", timeout=2) as page:
-                return bool(page.status == 200)
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.web_port}/{page}", timeout=2) as answer:
+                return bool(answer.status == 200)
         except OSError:
             return False
 

@@ -122,7 +122,8 @@ class Rig:
             self.workers.supervise()
             if time.monotonic() > end:
                 for worker in self.workers.running:
-                    say(f"  {worker.log.name}: {await asyncio.to_thread(worker.gauges)}")
+                    live, gauges = await asyncio.to_thread(lambda worker=worker: (worker.live(), worker.gauges()))
+                    say(f"  {worker.log.name}: live {live}, {gauges}")
                 raise NotRecoveredError(f"not taken in after {DRAINED_WITHIN_S:.0f} s: {lags}")
             await asyncio.sleep(0.2)
 
