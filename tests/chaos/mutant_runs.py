@@ -20,7 +20,6 @@ class Exposure:
     faults: tuple[str, ...]
     shows: Kind
     rates: Rates = field(default_factory=Rates)
-    overrides: dict[str, object] = field(default_factory=dict)
 
 
 MUTANTS = {
@@ -29,7 +28,7 @@ MUTANTS = {
     "write_token": Exposure(("quiet",), "lost", Rates(burst=1.0)),
     "item_fence": Exposure(("freeze_items",), "lost"),
     "ordered_commit": Exposure(("redis_stall_and_kill",), "lost"),
-    "acknowledgement": Exposure(("kafka_stall",), "unanswered", overrides={"publish_timeout_ms": 2000}),
+    "acknowledgement": Exposure(("kill_recall",), "unanswered"),
 }
 
 
@@ -38,7 +37,7 @@ async def caught(stack: LocalStack, bundle: Bundle, name: str, seed: int, total:
     exposure = MUTANTS[name]
     for attempt in range(ROUNDS):
         say(f"mutant {name}, {', '.join(exposure.faults)}")
-        rig = Rig(stack, bundle, seed + attempt, name, exposure.rates, exposure.overrides)
+        rig = Rig(stack, bundle, seed + attempt, name, exposure.rates)
         report, found = await run(rig, exposure.faults)
         total.faults = dict(Counter(total.faults) + Counter(report.faults))
         total.events += report.events

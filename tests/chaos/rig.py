@@ -52,12 +52,11 @@ class Rig:
     seed: int
     mutant: str | None = None
     rates: Rates = field(default_factory=Rates)
-    overrides: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
         namespace = f"c{uuid.uuid4().hex[:8]}"
-        own = load_settings(namespace=namespace, data_dir=self.stack.data_dir, **self.overrides)
+        own = load_settings(namespace=namespace, data_dir=self.stack.data_dir)
         self.settings: Settings = with_local_stack(own)
         self.workers = Workers(self.settings, self.mutant)
         catalogue = [(update.item_id, update.attributes or {}) for update in DATASET.items(DATASET.test_ms)]
