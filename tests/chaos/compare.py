@@ -1,0 +1,231 @@
+"""Expected against found. Every difference is one of four kinds, and names the event or the record where it shows."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from tests.chaos.formats import User
+from tests.chaos.log import CANDIDATES, DEAD_LETTERS, Entry, Place
+from tests.chaos.model import Expected, ExpectedUser
+from tests.chaos.stored import Stored
+from tests.chaos.vectors import ItemTower
+
+TOLERANCE = 1e-4
+CLOCK_SLACK_MS = 50
+STATUSES = {"ok", "degraded", "expired", "rejected"}
+
+Kind = Literal["lost", "double_effects", "unanswered", "wrong_state"]
+KINDS: tuple[Kind, ...] = ("lost", "double_effects", "unanswered", "wrong_state")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that is not as it must be."""
+
+    kind: Kind
+    line: str
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What was answered: by request id, in the order of the log."""
+
+    by_request: dict[str, list[tuple[Entry, dict[str, Any]]]]
+
+    def duplicates(self, expected: Expected) -> int:
+        """Answers beyond one per record of a request."""
+        asked = Counter(request_id for _, _, request_id in expected.requests.values())
+        return sum(max(0, len(found) - asked[request_id]) for request_id, found in self.by_request.items())
+
+
+def read_answers(entries: list[Entry]) -> Answers:
+    """From the records of `recall-candidates`."""
+    by_request: dict[str, list[tuple[Entry, dict[str, Any]]]] = {}
+    for entry in entries:
+        answer = json.loads(entry.value or b"")
+        by_request.setdefault(answer["request_id"], []).append((entry, answer))
+    return Answers(by_request)
+
+
+def compare(expected: Expected, stored: Stored, topics: dict[str, list[Entry]], tower: ItemTower) -> list[Difference]:
+    """All differences: users, popular counts, items, collection, answers, dead letters, in this order."""
+    found = [Difference("wrong_state", line) for line in stored.unreadable]
+    found += _users(expected, stored)
+    found += _popular(expected, stored)
+    found += _items(expected, stored, tower)
+    found += _answers(expected, read_answers(topics[CANDIDATES]))
+    found += _letters(expected, topics[DEAD_LETTERS])
+    return found
+
+
+def _users(expected: Expected, stored: Stored) -> Iterator[Difference]:
+    for user_id, user in expected.users.items():
+        record = stored.users.get(user_id)
+        if record is None:
+            first = next(iter(user.sources.values()), "a tombstone")
+            yield Difference("lost", f"user {user_id} has no record; {first}")
+        else:
+            yield from _user(user_id, user, record)
+    for user_id in stored.users.keys() - expected.users.keys():
+        yield Difference("wrong_state", f"user {user_id} has a record, and no event")
+
+
+def _user(user_id: str, user: ExpectedUser, record: User) -> Iterator[Difference]:
+    events = Counter(row.event for row in record.history)
+    for event in user.history.keys() - events.keys():
+        yield Difference("lost", f"user {user_id}: the history has not {user.sources[event]}")
+    for event, times in events.items():
+        if times > 1:
+            yield Difference("double_effects", f"user {user_id}: {times} rows of {user.sources.get(event, event)}")
+        if event not in user.history:
+            yield Difference("wrong_state", f"user {user_id}: the history has event {event:016x}, which it must not")
+    for row in record.history:
+        if row.event in user.history and row != user.history[row.event]:
+            yield Difference("wrong_state", f"user {user_id}: {row}, not {user.history[row.event]}")
+    if record.history != sorted(record.history, key=lambda row: row.pair):
+        yield Difference("wrong_state", f"user {user_id}: the history is not in order")
+    if record.count != user.count:
+        kind: Kind = "double_effects" if record.count > user.count else "lost"
+        yield Difference(kind, f"user {user_id}: {record.count} events counted, {user.count} came")
+    yield from _profile_and_seen(user_id, user, record)
+
+
+def _profile_and_seen(user_id: str, user: ExpectedUser, record: User) -> Iterator[Difference]:
+    for item, at_ms in user.seen.items():
+        if record.seen.get(item, -1) < at_ms:
+            yield Difference("lost", f"user {user_id}: not seen at {at_ms}: {user.seen_from[item]}")
+        elif record.seen[item] > at_ms:
+            yield Difference("wrong_state", f"user {user_id}: item {item:016x} seen at {record.seen[item]}")
+    for item in record.seen.keys() - user.seen.keys():
+        yield Difference("wrong_state", f"user {user_id}: item {item:016x} counts as seen")
+    for name, was, must in (
+        ("profile", record.profile, user.profile),
+        ("floor", record.floor, user.floor),
+        ("forgotten_ms", record.forgotten_ms, user.forgotten_ms),
+        ("forget_taken_ms", record.forget_taken_ms, user.forget_taken_ms),
+    ):
+        if was != must:
+            yield Difference("wrong_state", f"user {user_id}: {name} is {was}, must be {must}")
+
+
+def _popular(expected: Expected, stored: Stored) -> Iterator[Difference]:
+    for place in sorted(expected.popular.keys() | stored.popular.keys()):
+        must, was = expected.popular.get(place, {}), stored.popular.get(place, {})
+        for item in must.keys() | was.keys():
+            more = was.get(item, 0) - must.get(item, 0)
+            if more:
+                line = f"popular in {place}: item {item:016x} has {was.get(item, 0)}, {must.get(item, 0)} came"
+                yield Difference("double_effects" if more > 0 else "lost", line)
+
+
+def _items(expected: Expected, stored: Stored, tower: ItemTower) -> Iterator[Difference]:
+    live = [item_id for item_id, item in expected.items.items() if not item.deleted]
+    indexed, history = tower.embed(live, [expected.items[item_id].attributes for item_id in live])
+    vectors = {item_id: (indexed[n], history[n]) for n, item_id in enumerate(live)}
+    for item_id, item in expected.items.items():
+        record, entry = stored.items.get(item_id), item.entry
+        if record is None:
+            yield Difference("lost", f"item {item_id} has no record: {entry}")
+            continue
+        must = (entry.partition, entry.offset, item.deleted, item.version, entry.value or b"")
+        was = (record.partition, record.offset, record.deleted, record.version, record.update)
+        if was[:2] != must[:2]:
+            yield Difference("lost", f"item {item_id}: {was[0]}@{was[1]} stands, and not {entry}")
+        elif was != must:
+            yield Difference("wrong_state", f"item {item_id}: {was}, must be {must}")
+        vector = np.array(record.vector, dtype=np.float32)
+        if item.deleted:
+            wrong = len(vector) > 0
+        else:
+            wrong = vector.shape != vectors[item_id][1].shape or not _near(vector, vectors[item_id][1])
+        if wrong:
+            yield Difference("wrong_state", f"item {item_id}: the history vector is not that of {entry}")
+    for item_id in stored.items.keys() - expected.items.keys():
+        yield Difference("wrong_state", f"item {item_id} has a record, and no event")
+    yield from _collection(expected, stored, {item_id: both[0] for item_id, both in vectors.items()}, tower)
+
+
+def _collection(expected: Expected, stored: Stored, vectors: dict[str, Any], tower: ItemTower) -> Iterator[Difference]:
+    fields = list(tower.spec["filterable"])
+    for item_id, vector in vectors.items():
+        item, rows = expected.items[item_id], stored.rows.get(item_id, [])
+        if not rows:
+            yield Difference("lost", f"item {item_id} is not in the collection: {item.entry}")
+        if len(rows) > 1:
+            yield Difference("double_effects", f"item {item_id} stands {len(rows)} times in the collection")
+        for row in rows:
+            if not _near(np.array(row.vector, dtype=np.float32), vector):
+                yield Difference("wrong_state", f"item {item_id}: the indexed vector is not that of {item.entry}")
+            was = {name: row.attributes.get(name) for name in fields}
+            must = {name: item.attributes.get(name) for name in fields}
+            if was != must:
+                yield Difference("wrong_state", f"item {item_id}: attributes {was}, not those of {item.entry}")
+    for item_id in stored.rows.keys() - vectors.keys():
+        known = expected.items.get(item_id)
+        yield Difference("wrong_state", f"item {item_id} is in the collection: {known.entry if known else 'no event'}")
+
+
+def _near(was: Any, must: Any) -> bool:
+    return was.shape == must.shape and bool(np.abs(was - must).max() <= TOLERANCE)
+
+
+def _answers(expected: Expected, answers: Answers) -> Iterator[Difference]:
+    known = {request_id for _, _, request_id in expected.requests.values()}
+    for entry, status, request_id in expected.requests.values():
+        found = answers.by_request.get(request_id, [])
+        if not found:
+            yield Difference("unanswered", f"request {request_id}: {entry}")
+        for _, answer in found:
+            problem = _problem(entry, status, answer)
+            if problem:
+                yield Difference("wrong_state", f"the answer to {request_id} {problem}: {entry}")
+    for request_id in answers.by_request.keys() - known:
+        yield Difference("wrong_state", f"an answer to {request_id}, which nobody asked")
+
+
+def _problem(request: Entry, status: str, answer: dict[str, Any]) -> str:
+    """What is wrong with an answer, '' for nothing."""
+    asked = json.loads(request.value or b"")
+    items, scores = answer["item_ids"], answer["scores"]
+    if answer["user_id"] != asked["user_id"]:
+        return "is for another user"
+    if answer["status"] not in STATUSES or (status and answer["status"] != status):
+        return f"has status {answer['status']}"
+    if status:
+        return ""
+    if answer["status"] == "rejected" and answer["reasons"] != ["overloaded"]:
+        return f"is rejected: {answer['reasons']}"
+    deadline_ms = request.taken_ms + asked.get("timeout_ms", 2000)
+    if answer["status"] == "expired" and answer["timestamp_ms"] < deadline_ms - CLOCK_SLACK_MS:
+        return f"is expired {deadline_ms - answer['timestamp_ms']} ms before the deadline"
+    if len(set(items)) != len(items) or len(items) != len(scores) or len(items) > asked.get("k", 100):
+        return f"lists {len(items)} items, {len(set(items))} different ones, {len(scores)} scores"
+    if scores != sorted(scores, reverse=True):
+        return "is not in order"
+    if set(items) & set(asked.get("exclude_items", ())):
+        return "lists an excluded item"
+    return ""
+
+
+def _letters(expected: Expected, entries: list[Entry]) -> Iterator[Difference]:
+    found: dict[Place, list[tuple[str, Entry]]] = {}
+    for entry in entries:
+        headers = {name: value.decode() for name, value in entry.headers}
+        topic = headers["dlq.topic"].rpartition(".")[2]
+        place = topic, int(headers["dlq.partition"]), int(headers["dlq.offset"])
+        found.setdefault(place, []).append((headers["dlq.error.code"], entry))
+    for place, (entry, code) in expected.letters.items():
+        letters = found.pop(place, [])
+        if not letters:
+            yield Difference("lost", f"no dead letter {code} of {entry}")
+        for was, letter in letters:
+            if was != code or (letter.key, letter.value) != (entry.key, entry.value):
+                yield Difference("wrong_state", f"dead letter {was}, must be {code} with the bytes of {entry}")
+    for place, letters in found.items():
+        codes = {code for code, _ in letters}
+        if codes != {expected.may_be_letters.get(place)}:
+            yield Difference("wrong_state", f"dead letter {', '.join(sorted(codes))} of {place}, which can be read")

@@ -1,0 +1,161 @@
+"""The faults: each breaks something under load and makes it whole again. What follows is told by docs/failures.md."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+
+from tests.chaos.processes import Worker
+from tests.chaos.rig import Rig
+from workers.local.service import Service
+from workers.settings import AGENT_KINDS, AgentKind
+
+Fault = Callable[[Rig], Awaitable[None]]
+
+SESSION_TIMEOUT_S = 10.0  # of a worker's consumer: silent for so long, it loses its partitions
+BACKLOG_STEPS = 100
+
+
+async def quiet(rig: Rig) -> None:
+    """No fault: traffic alone."""
+    await rig.feeder.steps_more(100)
+
+
+def kill(kind: AgentKind) -> Fault:
+    """kill -9 of one worker at a random moment, and a new one at once."""
+
+    async def fault(rig: Rig) -> None:
+        await rig.working(kind)
+        await rig.feeder.steps_more(rig.random.randint(1, 20))
+        await asyncio.sleep(rig.random.random() * 0.1)  # anywhere within a step
+        rig.workers.kill(rig.random.choice(rig.workers.of(kind)))
+        rig.workers.start(kind)
+
+    return fault
+
+
+def terminate(kind: AgentKind) -> Fault:
+    """SIGTERM: one worker drains and leaves, a new one joins."""
+
+    async def fault(rig: Rig) -> None:
+        await rig.working(kind)
+        rig.workers.terminate(rig.random.choice(rig.workers.of(kind)))
+        rig.workers.start(kind)
+
+    return fault
+
+
+def freeze(kind: AgentKind) -> Fault:
+    """SIGSTOP for longer than the session timeout, in the middle of a backlog; then SIGCONT: a zombie that writes."""
+
+    async def fault(rig: Rig) -> None:
+        await rig.working(kind)
+        chance = rig.random
+        worker = chance.choice(rig.workers.of(kind))
+        await _backlog(rig, kind)
+        await rig.until(lambda: busy(worker), 30.0, "nothing is in hand")
+        worker.send(signal.SIGSTOP)
+        await asyncio.sleep(SESSION_TIMEOUT_S)
+        await _taken_over(rig, kind)
+        worker.send(signal.SIGCONT)
+
+    return fault
+
+
+def busy(worker: Worker) -> bool:
+    """Whether it has a batch in hand."""
+    return worker.gauges().get("recall_in_flight_batches", 0) > 0
+
+
+async def _backlog(rig: Rig, kind: AgentKind) -> None:
+    """More of a kind's events than it can do at once."""
+    workload, now_ms = rig.feeder.workload, rig.now_ms()
+    if kind == "items":
+        messages = [workload.item(now_ms) for _ in range(2000)]
+    elif kind == "activity":
+        messages = [message for _ in range(20) for message in workload.burst(now_ms)]
+    else:
+        messages = [workload.request() for _ in range(500)]
+    await rig.feeder.send(messages)
+
+
+async def _taken_over(rig: Rig, kind: AgentKind) -> None:
+    """Wait until others have done what the frozen one left, and what came since."""
+    await _backlog(rig, kind)
+    topic = {"activity": "user-activity", "items": "item-updates", "recall": "recall-requests"}[kind]
+    await rig.until_async(lambda: rig.lag_below(topic, 500), 60.0, f"nobody takes over {topic}")
+
+
+async def storm(rig: Rig) -> None:
+    """Workers of every kind join and leave in quick succession."""
+    for _ in range(3):
+        joined = [rig.workers.start(kind) for kind in AGENT_KINDS]
+        await rig.feeder.steps_more(rig.random.randint(5, 40))
+        for worker in rig.random.sample(joined, len(joined)):
+            rig.workers.terminate(worker)
+            await rig.feeder.steps_more(rig.random.randint(0, 10))
+
+
+def crash(name: str, down_steps: int = 20) -> Fault:
+    """kill -9 of a server, which comes back with its data after a while."""
+
+    async def fault(rig: Rig) -> None:
+        service = rig.service(name)
+        await rig.feeder.steps_more(rig.random.randint(1, 10))
+        service.kill()
+        await asyncio.sleep(down_steps * 0.1)  # the feeder may stand still meanwhile
+        await rig.restart(service)
+
+    return fault
+
+
+def stall(name: str, seconds: float, *, anew: bool = False) -> Fault:
+    """SIGSTOP of a server for a while: it takes connections and never answers. `anew`: it is started again then."""
+
+    async def fault(rig: Rig) -> None:
+        service = rig.service(name)
+        await rig.feeder.send([rig.feeder.workload.request() for _ in range(500)])
+        await rig.until(lambda: any(map(busy, rig.workers.of("recall"))), 30.0, "no answer is in hand")
+        _signal(service, signal.SIGSTOP)
+        await asyncio.sleep(seconds)
+        if anew:
+            service.kill()
+            await rig.restart(service)
+        else:
+            _signal(service, signal.SIGCONT)
+
+    return fault
+
+
+async def stall_and_kill(rig: Rig) -> None:
+    """Redis stalls, and the activity workers are killed with what they have in hand."""
+    redis = rig.service("redis")
+    await rig.working("activity")
+    _signal(redis, signal.SIGSTOP)
+    await rig.feeder.steps_more(25)  # long enough for a commit while a batch is in hand
+    for worker in rig.workers.of("activity"):
+        rig.workers.kill(worker)
+        rig.workers.start("activity")
+    _signal(redis, signal.SIGCONT)
+
+
+def _signal(service: Service, number: signal.Signals) -> None:
+    assert service.process is not None
+    os.kill(service.process.pid, number)
+
+
+FAULTS: dict[str, Fault] = {
+    "quiet": quiet,
+    **{f"kill_{kind}": kill(kind) for kind in AGENT_KINDS},
+    **{f"terminate_{kind}": terminate(kind) for kind in AGENT_KINDS},
+    **{f"freeze_{kind}": freeze(kind) for kind in AGENT_KINDS},
+    "storm": storm,
+    "redis_kill": crash("redis"),
+    "kafka_kill": crash("kafka"),
+    "milvus_kill": crash("milvus"),
+    "redis_stall": stall("redis", 5.0),
+    "redis_stall_and_kill": stall_and_kill,
+    "kafka_stall": stall("kafka", 8.0),
+    "milvus_stall": stall("milvus", 4.0, anew=True),  # it may end by itself when it finds that it was away
+}
+SHORT = tuple(name for name in FAULTS if name != "quiet")

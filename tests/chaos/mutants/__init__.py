@@ -1,0 +1,14 @@
+"""Workers with one promise broken, to prove that the harness can fail. Each is a module that patches at import.
+
+`site/sitecustomize.py` is imported by Python itself, before a worker's first line, when its folder stands in
+PYTHONPATH; it imports the mutant that the environment names. Product code knows nothing of it.
+"""
+
+from pathlib import Path
+
+VARIABLE = "RECALL_CHAOS_MUTANT"
+
+
+def site_folder() -> Path:
+    """What comes first in a mutant's PYTHONPATH."""
+    return Path(__file__).with_name("site")

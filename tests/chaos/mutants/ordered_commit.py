@@ -1,0 +1,21 @@
+"""Commits go past records in flight: up to the last one that was polled."""
+
+from workers.inflight import InFlight
+
+_add = InFlight.add
+
+
+def add(self, polled):
+    _add(self, polled)
+    last = self.__dict__.setdefault("last_polled", {})
+    for partition, records in polled.items():
+        last[partition] = records[-1].offset + 1
+
+
+def committable(self, now_ms=None):
+    last = self.__dict__.get("last_polled", {})
+    return {partition: offset for partition, offset in last.items() if self._confirmed.get(partition) != offset}
+
+
+InFlight.add = add
+InFlight.committable = committable

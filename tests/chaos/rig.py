@@ -1,0 +1,193 @@
+"""A live system to break: real servers, several workers of each kind, and the traffic that they work on."""
+
+import asyncio
+import random
+import sys
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from models.bundle import Bundle
+from models.datasets.generated import generate
+from models.fit import FitOptions, fit
+from models.spec import builtin_spec, load_spec
+from schemas.recall import RecallRequest
+from tests.chaos.feeder import Feeder
+from tests.chaos.processes import Workers
+from tests.chaos.workload import Rates, Workload
+from workers import topics, views
+from workers.client import RecallClient
+from workers.errors import RecallError
+from workers.kafka_client import group_lag
+from workers.local.discover import with_local_stack
+from workers.local.service import Service
+from workers.local.stack import LocalStack
+from workers.settings import AGENT_KINDS, AgentKind, Settings, load_settings
+
+WORKERS_OF_A_KIND = 2
+READY_WITHIN_S = 120.0
+DRAINED_WITHIN_S = 90.0
+RECOVERED_WITHIN_S = 120.0
+DATASET = generate(items=100, users=60, events=2500)
+
+
+def say(line: str) -> None:
+    """Progress, on standard error."""
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+class NotRecoveredError(Exception):
+    """The system did not come back, or did not take in what was sent."""
+
+
+@dataclass
+class Rig:
+    """One run's namespace on a running stack. `async with Rig(...) as rig:` starts the workers and the traffic."""
+
+    stack: LocalStack
+    bundle: Bundle
+    seed: int
+    mutant: str | None = None
+    rates: Rates = field(default_factory=Rates)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        namespace = f"c{uuid.uuid4().hex[:8]}"
+        own = load_settings(namespace=namespace, data_dir=self.stack.data_dir)
+        self.settings: Settings = with_local_stack(own)
+        self.workers = Workers(self.settings, self.mutant)
+        catalogue = [(update.item_id, update.attributes or {}) for update in DATASET.items(DATASET.test_ms)]
+        workload = Workload(self.seed, self.settings.partitions, catalogue, self.rates)
+        self.feeder = Feeder(self.settings.kafka_bootstrap, namespace, workload)
+        self.view: views.ActiveView | None = None
+
+    async def __aenter__(self) -> "Rig":
+        try:
+            await self._start()
+        except BaseException:
+            self.workers.stop()
+            raise
+        return self
+
+    async def _start(self) -> None:
+        await topics.apply(self.settings)
+        self.view = await views.activate(self.settings, self.bundle.path, self.bundle.version)
+        for kind in AGENT_KINDS:
+            for _ in range(WORKERS_OF_A_KIND):
+                self.workers.start(kind)
+        await self.until(self.workers.ready, READY_WITHIN_S, "the workers are not ready")
+        await self.feeder.connect()
+        await self.feeder.send(self.feeder.workload.catalogue(self.now_ms()))
+        await self.feeder.acknowledged()
+        await self.drained()
+        self.feeder.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        with suppress(Exception):
+            await self.feeder.stop()
+        self.workers.stop()
+
+    async def finish(self) -> None:
+        """No more traffic; everything is taken in; the workers drain and end: nothing changes from now on."""
+        await self.feeder.stop()
+        await self.drained()
+        self.workers.stop()
+
+    async def until(self, holds: Callable[[], bool], within_s: float, what: str) -> None:
+        """Ask in a thread until it holds, and look after the workers meanwhile. Raises NotRecoveredError."""
+        end = time.monotonic() + within_s
+        while not await asyncio.to_thread(holds):
+            self.workers.supervise()
+            if time.monotonic() > end:
+                raise NotRecoveredError(f"{what} after {within_s:.0f} s")
+            await asyncio.sleep(0.1)
+
+    async def until_async(self, holds: Callable[[], Awaitable[bool]], within_s: float, what: str) -> None:
+        """The same for what is asked in this loop."""
+        end = time.monotonic() + within_s
+        while not await holds():
+            self.workers.supervise()
+            if time.monotonic() > end:
+                raise NotRecoveredError(f"{what} after {within_s:.0f} s")
+            await asyncio.sleep(0.2)
+
+    async def drained(self) -> None:
+        """Wait until the offsets that every group has committed are the ends of its topic. Raises NotRecoveredError."""
+        end = time.monotonic() + DRAINED_WITHIN_S
+        while lags := await self.lags():
+            self.workers.supervise()
+            if time.monotonic() > end:
+                for worker in self.workers.running:
+                    live, gauges = await asyncio.to_thread(lambda worker=worker: (worker.live(), worker.gauges()))
+                    say(f"  {worker.log.name}: live {live}, {gauges}")
+                raise NotRecoveredError(f"not taken in after {DRAINED_WITHIN_S:.0f} s: {lags}")
+            await asyncio.sleep(0.2)
+
+    async def lags(self) -> dict[str, int]:
+        """Topic -> records that its group has not committed; those with none are left out."""
+        assert self.view is not None
+        groups = {
+            "user-activity": "recall-activity",
+            "item-updates": f"recall-items.{self.view.collection}",
+            "recall-requests": "recall-requests",
+        }
+        found = {}
+        for topic, group in groups.items():
+            try:
+                found[topic] = await group_lag(self.settings, self.settings.group(group), self.settings.topic(topic))
+            except RecallError as error:
+                found[topic] = -1
+                say(f"  {error}")
+        return {topic: lag for topic, lag in found.items() if lag}
+
+    async def lag_below(self, topic: str, records: int) -> bool:
+        """Whether a topic's group is nearly up to date."""
+        return 0 <= (await self.lags()).get(topic, 0) < records
+
+    def service(self, name: str) -> Service:
+        """One server of the stack."""
+        return next(service for service in self.stack.services if service.name == name)
+
+    @staticmethod
+    def now_ms() -> int:
+        """Epoch milliseconds."""
+        return time.time_ns() // 1_000_000
+
+    async def recovered(self) -> float:
+        """Seconds until all workers are ready and a request is answered `ok`. Raises NotRecoveredError."""
+        begun = time.monotonic()
+        await self.until(self.workers.ready, RECOVERED_WITHIN_S, "the workers are not ready")
+        while True:
+            with suppress(RecallError):
+                async with RecallClient(self.settings) as client:
+                    request_id = f"probe-{uuid.uuid4().hex}"
+                    request = RecallRequest(request_id=request_id, user_id="one-0", k=10, timeout_ms=5000)
+                    if (await client.ask(request)).status == "ok":
+                        return time.monotonic() - begun
+            self.workers.supervise()
+            if time.monotonic() - begun > RECOVERED_WITHIN_S:
+                raise NotRecoveredError(f"requests are not answered `ok` after {RECOVERED_WITHIN_S:.0f} s")
+
+    async def working(self, kind: AgentKind) -> None:
+        """Wait until all workers of a kind are ready: they have partitions to work on."""
+        await self.until(lambda: all(each.ready() for each in self.workers.of(kind)), READY_WITHIN_S, f"{kind} waits")
+
+    async def restart(self, service: Service) -> None:
+        """Start a server again, on its ports and data, while the traffic goes on."""
+        service.start()
+        end = time.monotonic() + service.ready_within_s
+        while not await asyncio.to_thread(service.probe):
+            if service.process is None or service.process.poll() is not None or time.monotonic() > end:
+                raise NotRecoveredError(service.death())
+            await asyncio.sleep(0.1)
+        self.stack.write()
+
+
+def fit_bundle(folder: Path) -> Bundle:
+    """A small closed-form bundle on made-up films."""
+    spec = builtin_spec(DATASET.spec)
+    log, catalogue = DATASET.log.before(DATASET.test_ms), DATASET.catalogue(DATASET.test_ms)
+    return fit(log, catalogue, load_spec(spec), spec.read_text(), folder, FitOptions(dim=32), lambda *_: None)

@@ -1,0 +1,150 @@
+"""One run: faults on a live system, then the whole of what it has stored and answered against the model."""
+
+import asyncio
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tests.chaos.compare import KINDS, Difference, compare, read_answers
+from tests.chaos.faults import FAULTS
+from tests.chaos.log import CANDIDATES, DEAD_LETTERS, INPUTS, read_topics
+from tests.chaos.model import Rules, expected
+from tests.chaos.rig import NotRecoveredError, Rig, say
+from tests.chaos.stored import read_all
+from tests.chaos.vectors import ItemTower
+from workers.local.stack import LocalStack
+from workers.settings import AGENT_KINDS
+
+SHOWN = 10
+
+
+@dataclass
+class Report:
+    """What a run prints."""
+
+    seed: int
+    faults: dict[str, int] = field(default_factory=dict)
+    events: int = 0
+    lost: int = 0
+    double_effects: int = 0
+    unanswered: int = 0
+    wrong_state: int = 0
+    duplicate_answers: int = 0
+    dead_letters: int = 0
+    max_recovery_s: float = 0.0
+    mutants_caught: int | None = None
+
+    @property
+    def clean(self) -> bool:
+        """Whether every promise held."""
+        return not (self.lost or self.double_effects or self.unanswered or self.wrong_state)
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+
+@contextmanager
+def own_stack() -> Iterator[LocalStack]:
+    """Servers that may be broken, in a folder of their own. After an exception its logs stay."""
+    folder = Path(tempfile.mkdtemp(prefix="recall-chaos-"))
+    stack = LocalStack(folder, say)
+    try:
+        stack.start()
+        yield stack
+    except BaseException:
+        kept = shutil.copytree(folder / "logs", tempfile.mkdtemp(prefix="recall-chaos-logs-"), dirs_exist_ok=True)
+        say(f"the logs of servers and workers are in {kept}")
+        raise
+    finally:
+        stack.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def one_by_one(rig: Rig, faults: Sequence[str], report: Report) -> None:
+    """Each fault, and after each the time until the system is well again."""
+    for name in faults:
+        say(f"fault {name}")
+        await FAULTS[name](rig)
+        recovery_s = await rig.recovered()
+        report.max_recovery_s = max(report.max_recovery_s, round(recovery_s, 1))
+        say(f"  well again after {recovery_s:.1f} s")
+
+
+async def many_kills(rig: Rig, kills: int, report: Report) -> None:
+    """kill -9 of workers of all kinds at once, again and again, with a worker that joins and leaves in between."""
+
+    async def of_kind(number: int) -> None:
+        kind = AGENT_KINDS[number % len(AGENT_KINDS)]
+        for n in range(kills // len(AGENT_KINDS) + (number < kills % len(AGENT_KINDS))):
+            await FAULTS[f"kill_{kind}"](rig)
+            report.faults[f"kill_{kind}"] = report.faults.get(f"kill_{kind}", 0) + 1
+            say(f"kill {sum(report.faults.values())}: {kind}")
+            if n % 5 == 4:
+                joined = rig.workers.start(kind)
+                await rig.working(kind)
+                rig.workers.terminate(joined)
+                await FAULTS[f"terminate_{kind}"](rig)
+                report.faults[f"terminate_{kind}"] = report.faults.get(f"terminate_{kind}", 0) + 1
+
+    tasks = [asyncio.create_task(of_kind(number)) for number in range(len(AGENT_KINDS))]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+    report.max_recovery_s = round(await rig.recovered(), 1)
+
+
+async def judge(rig: Rig, report: Report) -> list[Difference]:
+    """End the traffic and the workers, and compare everything. Adds up the report."""
+    assert rig.view is not None
+    found: list[Difference] = []
+    try:
+        await rig.finish()
+    except NotRecoveredError as error:
+        found.append(Difference("lost", str(error)))
+        rig.workers.stop()
+    settings = rig.settings
+    topics = await read_topics(settings.kafka_bootstrap, settings.namespace, settings.partitions)
+    tower = ItemTower(rig.bundle.path)
+    must = expected(topics, Rules.read(rig.bundle.path))
+    redis_url = settings.redis_url.get_secret_value()
+    stored = await asyncio.to_thread(read_all, redis_url, settings.milvus_uri, settings.namespace, rig.view.collection)
+    found += compare(must, stored, topics, tower)
+    counts = Counter(difference.kind for difference in found)
+    for kind in KINDS:
+        setattr(report, kind, getattr(report, kind) + counts[kind])
+    report.events += sum(len(topics[topic]) for topic in INPUTS)
+    report.dead_letters += len(topics[DEAD_LETTERS])
+    report.duplicate_answers += read_answers(topics[CANDIDATES]).duplicates(must)
+    say(
+        f"{report.events} events, {len(must.users)} users, {len(must.items)} items, {len(must.requests)} requests, "
+        f"{len(must.letters)} dead letters due, {len(found)} differences; not sent: {rig.feeder.failed}"
+    )
+    for difference in found[:SHOWN]:
+        say(f"  {difference.kind}: {difference.line}")
+    for death in rig.workers.deaths:
+        say(f"  a worker ended by itself: {death}")
+    return found
+
+
+async def run(rig: Rig, faults: Sequence[str], kills: int = 0) -> tuple[Report, list[Difference]]:
+    """Faults one by one, or many kills; the report, and every difference."""
+    report = Report(rig.seed, dict(Counter(faults)))
+    failure: list[Difference] = []
+    async with rig:
+        try:
+            await one_by_one(rig, faults, report)
+            if kills:
+                await many_kills(rig, kills, report)
+        except NotRecoveredError as error:
+            say(f"  {error}")
+            failure = [Difference("wrong_state", str(error))]
+            report.wrong_state += 1
+        found = failure + await judge(rig, report)
+    return report, found

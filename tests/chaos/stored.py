@@ -1,0 +1,104 @@
+"""What stands in Redis and in Milvus: all of it, read with the vendors' clients alone."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis
+from pymilvus import MilvusClient
+
+from tests.chaos.formats import Item, User, hash64, read_item, read_user
+
+MAX_ROWS = 16_384  # of one Milvus query
+
+
+@dataclass(frozen=True)
+class Row:
+    """An item in the collection."""
+
+    vector: list[float]
+    attributes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Users by id, items by id; of the collection every row, repeated ids included."""
+
+    users: dict[str, User]
+    items: dict[str, Item]
+    rows: dict[str, list[Row]]
+    unreadable: list[str]
+    popular: dict[tuple[int, int, str], dict[int, int]] = field(default_factory=dict)
+    """(partition, epoch, segment) -> item hash -> count"""
+
+
+def read_all(redis_url: str, milvus_uri: str, namespace: str, collection: str) -> Stored:
+    """Everything of one namespace."""
+    unreadable: list[str] = []
+    client = redis.Redis.from_url(redis_url)
+    with client:
+        users = _users(client, namespace, unreadable)
+        items = _items(client, f"{namespace}:item:{collection}:", unreadable)
+        popular = _popular(client, namespace)
+    return Stored(users, items, _rows(milvus_uri, collection), unreadable, popular)
+
+
+def _users(client: "redis.Redis[bytes]", namespace: str, unreadable: list[str]) -> dict[str, User]:
+    users = {}
+    prefix = f"{namespace}:user:"
+    for key in client.scan_iter(match=f"{prefix}*:record:*", count=1000):
+        tag, _, user_id = key.decode().removeprefix(prefix).partition(":record:")
+        record, seen = client.get(key) or b"", client.get(f"{prefix}{tag}:seen:{user_id}") or b""
+        try:
+            users[user_id] = read_user(record, seen)
+        except Exception as error:
+            unreadable.append(f"record of user {user_id}: {error}")
+        if tag != f"{{{hash64(user_id):016x}}}":
+            unreadable.append(f"user {user_id} stands under the tag {tag}")
+    return users
+
+
+def _items(client: "redis.Redis[bytes]", prefix: str, unreadable: list[str]) -> dict[str, Item]:
+    items = {}
+    for key in client.scan_iter(match=f"{prefix}*", count=1000):
+        try:
+            item = read_item(client.get(key) or b"")
+        except Exception as error:
+            unreadable.append(f"record {key!r}: {error}")
+            continue
+        items[item.item_id] = item
+        if key.decode() != f"{prefix}{hash64(item.item_id):016x}":
+            unreadable.append(f"item {item.item_id} stands under {key!r}")
+    return items
+
+
+def _popular(client: "redis.Redis[bytes]", namespace: str) -> dict[tuple[int, int, str], dict[int, int]]:
+    """`popular:{RULE:PARTITION}:EPOCH:SEGMENT`; there is one rule."""
+    sets = {}
+    for key in client.scan_iter(match=f"{namespace}:popular:{{*}}:*", count=1000):
+        tag, _, name = key.decode().partition("}:")
+        epoch, _, segment = name.partition(":")
+        rows = client.zrange(key, 0, -1, withscores=True)
+        place = int(tag.rpartition(":")[2]), int(epoch), segment
+        sets[place] = {int.from_bytes(member, "big"): int(score) for member, score in rows}
+    return sets
+
+
+def _rows(uri: str, collection: str) -> dict[str, list[Row]]:
+    client = MilvusClient(uri)
+    try:
+        found = client.query(
+            collection,
+            filter='item_id != ""',
+            output_fields=["item_id", "embedding", "attributes"],
+            limit=MAX_ROWS,
+            consistency_level="Strong",
+        )
+    finally:
+        client.close()
+    if len(found) >= MAX_ROWS:
+        raise AssertionError(f"{collection} holds more rows than one query returns")
+    rows: dict[str, list[Row]] = {}
+    for each in found:
+        row = Row([float(value) for value in each["embedding"]], dict(each["attributes"]))
+        rows.setdefault(each["item_id"], []).append(row)
+    return rows
