@@ -1,6 +1,6 @@
 """Real servers and workers under real faults: every promise holds, and the report says so.
 
-Two minutes, run by `pytest tests/chaos/on_servers.py`. Not yet a part of every test run: docs/failures.md, "Known and open".
+Two minutes, run by `pytest tests/chaos/on_servers.py`; not yet a part of every test run (docs/failures.md, last part).
 """
 
 import json
