@@ -28,6 +28,7 @@ import aiokafka
 import faust
 import structlog
 import uvloop
+from aiokafka.errors import IllegalStateError
 from faust.exceptions import ConsumerNotStarted
 from faust.transport import drivers
 from faust.transport.drivers import aiokafka as driver
@@ -115,6 +116,22 @@ class Consumer(driver.Consumer):
                 self._read_offset[partition] = fresh[-1].offset + 1
         if polled:
             flight.add(polled)
+
+    async def seek_to_committed(self) -> Mapping[Any, int]:
+        """Put positions back, those of partitions too of which nothing is committed: aiokafka leaves them as they are.
+
+        Else what a poll has brought and given up, in a group that is new, would never be read.
+        """
+        committed: Mapping[Any, int] = await self._thread.call_thread(self._seek_to_committed)
+        return committed
+
+    async def _seek_to_committed(self) -> Mapping[Any, int]:
+        consumer = self._thread._ensure_consumer()
+        committed: Mapping[Any, int] = await consumer.seek_to_committed()
+        with contextlib.suppress(IllegalStateError):  # another assignment has come, which begins where it must
+            if unread := [partition for partition, offset in committed.items() if not offset]:
+                await consumer.seek_to_beginning(*unread)
+        return committed
 
     async def _deliver(self) -> None:
         """Hand waiting batches to the agent while slots are free; wait for a slot when there is none."""

@@ -25,6 +25,7 @@ CONSUMER_METHODS = {
     "_filter_committable_offsets": ["self", "tps"],
     "_commit_offsets": ["self", "offsets", "start_new_transaction"],
     "perform_seek": ["self"],
+    "seek_to_committed": ["self"],
     "resume_flow": ["self"],
     "verify_all_partitions_active": ["self"],
     "wait_empty": ["self"],
@@ -68,6 +69,13 @@ def test_resuming_is_the_last_step_of_an_assignment_after_the_queues_are_emptied
     source = inspect.getsource(Recovery._resume_streams)
     steps = [source.index(step) for step in ("perform_seek()", "flow_control.resume()", "consumer.resume_flow()")]
     assert steps == sorted(steps)
+
+
+def test_a_seek_goes_through_the_thread_that_fetches() -> None:
+    assert "await self.seek_to_committed()" in inspect.getsource(BaseConsumer.perform_seek)
+    assert "self._thread.seek_to_committed()" in inspect.getsource(ThreadDelegateConsumer.seek_to_committed)
+    thread = inspect.getsource(driver.AIOKafkaConsumerThread.seek_to_committed)
+    assert "self.call_thread(self._ensure_consumer().seek_to_committed)" in thread
 
 
 def test_the_fetching_thread_takes_a_loop_and_closes_it() -> None:

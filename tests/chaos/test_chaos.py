@@ -1,7 +1,4 @@
-"""Real servers and workers under real faults: every promise holds, and the report says so.
-
-Two minutes, run by `pytest tests/chaos/on_servers.py`; not yet a part of every test run (docs/failures.md, last part).
-"""
+"""Real servers and workers under real faults: every promise holds, and the report says so."""
 
 import json
 import subprocess
