@@ -76,6 +76,7 @@ async def test_every_metric_exists_and_moves(
     moved: set[str] = set()
     missing = {metric.name for metric in Metrics().declared}
     missing.remove("recall_breaker_open")  # moves in test_ladder.py: here nothing was ever there to be taken away
+    missing.remove("recall_dead_letters_paused")  # moves in test_dead_letter_cap.py: here it would end what is measured
     await sender.activities([click(user, "film-3")])
     stop = time.monotonic() + WITHIN_S
     while missing - moved:
