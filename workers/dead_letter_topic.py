@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 
 from schemas import dead_letter_marks
 from schemas.dead_letter import DeadLetter, from_message
 from schemas.dead_letter_marks import Replayed
 from workers.errors import DependencyTimeout
-from workers.kafka_client import connected, require_topics
+from workers.kafka_client import connected, reader_client, require_topics
 from workers.settings import Settings
 from workers.topics import partition_count
 
@@ -109,12 +109,7 @@ class DeadLetterTopic:
         """Connect and look where it begins and ends. Raises DependencyUnavailable, ConfigurationError."""
         await require_topics(self._settings, self.name)
         partitions = [TopicPartition(self.name, n) for n in range(await partition_count(self._settings, self.name))]
-        self._consumer = consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._settings.kafka_bootstrap,
-            group_id=None,
-            auto_offset_reset="earliest",
-            enable_auto_commit=False,
-        )
+        self._consumer = consumer = reader_client(self._settings)
         async with AsyncExitStack() as opened:
             await opened.enter_async_context(connected(self._settings, consumer))
             starts, ends = await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)

@@ -51,6 +51,28 @@ def admin_client(settings: Settings) -> Any:
     return AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap, request_timeout_ms=ADMIN_TIMEOUT_MS)
 
 
+def producer_client(settings: Settings) -> AIOKafkaProducer:
+    """A producer whose records are acknowledged by all in-sync replicas, to be made inside a running event loop."""
+    return AIOKafkaProducer(
+        bootstrap_servers=settings.kafka_bootstrap,
+        acks="all",
+        enable_idempotence=True,
+        linger_ms=5,
+        max_batch_size=262_144,
+        max_request_size=1_100_000,
+    )
+
+
+def reader_client(settings: Settings) -> AIOKafkaConsumer:
+    """A consumer without a group: it reads from the earliest record on, and commits nothing."""
+    return AIOKafkaConsumer(
+        bootstrap_servers=settings.kafka_bootstrap,
+        group_id=None,
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+    )
+
+
 def no_answer(settings: Settings) -> DependencyUnavailable:
     """What every command says when no broker answers."""
     return DependencyUnavailable("kafka", f"{settings.kafka_bootstrap} does not answer; is the stack up?")
@@ -77,14 +99,7 @@ async def produce(
     `acknowledged` is told of each, in order: the time at which the broker took it, epoch ms.
     Raises ConfigurationError for an unknown topic, InvalidInput for a message that is too large, DependencyUnavailable.
     """
-    producer = AIOKafkaProducer(
-        bootstrap_servers=settings.kafka_bootstrap,
-        acks="all",
-        enable_idempotence=True,
-        linger_ms=5,
-        max_batch_size=262_144,
-        max_request_size=1_100_000,
-    )
+    producer = producer_client(settings)
     sent = 0
     await require_topics(settings, topic)
     async with connected(settings, producer):

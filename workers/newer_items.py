@@ -6,11 +6,11 @@ the compaction of the topic. So it may be replayed only while no record of its k
 
 from types import TracebackType
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 
 from schemas.dead_letter import DeadLetter
 from workers.dead_letter_topic import read_until
-from workers.kafka_client import connected
+from workers.kafka_client import connected, reader_client
 from workers.settings import Settings
 from workers.topics import partition_count
 
@@ -24,12 +24,7 @@ class NewerItems:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.topic = settings.topic("item-updates")
-        self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=settings.kafka_bootstrap,
-            group_id=None,
-            auto_offset_reset="earliest",
-            enable_auto_commit=False,
-        )
+        self._consumer = reader_client(settings)
         self._connected = connected(settings, self._consumer)
         self._newest: dict[bytes, dict[int, tuple[int, int]]] = {}  # key -> partition -> (offset, time) of its last one
         self._first_offset: dict[int, int] = {}  # partition -> of the watched letters that came from it

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from time import monotonic
 
 import structlog
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import TopicPartition
 
 from schemas import dead_letter_marks
 from schemas.dead_letter_marks import RESUME, RESUME_PARTITION
 from workers.dependencies import SAY_EVERY_S, Dependencies
 from workers.errors import DependencyError
-from workers.kafka_client import connected, require_topics
+from workers.kafka_client import connected, producer_client, reader_client, require_topics
 from workers.metrics import Metrics
 from workers.settings import AgentKind, Settings
 from workers.transport import or_end_process
@@ -31,7 +31,7 @@ async def send_resume(settings: Settings, now_ms: int) -> None:
     """Let every paused worker go on. Raises ConfigurationError for a missing topic, DependencyUnavailable."""
     topic = settings.topic("recall-dead-letters")
     await require_topics(settings, topic)
-    producer = AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap, acks="all", enable_idempotence=True)
+    producer = producer_client(settings)
     async with connected(settings, producer):
         headers = list(dead_letter_marks.headers(RESUME, now_ms))
         await producer.send_and_wait(topic, value=b"[]", partition=RESUME_PARTITION, headers=headers)
@@ -113,12 +113,7 @@ class Pause:
 
     async def _listen(self, place: TopicPartition) -> None:
         """Read on from where the end was at first, until a resume comes."""
-        consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._settings.kafka_bootstrap,
-            group_id=None,
-            auto_offset_reset="earliest",
-            enable_auto_commit=False,
-        )
+        consumer = reader_client(self._settings)
         async with connected(self._settings, consumer):
             if self._position is None:
                 self._position = (await consumer.end_offsets([place]))[place]

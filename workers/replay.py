@@ -5,13 +5,11 @@ chunks: produced, acknowledged, marked. After a crash between the last two a chu
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
-
-from aiokafka import AIOKafkaProducer
 
 from schemas import codec, dead_letter_marks
 from schemas.codec import ErrorCode
@@ -19,7 +17,7 @@ from schemas.dead_letter import DeadLetter
 from schemas.dead_letter_marks import Replayed
 from schemas.recall import MAX_TIMEOUT_MS
 from workers.dead_letter_topic import DeadLetterTopic, Marks, Stored, Wanted
-from workers.kafka_client import connected, require_topics
+from workers.kafka_client import connected, producer_client, require_topics
 from workers.newer_items import NewerItems
 from workers.ports import Clock
 from workers.settings import Settings
@@ -28,7 +26,6 @@ from workers.topics import DELETE_RETENTION_MS
 CHUNK_LETTERS = 500
 CHUNK_BYTES = 8_000_000
 REMEMBERED = 200_000  # events, so that a second letter of one is known for a copy
-MAX_REQUEST_BYTES = 1_100_000
 SAY_EVERY = 10_000
 
 
@@ -108,7 +105,9 @@ async def replay(
     async with AsyncExitStack() as opened:
         topic = await opened.enter_async_context(DeadLetterTopic(settings, options.wanted.since_ms))
         newer = await opened.enter_async_context(NewerItems(settings))
-        producer = await opened.enter_async_context(_producer(settings)) if options.do else None
+        producer = producer_client(settings) if options.do else None
+        if producer is not None:
+            await opened.enter_async_context(connected(settings, producer))
         marks, read = Marks(topic.spans), 0
         async for stored in topic.letters(marks):
             read += 1
@@ -128,20 +127,6 @@ async def replay(
                 said(f"{'replaying' if options.do else 'judging'}, {read:,} dead letters")
         await run.finish()
         return run.report
-
-
-@asynccontextmanager
-async def _producer(settings: Settings) -> AsyncIterator[Any]:
-    producer = AIOKafkaProducer(
-        bootstrap_servers=settings.kafka_bootstrap,
-        acks="all",
-        enable_idempotence=True,
-        linger_ms=5,
-        max_batch_size=262_144,
-        max_request_size=MAX_REQUEST_BYTES,
-    )
-    async with connected(settings, producer):
-        yield producer
 
 
 def _is_item(stored: Stored, newer: NewerItems) -> bool:
