@@ -214,7 +214,9 @@ async def test_every_request_is_answered_in_time_with_the_next_best_thing(system
                 check(case, answers, before, gone)
             for down in case.down[:1]:  # without Redis there is no vector, and nobody asks Milvus
                 await until_breaker(client, system, down, 1)
-            if "redis" not in case.down:
+            if "redis" in case.down:
+                await nobody_waits(client, system)
+            else:
                 await activity_goes_on(system.settings, sender, regular)
         finally:
             system.bring_back(case)
@@ -231,6 +233,19 @@ async def until_breaker(client: RecallClient, system: System, name: str, is_open
     async with asyncio.timeout(WITHIN_S):
         while sample not in page(system):
             await client.ask(ask(uuid.uuid4().hex))
+
+
+async def nobody_waits(client: RecallClient, system: System) -> None:
+    """For an event that cannot be seen: with its breaker open, Redis is not asked for it."""
+
+    def waits(result: str) -> float:
+        sample = f'recall_event_waits_total{{result="{result}"}} '
+        return sum(float(line.removeprefix(sample)) for line in page(system).splitlines() if line.startswith(sample))
+
+    before = {result: waits(result) for result in ("unavailable", "timed_out")}
+    answer = await in_time(client, ask("regular", after_event_id="never"))
+    assert answer.reasons[0] == "features_unavailable"
+    assert {result: waits(result) - count for result, count in before.items()} == {"unavailable": 1, "timed_out": 0}
 
 
 def page(system: System) -> str:

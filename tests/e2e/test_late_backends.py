@@ -59,14 +59,14 @@ def readiness(worker: WorkerState) -> tuple[int, str]:
 
 
 def until_not_ready(worker: WorkerState, dependency: str) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120  # a start takes a while on a busy machine
     while dependency not in (found := readiness(worker))[1]:
         assert time.monotonic() < end, found
         time.sleep(0.1)
     assert found[0] == 503
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("late", ["kafka", "redis", "milvus"])
 def test_a_start_with_a_backend_down_that_comes_up_30_s_later(
     late: str, own_stack: LocalStack, settings: Settings

@@ -56,13 +56,14 @@ def children(supervisor: int) -> dict[str, int]:
     found = {}
     for pid in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split():
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-        if "worker" in words:
-            found[words[words.index("worker") + 1]] = int(pid)
+        # before it has become a worker, a child is still a copy of `worker all`
+        if "worker" in words and (kind := words[words.index("worker") + 1]) in AGENT_KINDS:
+            found[kind] = int(pid)
     return found
 
 
 def until_started(supervisor: int, but_not: dict[str, int] | None = None) -> dict[str, int]:
-    stop = time.monotonic() + 30
+    stop = time.monotonic() + 120
     while len(found := children(supervisor)) < 3 or (but_not and found.items() & but_not.items()):
         assert time.monotonic() < stop, found
         time.sleep(0.05)

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from aiokafka import TopicPartition
 from schemas import codec
 from schemas.codec import DecodeError, ErrorCode
 from schemas.recall import CandidateList, RecallRequest, Status
-from workers import topics
+from workers import app, topics
 from workers.agents import Context, EventAgent, RecallAgent, attach
 from workers.client import RecallClient
 from workers.clock import SystemClock
@@ -178,6 +178,32 @@ async def test_at_the_cap_it_pauses_until_it_is_told_to_go_on(capped: Settings) 
         assert (worker.pause.missing(), gauge(worker, "activity")) == (None, 0)
         assert await letters(capped) == [1, 2, 3, 4, 5, 6, 7, 8], "each of them once"
         assert len(worker.taken) == 13
+
+
+async def test_the_watchdog_leaves_a_paused_worker_alone(capped: Settings) -> None:
+    await send(capped, [BAD] * 8)
+    async with running("activity", capped) as worker, AsyncExitStack() as opened:
+        await until_paused(worker)
+        impatient = capped.model_copy(update={"stuck_after_ms": 100})
+        whole = app.Worker("activity", impatient, worker.metrics, worker.context.dependencies, opened, worker.app)
+
+        async def complaints() -> set[str]:
+            """Of three looks, between which the poll loop turns."""
+            watched = whole.watched()
+            found = set()
+            for _ in range(3):
+                turns = worker.app.consumer.turns
+
+                async def turned(before: int = turns) -> bool:
+                    return bool(worker.app.consumer.turns > before)
+
+                found |= {line for line in (each.stuck() for each in watched) if line}
+                await until("the poll loop turns", turned)
+            return found
+
+        assert await complaints() == {"activity: the same batch has been in hand for 1 s"}
+        whole.paused = worker.pause.missing
+        assert await complaints() == set()
 
 
 async def test_what_was_held_beyond_the_cap_pauses_it_again(capped: Settings) -> None:
