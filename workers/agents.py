@@ -122,7 +122,7 @@ class EventAgent(Generic[E]):
         held = await context.giving_up.write(problems)
         for record, _ in held:
             batch.hold(record)
-        batch.done()
+        batch.done(settles_in_ms=context.settings.redis_durability_ms)
         context.count_events(result.outcomes)
         context.count_batch(len(batch.records), started)
         await context.giving_up.write_later(batch, held)

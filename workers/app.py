@@ -27,6 +27,7 @@ from workers.agents import Context, EventAgent, RecallAgent, attach, decode_acti
 from workers.clock import SystemClock
 from workers.dependencies import Dependencies, Probe
 from workers.doctor import start
+from workers.ending import or_end_process, stopping_on_signals
 from workers.errors import ConfigurationError
 from workers.health import Condition, HealthServer, all_of
 from workers.index.milvus_collection import prepare_index
@@ -49,18 +50,18 @@ from workers.stopwatch import Observe
 from workers.stores.connect import connect, ping
 from workers.stores.item_redis import RedisItemTable
 from workers.stores.popular_redis import RedisPopularTable
+from workers.stores.same_redis import SameRedis
 from workers.stores.user_redis import RedisUserTable
 from workers.towers.onnx import OnnxTower, open_tower
 from workers.transport import (
     Liveness,
     ask_broker,
     create_app,
+    leave_and_end,
     liveness,
     oldest_batch,
-    or_end_process,
     poll_turns,
     run_until,
-    stopping_on_signals,
 )
 from workers.watchdog import Watchdog, Watched
 
@@ -247,7 +248,7 @@ async def _compose(worker: Worker) -> None:
 async def _activity(worker: Worker) -> None:
     bundle, _ = await until_done(lambda: _active_bundle(worker), worker.dependencies)
     context = _context(worker, "recall-activity")
-    client = _redis(worker, worker.opened)
+    client = await _kept_redis(worker)
     spec = bundle.spec
     users, popularity = RedisUserTable(client, worker.settings), Popularity(bundle.encoding)
     popular = PopularCounts(RedisPopularTable(client, worker.settings, popularity.definition), popularity)
@@ -258,7 +259,6 @@ async def _activity(worker: Worker) -> None:
 async def _items(worker: Worker) -> None:
     settings = worker.settings
     bundle, view = await until_done(lambda: _active_bundle(worker), worker.dependencies)
-    table = RedisItemTable(_redis(worker, worker.opened), settings, view.collection, bundle.dim)
     rows = len(bundle.encoding.vocabularies.item_ids)
     index = await until_done(lambda: prepare_index(settings, _collection(bundle, view), rows), worker.dependencies)
     worker.opened.push_async_callback(index.close)
@@ -268,6 +268,7 @@ async def _items(worker: Worker) -> None:
     worker.opened.push_async_callback(tower.close)
     worker.probes["tower"] = tower.ping
     context = _context(worker, f"recall-items.{view.collection}")
+    table = RedisItemTable(await _kept_redis(worker), settings, view.collection, bundle.dim)
     items = ItemsView(bundle.dim, bundle.version, tuple(bundle.spec.filterable))
     inputs = partial(tensors.item_inputs, encoding=bundle.encoding)
     pipeline = ItemsPipeline(items, table, index, tower, inputs, context.observe)
@@ -351,6 +352,15 @@ def _redis(worker: Worker, opened: AsyncExitStack) -> Any:
     client = connect(worker.settings)
     opened.push_async_callback(client.aclose)
     worker.probes["redis"] = partial(ping, client)
+    return client
+
+
+async def _kept_redis(worker: Worker) -> Any:
+    """A client for what must last. Another Redis in its place ends the process; a commit waits for its answer."""
+    client = _redis(worker, worker.opened)
+    same = SameRedis(client, partial(leave_and_end, worker.app))
+    await until_done(same.begin, worker.dependencies)
+    worker.probes["redis"] = worker.app.recall_before_commit = same.check
     return client
 
 

@@ -25,6 +25,11 @@ R = TypeVar("R", bound=Record)
 Partition = tuple[str, int]
 
 
+def monotonic_ms() -> int:
+    """A clock that nobody sets: one that jumps would commit too early, or not for hours."""
+    return time.monotonic_ns() // 1_000_000
+
+
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
     """How many records a poll takes at most, how many a batch, and how many batches are worked on at once."""
@@ -107,11 +112,12 @@ class Batch:
             offsets[record.topic, record.partition].append(record.offset)
         self._runs = {partition: flight.new_run(partition, found) for partition, found in offsets.items()}
 
-    def done(self, record: Record | None = None, *, not_before_ms: int = 0) -> None:
-        """Finish one record, or all that are neither finished nor held; commit it no earlier than `not_before_ms`.
+    def done(self, record: Record | None = None, *, settles_in_ms: int = 0) -> None:
+        """Finish one record, or all that are neither finished nor held; commit it no earlier than so long from now.
 
         A batch of an earlier assignment is without effect: its records belong to another worker by now.
         """
+        not_before_ms = self._flight.settles(settles_in_ms)
         if record is None:
             for partition, run in self._runs.items():
                 run.finish_rest(self._apart.get(partition, ()), not_before_ms)
@@ -151,9 +157,16 @@ class Batch:
 class InFlight:
     """The records of one assignment between poll and commit. `changed` is called when a slot or a record is done."""
 
-    def __init__(self, policy: BatchPolicy, changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        policy: BatchPolicy,
+        changed: Callable[[], None] = lambda: None,
+        now_ms: Callable[[], int] = monotonic_ms,
+    ) -> None:
         self._policy = policy
         self._changed = changed
+        self._now_ms = now_ms
+        self._settled_ms = now_ms()  # from then on, all that is finished may be committed
         self._order: dict[Partition, deque[_Run]] = {}
         self._next: dict[Partition, int] = {}
         self._confirmed: dict[Partition, int] = {}
@@ -228,9 +241,19 @@ class InFlight:
             self._running.discard(batch)
             self._changed()
 
-    def committable(self, now_ms: int | None = None) -> dict[Partition, int]:
+    def settles(self, in_ms: int) -> int:
+        """When something may be committed that is finished now and is to settle for so long."""
+        settled_ms = self._now_ms() + in_ms
+        self._settled_ms = max(self._settled_ms, settled_ms)
+        return settled_ms
+
+    def unsettled_s(self) -> float:
+        """How long it takes until all that is finished now may be committed."""
+        return max(0, self._settled_ms - self._now_ms()) / 1000
+
+    def committable(self) -> dict[Partition, int]:
         """Partition -> one past its finished prefix, where that moved since the last confirmation."""
-        now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+        now_ms = self._now_ms()
         for partition, order in self._order.items():
             while order and (offset := order[0].take_finished(now_ms)) is not None:
                 self._next[partition] = offset

@@ -17,8 +17,9 @@ from aiokafka.errors import (
 )
 from aiokafka.partitioner import murmur2
 
+from workers.ending import end_process
 from workers.errors import DependencyTimeout, DependencyUnavailable
-from workers.transport import MAX_REQUEST_BYTES, end_process, producer_of
+from workers.transport import MAX_REQUEST_BYTES, producer_of
 
 RECORD_OVERHEAD_BYTES = 64
 FATAL_FOR_PRODUCER = (OutOfOrderSequenceNumber, ProducerFenced, InvalidProducerEpoch)

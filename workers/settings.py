@@ -65,6 +65,7 @@ class Settings(BaseSettings):
     last_list_ttl_ms: Annotated[int, Field(ge=0)] = 3_600_000
 
     store_timeout_ms: int = 1000
+    redis_durability_ms: Annotated[int, Field(ge=0, le=5000)] = 2000  # a write that is older survives Redis' death
     index_timeout_ms: int = 1500
     tower_timeout_ms: int = 1000
     publish_timeout_ms: int = 30_000

@@ -16,9 +16,6 @@ This is the one file that touches Faust's internals; tests/contract/test_engine_
 
 import asyncio
 import contextlib
-import logging
-import os
-import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -34,7 +31,8 @@ from faust.transport import drivers
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage
 
-from workers.errors import DependencyUnavailable
+from workers.ending import end_process, or_end_process
+from workers.errors import DependencyError, DependencyUnavailable
 from workers.inflight import Backlog, Batch, BatchPolicy, InFlight
 from workers.settings import Settings
 
@@ -44,6 +42,7 @@ SCHEME = "recall"
 POLL_S = 1.0
 STOP_WITHIN_S = 7.0
 EXIT_AFTER_S = 9.5
+ASK_WITHIN_S = 1.0  # before a commit, or before the end
 SESSION_TIMEOUT_S = 10.0
 MAX_REQUEST_BYTES = 1_090_000  # what a topic of ours takes, less a record batch's own overhead
 
@@ -59,6 +58,7 @@ class Consumer(driver.Consumer):
         self.backlog: Backlog | None = None
         self.last_poll = time.monotonic()
         self.turns = 0
+        self._refused = False  # the last commit, by `may_commit`
         self._resumed = False  # since the last assignment
 
     def _new_flight(self) -> InFlight:
@@ -154,15 +154,26 @@ class Consumer(driver.Consumer):
 
     async def _commit_offsets(self, offsets: Mapping[Any, int], start_new_transaction: bool = True) -> bool:
         flight = self.flight
+        self._refused = not await self._may_commit()
+        if self._refused or flight is not self.flight:
+            return False
         done: bool = await super()._commit_offsets(offsets, start_new_transaction=start_new_transaction)
         if done:
             flight.confirm({(tp.topic, tp.partition): offset for tp, offset in offsets.items()})
         return done
 
+    async def _may_commit(self) -> bool:
+        """Ask whoever keeps the effects. Without an answer nothing is committed, and it is tried again."""
+        try:
+            async with asyncio.timeout(ASK_WITHIN_S):
+                await self.app.recall_before_commit()
+        except (DependencyError, TimeoutError):
+            return False
+        return True
+
     async def wait_empty(self) -> None:
-        """Let what was started finish, then commit until nothing is left to commit. Bounded."""
-        limit_s = STOP_WITHIN_S if self.app.should_stop else SESSION_TIMEOUT_S * 0.8
-        end = time.monotonic() + limit_s
+        """Let what was started finish and settle, then commit until nothing is left to commit. Bounded."""
+        end = time.monotonic() + (STOP_WITHIN_S if self.app.should_stop else SESSION_TIMEOUT_S * 0.8)
         self.flight.drop_waiting()
         while self.flight.unfinished() and time.monotonic() < end:
             self.wake.clear()
@@ -170,9 +181,10 @@ class Consumer(driver.Consumer):
                 await asyncio.wait_for(self.wake.wait(), 0.05)
         if self.flight.unfinished():
             log.warning("stopped before all batches were done", running=self.flight.counts[0])
+        await asyncio.sleep(max(0.0, min(self.flight.unsettled_s(), end - time.monotonic())))
         for _ in range(10):
             await self.commit_and_end_transactions()
-            if not self.flight.committable():
+            if self._refused or not self.flight.committable():
                 return
 
     async def commit_and_end_transactions(self) -> None:
@@ -276,7 +288,12 @@ def create_app(group: str, settings: Settings, policy: BatchPolicy) -> Any:
         web_bind="127.0.0.1",
     )
     app.recall_policy = policy
+    app.recall_before_commit = _nothing_to_ask
     return app
+
+
+async def _nothing_to_ask() -> None:
+    """What is awaited before each commit. Where it raises DependencyError, nothing is committed for now."""
 
 
 def batch_topic(app: Any, name: str) -> Any:
@@ -301,22 +318,14 @@ async def serve(stream: Any, handle: Callable[[Batch], Awaitable[None]], backlog
         task.add_done_callback(running.discard)
 
 
-async def or_end_process(work: Awaitable[None]) -> None:
-    """Work that must not raise. If it does, the process ends without a commit.
-
-    A supervisor starts it again, and nothing is lost.
-    """
+async def leave_and_end(app: Any) -> NoReturn:
+    """End at once, offsets uncommitted, but tell the group: who takes over need not wait for the session's end."""
     try:
-        await work
-    except Exception:
-        log.exception("an agent raised; ending without a commit")
+        async with asyncio.timeout(ASK_WITHIN_S):
+            thread = app.consumer._thread
+            await thread.call_thread(thread._ensure_consumer()._coordinator._maybe_leave_group)
+    finally:
         end_process()
-
-
-def end_process() -> NoReturn:
-    """End at once, offsets uncommitted: whatever was not acknowledged will be delivered again."""
-    logging.shutdown()
-    os._exit(1)
 
 
 def producer_of(app: Any) -> aiokafka.AIOKafkaProducer:
@@ -371,15 +380,6 @@ async def ask_broker(app: Any) -> None:
     """One metadata request to any broker. Raises DependencyUnavailable when none answers; for a started app."""
     if not await producer_of(app).client.force_metadata_update():
         raise DependencyUnavailable("kafka", "no broker answers")
-
-
-def stopping_on_signals() -> asyncio.Event:
-    """An event that SIGTERM and SIGINT set, from now on, in the running loop."""
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    return stopping
 
 
 async def run_until(app: Any, stopping: asyncio.Event) -> None:

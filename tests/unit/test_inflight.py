@@ -83,14 +83,58 @@ def test_a_held_record_holds_back_its_partition_alone_and_no_slot() -> None:
     assert flight.committable() == {("t", 0): 2, ("t", 1): 2}
 
 
-def test_a_record_is_not_committed_before_its_time() -> None:
-    flight = InFlight(BatchPolicy())
+class Time:
+    """Milliseconds that a test moves on."""
+
+    def __init__(self) -> None:
+        self.now_ms = 1000
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
+def test_a_record_is_not_committed_before_it_has_settled() -> None:
+    time = Time()
+    flight = InFlight(BatchPolicy(), now_ms=time)
     flight.add(poll(3))
     (batch,) = take_all(flight)
-    batch.done(batch.records[1], not_before_ms=500)
+    batch.done(batch.records[1], settles_in_ms=500)
     batch.done()
-    assert flight.committable(now_ms=499) == {("t", 0): 1}
-    assert flight.committable(now_ms=500) == {("t", 0): 3}
+    time.now_ms += 499
+    assert flight.committable() == {("t", 0): 1}
+    time.now_ms += 1
+    assert flight.committable() == {("t", 0): 3}
+
+
+def test_a_drain_is_told_how_long_to_wait_until_all_that_is_finished_has_settled() -> None:
+    time = Time()
+    flight = InFlight(BatchPolicy(max_batch=2, in_flight=9), now_ms=time)
+    assert flight.unsettled_s() == 0
+    flight.add(poll(6))
+    first, second, third = take_all(flight)
+    first.done(settles_in_ms=2000)
+    time.now_ms += 500
+    second.done(settles_in_ms=2000)
+    third.done()
+    assert flight.unsettled_s() == 2.0
+    time.now_ms += 1500
+    assert (flight.committable(), flight.unsettled_s()) == ({("t", 0): 2}, 0.5)
+    time.now_ms += 500
+    assert (flight.committable(), flight.unsettled_s()) == ({("t", 0): 6}, 0)
+
+
+def test_a_held_record_that_needs_not_settle_waits_for_those_before_it() -> None:
+    time = Time()
+    flight = InFlight(BatchPolicy(), now_ms=time)
+    flight.add(poll(3))
+    (batch,) = take_all(flight)
+    batch.hold(batch.records[1])
+    batch.done(settles_in_ms=2000)
+    assert batch.start(batch.records[1])
+    batch.done(batch.records[1])
+    assert flight.committable() == {}
+    time.now_ms += 2000
+    assert flight.committable() == {("t", 0): 3}
 
 
 def test_what_nobody_started_is_given_up() -> None:

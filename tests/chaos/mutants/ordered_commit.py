@@ -12,7 +12,7 @@ def add(self, polled):
         last[partition] = records[-1].offset + 1
 
 
-def committable(self, now_ms=None):
+def committable(self):
     last = self.__dict__.get("last_polled", {})
     return {partition: offset for partition, offset in last.items() if self._confirmed.get(partition) != offset}
 
