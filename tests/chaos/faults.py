@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 
+from tests.chaos import redis_losses
 from tests.chaos.processes import Worker
 from tests.chaos.rig import Rig
 from workers.local.service import Service
@@ -151,6 +152,8 @@ FAULTS: dict[str, Fault] = {
     **{f"freeze_{kind}": freeze(kind) for kind in AGENT_KINDS},
     "storm": storm,
     "redis_kill": crash("redis"),
+    "redis_tail_lost": redis_losses.tail_lost,
+    "redis_failover": redis_losses.failover,
     "kafka_kill": crash("kafka"),
     "milvus_kill": crash("milvus"),
     "redis_stall": stall("redis", 5.0),

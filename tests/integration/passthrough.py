@@ -1,6 +1,8 @@
 """A worker that passes records on: `python passthrough.py GROUP SOURCE TARGET WORK_MS HOW`; settings: environment.
 
-HOW is `whole`: each batch is finished as it came; or `apart`: its records wait in an intake, as those of recall do.
+HOW is `whole`: each batch is finished as it came; or `apart`: its records wait in an intake, as those of recall do; or
+`asking`: as `whole`, and before each commit the file GROUP.answer is read: nothing is committed unless it says `yes`,
+and `leave` makes the worker leave its group and end.
 The value `raise` makes its agent raise, the first time that this process group sees it (a file remembers).
 """
 
@@ -16,19 +18,21 @@ from schemas.recall import RecallRequest
 from workers import logs
 from workers.clock import SystemClock
 from workers.ending import stopping_on_signals
+from workers.errors import DependencyUnavailable
 from workers.inflight import Batch, BatchPolicy
 from workers.intake import Entry, Intake
 from workers.pipelines.recall import Incoming
 from workers.publisher import Outgoing, Publisher
 from workers.runners import Runners
 from workers.settings import load_settings
-from workers.transport import batch_topic, create_app, run_until, serve
+from workers.transport import batch_topic, create_app, leave_and_end, run_until, serve
 
 
 async def main(group: str, source: str, target: str, work_ms: float, how: str) -> int:
     settings = load_settings()
-    policy = BatchPolicy(max_batch=64, in_flight=2) if how == "whole" else BatchPolicy(max_batch=1024, in_flight=1)
+    policy = BatchPolicy(max_batch=1024, in_flight=1) if how == "apart" else BatchPolicy(max_batch=64, in_flight=2)
     app = create_app(group, settings, policy)
+    answer_file = Path(settings.data_dir) / f"{group}.answer"
     publisher = Publisher(app, 30_000)
     raised = Path(settings.data_dir) / f"{group}.raised"
 
@@ -38,6 +42,16 @@ async def main(group: str, source: str, target: str, work_ms: float, how: str) -
             raised.touch()
             raise RuntimeError("injected")
         await publisher.send(target, [Outgoing(record.key, record.value) for record in records])
+
+    async def ask() -> None:
+        said = answer_file.read_text() if answer_file.exists() else ""
+        if said == "leave":
+            await leave_and_end(app)
+        if said != "yes":
+            raise DependencyUnavailable("file", "it does not say yes")
+
+    if how == "asking":
+        app.recall_before_commit = ask
 
     async def handle_whole(batch: Batch) -> None:
         await pass_on(batch.records)
@@ -59,7 +73,7 @@ async def main(group: str, source: str, target: str, work_ms: float, how: str) -
 
     @app.agent(batch_topic(app, source))
     async def agent(stream) -> None:
-        await (serve(stream, handle_whole) if how == "whole" else serve(stream, handle_apart, intake))
+        await (serve(stream, handle_apart, intake) if how == "apart" else serve(stream, handle_whole))
 
     await run_until(app, stopping_on_signals())
     return 0

@@ -180,19 +180,10 @@ async def test_thirty_sigterms_under_load_repeat_nothing(flow: Flow) -> None:
 
 async def _ready(flow: Flow, worker: "subprocess.Popen[bytes]") -> None:
     """Wait until this worker has joined the group: the group has two members and is stable."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=flow.settings.kafka_bootstrap)
-    await admin.start()
-    try:
-        async with asyncio.timeout(30):
-            while True:
-                assert worker.poll() is None, "the worker ended by itself"
-                (response,) = await admin.describe_consumer_groups([flow.group])
-                _, _, state, _, _, members, *_ = response.groups[0]
-                if state == "Stable" and len(members) == 2:
-                    return
-                await asyncio.sleep(0.02)
-    finally:
-        await admin.close()
+    async with asyncio.timeout(30):
+        while await _group(flow) != ("Stable", 2):
+            assert worker.poll() is None, "the worker ended by itself"
+            await asyncio.sleep(0.02)
 
 
 @both_ways
@@ -206,6 +197,44 @@ async def test_an_exception_in_an_agent_ends_the_process_and_loses_nothing(flow:
     flow.spawn()
     values = await flow.all_through()
     assert len(values) == flow.sent
+
+
+async def _group(flow: Flow) -> tuple[str, int]:
+    """State of the group, and how many members it has."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=flow.settings.kafka_bootstrap)
+    await admin.start()
+    try:
+        (response,) = await admin.describe_consumer_groups([flow.group])
+        _, _, state, _, _, members, *_ = response.groups[0]
+        return state, len(members)
+    finally:
+        await admin.close()
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("flow", ["asking"], indirect=True)
+async def test_nothing_is_committed_that_is_refused_and_who_leaves_makes_nobody_wait(
+    flow: Flow, tmp_path: Path
+) -> None:
+    answer = tmp_path / f"{flow.group}.answer"
+    first = flow.spawn()
+    await flow.feed(300, 5000)
+    await flow.until(lambda values: len(values) == 300)
+    first.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(first.wait, 15) == 0, "a drain does not wait for an answer that does not come"
+    assert await group_lag(flow.settings, flow.group, flow.source) == 300
+
+    second = flow.spawn()
+    await flow.until(lambda values: values.total() == 600)
+    answer.write_text("leave")
+    assert await asyncio.to_thread(second.wait, 15) == 1
+    assert await _group(flow) == ("Empty", 0)
+    assert await group_lag(flow.settings, flow.group, flow.source) == 300
+
+    answer.write_text("yes")
+    flow.spawn()
+    await flow.all_through()
+    assert set((await flow.received()).values()) == {3}
 
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])

@@ -13,7 +13,7 @@ from workers.errors import DependencyUnavailable
 from workers.stores.connect import DEPENDENCY, Client, translated
 
 Identity = frozenset[tuple[str, str, str]]
-"""Of each primary: role, run id (new at each start), replication id (new when it was a replica meanwhile)."""
+"""Of each primary: role, run id (new at each start), and whose replica it was last (new when it was one meanwhile)."""
 
 log = structlog.get_logger()
 
@@ -58,7 +58,7 @@ async def identity(client: Client) -> Identity:
     if servers.keys() != parts.keys():
         raise DependencyUnavailable(DEPENDENCY, "the cluster changes")
     return frozenset(
-        (part.get("role", ""), str(servers[name].get("run_id", "")), str(part.get("master_replid", "")))
+        (part.get("role", ""), str(servers[name].get("run_id", "")), str(part.get("master_replid2", "")))
         for name, part in parts.items()
     )
 
@@ -76,4 +76,4 @@ def _writable(found: Identity) -> bool:
 
 
 def _text(found: Identity) -> str:
-    return ", ".join(f"{role} {run_id} of {replication_id}" for role, run_id, replication_id in sorted(found))
+    return ", ".join(f"{role} {run_id} ({before})" for role, run_id, before in sorted(found))
