@@ -4,8 +4,9 @@ import inspect
 from importlib.metadata import version
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.client import AIOKafkaClient
+from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
 from faust import App, Schema
@@ -109,6 +110,14 @@ def test_the_producer() -> None:
     parameters = list(inspect.signature(AIOKafkaProducer.send_batch).parameters)
     assert parameters == ["self", "batch", "topic", "partition"]
     assert murmur2(b"21") & 0x7FFFFFFF == 1_173_551_340, "routing by key as every Kafka client does it"
+
+
+def test_leaving_the_group() -> None:
+    assert "self._coordinator = GroupCoordinator(" in inspect.getsource(AIOKafkaConsumer)
+    leave = inspect.getsource(GroupCoordinator._maybe_leave_group)
+    assert "LeaveGroupRequest(self.group_id, self.member_id)" in leave
+    assert "return self._consumer" in inspect.getsource(driver.AIOKafkaConsumerThread._ensure_consumer)
+    assert list(inspect.signature(driver.AIOKafkaConsumerThread.call_thread).parameters)[:2] == ["self", "fun"]
 
 
 def test_asking_the_broker() -> None:

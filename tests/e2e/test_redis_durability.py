@@ -26,7 +26,7 @@ from workers.settings import Settings
 from workers.stores.connect import connect
 from workers.stores.user_redis import RedisUserTable
 
-WITHIN_S = 60.0
+WITHIN_S = 120.0
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ async def lag(settings: Settings) -> int:
     return await group_lag(settings, settings.group("recall-activity"), settings.topic("user-activity"))
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_an_offset_is_committed_when_its_write_is_old_enough_also_at_the_end(
     worker: "subprocess.Popen[bytes]", settings: Settings
 ) -> None:
@@ -83,7 +83,7 @@ def test_an_offset_is_committed_when_its_write_is_old_enough_also_at_the_end(
     sent_s = time.monotonic()
     asyncio.run(write_one(settings, "another"))
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(12.0) == 0
+    assert worker.wait(60.0) == 0
     assert time.monotonic() - sent_s >= durable_s
     assert asyncio.run(lag(settings)) == 0, "a drain waits until all is committed"
 

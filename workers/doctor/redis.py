@@ -34,7 +34,7 @@ def judge(settings: Settings, nodes: Sequence[Node | Unknown]) -> list[Finding]:
 def _unknown(node: Unknown) -> Iterator[Finding]:
     if node.refused:
         line = f"{node.address} does not tell its settings ({node.reason}): eviction and persistence are not known"
-        yield Finding(CHECK, Level.WARNING, line, "allow INFO, or make sure of noeviction and an append-only file")
+        yield Finding(CHECK, Level.WARNING, line, "allow INFO: activity and items workers wait until it is answered")
     else:
         line = f"{node.address}, a node of the cluster: {node.reason}"
         yield Finding(CHECK, Level.DOWN, line, "bring the node back")
