@@ -29,6 +29,7 @@ MUTANTS = {
     "item_fence": Exposure(("freeze_items",), "lost"),
     "ordered_commit": Exposure(("redis_stall_and_kill",), "lost"),
     "acknowledgement": Exposure(("kill_recall",), "unanswered"),
+    "durability": Exposure(("redis_tail_lost",), "lost"),
 }
 
 
