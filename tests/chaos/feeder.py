@@ -25,6 +25,7 @@ class Feeder:
         self._producer: AIOKafkaProducer | None = None
         self._pending: set[asyncio.Future[object]] = set()
         self._task: asyncio.Task[None] | None = None
+        self._over = False
         self.steps = 0
         self.failed = 0
 
@@ -72,6 +73,7 @@ class Feeder:
 
     async def stop(self) -> None:
         """End feeding, and wait for what is under way."""
+        self._over = True  # a cancellation is lost when what `wait_for` waits for is done at the same moment
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -83,7 +85,7 @@ class Feeder:
             self._producer = None
 
     async def _feed(self) -> None:
-        while True:
+        while not self._over:
             if len(self._pending) < MOST_PENDING:
                 await self.send(self.workload.step(time.time_ns() // 1_000_000))
                 self.steps += 1
