@@ -335,10 +335,11 @@ async def _active_bundle(worker: Worker) -> tuple[Bundle, views.ActiveView]:
     if not worker.redis_checked:
         await start.check_redis(worker.settings)
         worker.redis_checked = True
-    view = await views.read_active(worker.settings)
+    view = await views.read_or_put_back(worker.settings)
     if view is None:
         raise ConfigurationError("no bundle is active; make one: recall model fit --data movielens-1m")
     bundle = views.load(view)
+    views.remember(worker.settings, view)
     worker.metrics.info.labels(worker.kind, version("recall-worker"), bundle.version, view.collection).set(1)
     return bundle, view
 

@@ -31,7 +31,7 @@ class Positions:
         self._look_at_s = 0.0
 
     async def put_back(self) -> Mapping[Any, int]:
-        """Seek to what is committed, and to the beginning where nothing is: aiokafka leaves such partitions as they are.
+        """Seek to what is committed, and to the beginning where nothing is: aiokafka leaves those as they are.
 
         Else what a poll has brought and given up, in a group that is new, would never be read.
         Returns what is committed.
