@@ -30,7 +30,7 @@ class Stored:
     popular: dict[tuple[int, int, str], dict[int, int]] = field(default_factory=dict)
     """(partition, epoch, segment) -> item hash -> count"""
     complete: dict[str, set[int]] | None = None
-    """consumer group -> partitions of which everything retained is in Redis, -1 = of all of them; None = not looked at"""
+    """consumer group -> partitions of which everything retained is in Redis; -1 = of all; None = not looked at"""
 
 
 def read_all(redis_url: str, milvus_uri: str, namespace: str, collection: str) -> Stored:
