@@ -24,6 +24,7 @@ from workers.metrics import Metrics
 from workers.pipelines.activity import ActivityEvent
 from workers.pipelines.admission import Incoming, without_items
 from workers.pipelines.opening import Answers
+from workers.pipelines.popular_counts import Spans
 from workers.ports import Clock, UserTable
 from workers.publisher import Outgoing, Publisher
 from workers.retry import until_done
@@ -95,8 +96,9 @@ class EventAgent(Generic[E]):
     """user-activity -> user table, and item-updates -> index and item table: events that ask for no answer."""
 
     def __init__(
-        self, context: Context, decode: Callable[[Any], E], run: Callable[[Sequence[E]], Awaitable[BatchResult]]
+        self, context: Context, decode: Callable[[Any], E], run: Callable[[Sequence[E], Spans], Awaitable[BatchResult]]
     ) -> None:
+        """`run` is told which offsets of each partition the batch covers: what could not be decoded is part of it."""
         self._context = context
         self._decode = decode
         self._run = run
@@ -117,7 +119,8 @@ class EventAgent(Generic[E]):
             except DecodeError as error:
                 problems.append((record, error))
         watch.lap_ms("decode")
-        result = await until_done(lambda: self._run(events), context.dependencies)
+        spans = {partition: span for (_, partition), span in batch.spans.items()}
+        result = await until_done(lambda: self._run(events, spans), context.dependencies)
         problems += [(r, error) for r, error in zip(records, result.errors, strict=True) if error is not None]
         held = await context.giving_up.write(problems)
         for record, _ in held:

@@ -44,11 +44,13 @@ from workers.popularity import Popularity
 from workers.ports import Clock
 from workers.publisher import Publisher
 from workers.recall_parts import Tools, open_recall_parts
+from workers.refill import Refill
 from workers.retry import until_done
 from workers.settings import AgentKind, Settings
 from workers.stopwatch import Observe
 from workers.stores.connect import connect, ping
 from workers.stores.item_redis import RedisItemTable
+from workers.stores.markers_redis import RedisMarkers
 from workers.stores.popular_redis import RedisPopularTable
 from workers.stores.same_redis import SameRedis
 from workers.stores.user_redis import RedisUserTable
@@ -95,6 +97,7 @@ class Worker:
     background: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)
     waiting: Callable[[], str | None] = lambda: None
     paused: Callable[[], str | None] = lambda: None
+    filling: Callable[[], str | None] = lambda: None
     redis_checked: bool = False
 
     def facts(self) -> Liveness:
@@ -113,6 +116,8 @@ class Worker:
             return Condition(False, f"{self.kind}: waiting for {missing}")
         if not self.facts().assigned:
             return Condition(False, f"{self.kind}: waiting for partitions")
+        if (reading := self.filling()) is not None:
+            return Condition(False, f"{self.kind}: reading {reading}")
         return Condition(True, "ready")
 
     def watched(self) -> list[Watched]:
@@ -247,18 +252,23 @@ async def _compose(worker: Worker) -> None:
 
 async def _activity(worker: Worker) -> None:
     bundle, _ = await until_done(lambda: _active_bundle(worker), worker.dependencies)
-    context = _context(worker, "recall-activity")
-    client = await _kept_redis(worker)
-    spec = bundle.spec
-    users, popularity = RedisUserTable(client, worker.settings), Popularity(bundle.encoding)
-    popular = PopularCounts(RedisPopularTable(client, worker.settings, popularity.definition), popularity)
+    client, same = await _kept_redis(worker)
+    settings, spec = worker.settings, bundle.spec
+    markers, popularity = RedisMarkers(client, settings, "recall-activity"), Popularity(bundle.encoding)
+    counts = RedisPopularTable(client, settings, popularity.definition)
+    refill = Refill(markers, worker.dependencies, counts, popularity.definition)
+    context = _context(worker, "recall-activity", refill, same)
+    users, popular = RedisUserTable(client, settings, markers), PopularCounts(counts, popularity)
     pipeline = ActivityPipeline(users, spec.seen_actions, spec.actions, context.observe, popular)
-    attach(worker.app, worker.settings.topic("user-activity"), EventAgent(context, decode_activity, pipeline.run))
+    attach(worker.app, settings.topic("user-activity"), EventAgent(context, decode_activity, pipeline.run))
 
 
 async def _items(worker: Worker) -> None:
     settings = worker.settings
     bundle, view = await until_done(lambda: _active_bundle(worker), worker.dependencies)
+    client, same = await _kept_redis(worker)
+    group = f"recall-items.{view.collection}"
+    table = RedisItemTable(client, settings, view.collection, bundle.dim)
     rows = len(bundle.encoding.vocabularies.item_ids)
     index = await until_done(lambda: prepare_index(settings, _collection(bundle, view), rows), worker.dependencies)
     worker.opened.push_async_callback(index.close)
@@ -267,12 +277,12 @@ async def _items(worker: Worker) -> None:
     worker.tower = tower
     worker.opened.push_async_callback(tower.close)
     worker.probes["tower"] = tower.ping
-    context = _context(worker, f"recall-items.{view.collection}")
-    table = RedisItemTable(await _kept_redis(worker), settings, view.collection, bundle.dim)
+    context = _context(worker, group, Refill(RedisMarkers(client, settings, group), worker.dependencies), same)
     items = ItemsView(bundle.dim, bundle.version, tuple(bundle.spec.filterable))
     inputs = partial(tensors.item_inputs, encoding=bundle.encoding)
     pipeline = ItemsPipeline(items, table, index, tower, inputs, context.observe)
-    attach(worker.app, settings.topic("item-updates"), EventAgent(context, decode_item, pipeline.run))
+    agent = EventAgent(context, decode_item, lambda batch, _: pipeline.run(batch))
+    attach(worker.app, settings.topic("item-updates"), agent)
 
 
 async def _recall(worker: Worker) -> None:
@@ -328,18 +338,24 @@ async def _active_bundle(worker: Worker) -> tuple[Bundle, views.ActiveView]:
     if not worker.redis_checked:
         await start.check_redis(worker.settings)
         worker.redis_checked = True
-    view = await views.read_active(worker.settings)
+    view = await views.read_or_put_back(worker.settings)
     if view is None:
         raise ConfigurationError("no bundle is active; make one: recall model fit --data movielens-1m")
     bundle = views.load(view)
+    views.remember(worker.settings, view)
     worker.metrics.info.labels(worker.kind, version("recall-worker"), bundle.version, view.collection).set(1)
     return bundle, view
 
 
-def _context(worker: Worker, group: str) -> Context:
-    """The engine of one consumer group, and what its agent shares."""
+def _context(worker: Worker, group: str, refill: Refill | None = None, same: SameRedis | None = None) -> Context:
+    """The engine of one consumer group, and what its agent shares. `refill` and `same` for one that writes to Redis."""
     settings = worker.settings
-    worker.app = create_app(settings.group(group), settings, POLICIES[worker.kind])
+    worker.app = create_app(settings.group(group), settings, POLICIES[worker.kind], refill)
+    if refill is not None:
+        worker.filling = refill.missing
+        worker.background.append(lambda: or_end_process(refill.watch()))
+    if same is not None:
+        worker.app.recall_before_commit = same.check
     worker.probes["kafka"] = partial(ask_broker, worker.app)
     publisher = Publisher(worker.app, settings.publish_timeout_ms)
     context = Context(worker.kind, settings, publisher, worker.metrics, worker.dependencies, SystemClock())
@@ -355,13 +371,13 @@ def _redis(worker: Worker, opened: AsyncExitStack) -> Any:
     return client
 
 
-async def _kept_redis(worker: Worker) -> Any:
+async def _kept_redis(worker: Worker) -> tuple[Any, SameRedis]:
     """A client for what must last. Another Redis in its place ends the process; a commit waits for its answer."""
     client = _redis(worker, worker.opened)
-    same = SameRedis(client, partial(leave_and_end, worker.app))
+    same = SameRedis(client, lambda: leave_and_end(worker.app))
     await until_done(same.begin, worker.dependencies)
-    worker.probes["redis"] = worker.app.recall_before_commit = same.check
-    return client
+    worker.probes["redis"] = same.check
+    return client, same
 
 
 def _collection(bundle: Bundle, view: views.ActiveView) -> Collection:

@@ -9,6 +9,8 @@ from typing import NoReturn
 
 import structlog
 
+from workers.errors import StoreLost
+
 log = structlog.get_logger()
 
 
@@ -28,6 +30,9 @@ async def or_end_process(work: Awaitable[None]) -> None:
     """
     try:
         await work
+    except StoreLost as error:
+        log.error("ending without a commit, to read again what kafka retains", why=str(error))  # noqa: TRY400
+        end_process()
     except Exception:
         log.exception("an agent raised; ending without a commit")
         end_process()

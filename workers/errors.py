@@ -6,6 +6,7 @@
         DependencyUnavailable    it cannot be reached, or refuses work for now
         DependencyTimeout        it did not answer before the deadline
         RowRefused               it refuses these rows and would refuse them again: isolate and dead-letter them
+      StoreLost                a store has lost what it had: end without a commit, and fill it again from Kafka
       ConfigurationError       refuse to start, exit code 2, one line
 
 Vendor exceptions are translated at the edge, in the adapters; nothing inside sees them. `schemas.codec.DecodeError` is
@@ -48,6 +49,10 @@ class RowRefused(DependencyError):
     def __init__(self, dependency: str, message: str, rows: list[int] | None = None) -> None:
         super().__init__(dependency, message)
         self.rows = rows
+
+
+class StoreLost(RecallError):
+    """A store has lost what it had: what was committed is no longer in it. A new start reads it again from Kafka."""
 
 
 class ConfigurationError(RecallError):

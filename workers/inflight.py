@@ -97,9 +97,14 @@ class Batch:
     A record that waits for something, or for its turn, is held: `hold` at once, `start` when work on it begins, `done`.
     """
 
-    __slots__ = ("_apart", "_done_apart", "_flight", "_held_or_done", "_rest_done", "_runs", "records", "started")
+    __slots__ = (
+        "_apart", "_done_apart", "_flight", "_held_or_done", "_rest_done", "_runs", "records", "spans", "started",
+    )  # fmt: skip
 
-    def __init__(self, flight: "InFlight", records: Sequence[Record]) -> None:
+    def __init__(
+        self, flight: "InFlight", records: Sequence[Record], starts: Mapping[Partition, int] | None = None
+    ) -> None:
+        """`starts`: from where on these are all records of a partition; where it does not say, the first one."""
         self.records = records
         self.started = False
         self._flight = flight
@@ -107,9 +112,11 @@ class Batch:
         self._held_or_done = 0  # records in it
         self._done_apart = 0  # of these, finished
         self._rest_done = False
+        starts = starts or {}
         offsets: defaultdict[Partition, list[int]] = defaultdict(list)
         for record in records:
             offsets[record.topic, record.partition].append(record.offset)
+        self.spans = {p: (starts.get(p, found[0]), found[-1] + 1) for p, found in offsets.items()}
         self._runs = {partition: flight.new_run(partition, found) for partition, found in offsets.items()}
 
     def done(self, record: Record | None = None, *, settles_in_ms: int = 0) -> None:
@@ -176,11 +183,15 @@ class InFlight:
         self._started: set[tuple[str, int, int]] = set()  # held records that are worked on
         self._given_up = False
 
-    def add(self, polled: Mapping[Partition, Sequence[R]]) -> None:
-        """Cut a poll into waiting batches, in log order."""
+    def add(self, polled: Mapping[Partition, Sequence[R]], starts: Mapping[Partition, int] | None = None) -> None:
+        """Cut a poll into waiting batches, in log order. `starts`: the positions from which partitions were polled."""
         merged = _in_log_order([records for records in polled.values() if records])
-        size = self._policy.max_batch
-        batches = [Batch(self, merged[start : start + size]) for start in range(0, len(merged), size)]
+        size, at = self._policy.max_batch, dict(starts or {})
+        batches = []
+        for start in range(0, len(merged), size):
+            batch = Batch(self, merged[start : start + size], at)
+            at |= {partition: end for partition, (_, end) in batch.spans.items()}
+            batches.append(batch)
         self._waiting.extend(batches)
         self._unfinished.update(dict.fromkeys(batches))
 
@@ -261,6 +272,11 @@ class InFlight:
                     break
                 order.popleft()
         return {p: offset for p, offset in self._next.items() if self._confirmed.get(p) != offset}
+
+    def is_finished(self, partition: Partition) -> bool:
+        """Whether every record that was polled of a partition is finished, and may be committed by now."""
+        self.committable()
+        return not self._order.get(partition)
 
     def confirm(self, committed: Mapping[Partition, int]) -> None:
         """The broker has taken these offsets."""

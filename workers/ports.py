@@ -21,10 +21,14 @@ UInt64 = NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True)
 class StoredUser:
-    """One user as stored: the record's bytes (None = unknown) and the raw seen set (SEEN_ENTRY rows)."""
+    """One user as stored: the record's bytes (None = unknown) and the raw seen set (SEEN_ENTRY rows).
+
+    `uncertain`: there is no record, and that says nothing: not all that Kafka retains is in the table (yet, or again).
+    """
 
     record: bytes | None
     seen: bytes
+    uncertain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ class UserTable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PopularChange:
-    """What the events of one partition in [first_offset, end_offset) add to its counts.
+    """What the events of one partition in [first_offset, end_offset) add to its counts. Offsets may be left out.
 
     `additions`: (epoch, segment) -> item hash -> amount, a positive integer; segment "" = everybody.
     """
@@ -103,10 +107,19 @@ class PopularTable(Protocol):
     async def add(self, changes: Sequence[PopularChange]) -> list[int]:
         """Add each change, whole or not at all, and expect its `end_offset` next. No partition twice in a batch.
 
-        Returns the offset that each partition expected before (0 = none): where it lies beyond `first_offset`, some of
-        these events were counted already and nothing was added. So a change that is repeated changes nothing. Only the
-        two newest epochs of a partition are kept; what is added to an older one is dropped.
+        Returns the offset that each partition expected before (0 = none). Only a change that begins there is added:
+        where it lies beyond `first_offset`, some of these events were counted already; where it lies before, some are
+        missing. So a change that is repeated changes nothing. Only the two newest epochs of a partition are kept; what
+        is added to an older one is dropped.
         """
+        ...
+
+    async def expected(self, partitions: Sequence[int]) -> list[int]:
+        """The offset that each partition expects next; 0 = none."""
+        ...
+
+    async def expect(self, offsets: Mapping[int, int]) -> None:
+        """Let partitions expect these offsets next, whatever they expected. What was counted stays."""
         ...
 
     async def top(self, segments: Sequence[str], n: int) -> list[PopularItems]:

@@ -25,7 +25,6 @@ import aiokafka
 import faust
 import structlog
 import uvloop
-from aiokafka.errors import IllegalStateError
 from faust.exceptions import ConsumerNotStarted
 from faust.transport import drivers
 from faust.transport.drivers import aiokafka as driver
@@ -34,6 +33,8 @@ from faust.types.tuples import ConsumerMessage
 from workers.ending import end_process, or_end_process
 from workers.errors import DependencyError, DependencyUnavailable
 from workers.inflight import Backlog, Batch, BatchPolicy, InFlight
+from workers.positions import Positions
+from workers.refill import Refill
 from workers.settings import Settings
 
 log = structlog.get_logger()
@@ -58,6 +59,7 @@ class Consumer(driver.Consumer):
         self.backlog: Backlog | None = None
         self.last_poll = time.monotonic()
         self.turns = 0
+        self.positions = Positions(self, self.app.recall_refill)
         self._refused = False  # the last commit, by `may_commit`
         self._resumed = False  # since the last assignment
 
@@ -84,7 +86,7 @@ class Consumer(driver.Consumer):
                 if not self._resumed:
                     await asyncio.sleep(0.01)
                     continue
-                if self.wants_poll():
+                if await self.positions.settle() and self.wants_poll():
                     await self._poll()
                 await self._deliver()
         except self.consumer_stopped_errors:
@@ -105,7 +107,7 @@ class Consumer(driver.Consumer):
             # positions are put back to what is committed; nothing of this assignment has been delivered yet.
             await self.perform_seek()
             return
-        polled = {}
+        polled, starts = {}, {}
         for partition, fetched in records.items():
             expected = self._read_offset[partition]
             fresh = fetched
@@ -113,25 +115,14 @@ class Consumer(driver.Consumer):
                 fresh = [record for record in fetched if record.offset >= expected]
             if fresh:
                 polled[partition] = fresh
+                starts[partition.topic, partition.partition] = fresh[0].offset if expected is None else expected
                 self._read_offset[partition] = fresh[-1].offset + 1
         if polled:
-            flight.add(polled)
+            flight.add(polled, starts)
 
     async def seek_to_committed(self) -> Mapping[Any, int]:
-        """Put positions back, those of partitions too of which nothing is committed: aiokafka leaves them as they are.
-
-        Else what a poll has brought and given up, in a group that is new, would never be read.
-        """
-        committed: Mapping[Any, int] = await self._thread.call_thread(self._seek_to_committed)
-        return committed
-
-    async def _seek_to_committed(self) -> Mapping[Any, int]:
-        consumer = self._thread._ensure_consumer()
-        committed: Mapping[Any, int] = await consumer.seek_to_committed()
-        with contextlib.suppress(IllegalStateError):  # another assignment has come, which begins where it must
-            if unread := [partition for partition, offset in committed.items() if not offset]:
-                await consumer.seek_to_beginning(*unread)
-        return committed
+        """Put positions back; the next poll waits until they are where they must be."""
+        return await self.positions.put_back()
 
     async def _deliver(self) -> None:
         """Hand waiting batches to the agent while slots are free; wait for a slot when there is none."""
@@ -260,8 +251,11 @@ class _BatchSchema(faust.Schema[Any, Any]):
         return decode
 
 
-def create_app(group: str, settings: Settings, policy: BatchPolicy) -> Any:
-    """A Faust app whose id is the consumer group. No web server, no tables, nothing written beside `data_dir`."""
+def create_app(group: str, settings: Settings, policy: BatchPolicy, refill: Refill | None = None) -> Any:
+    """A Faust app whose id is the consumer group. No web server, no tables, nothing written beside `data_dir`.
+
+    Partitions are read from what is committed, or from where `refill` says.
+    """
     drivers.TRANSPORTS.aliases[SCHEME] = f"{__name__}:Transport"
     app = faust.App(
         group,
@@ -287,7 +281,7 @@ def create_app(group: str, settings: Settings, policy: BatchPolicy) -> Any:
         web_enabled=False,
         web_bind="127.0.0.1",
     )
-    app.recall_policy = policy
+    app.recall_policy, app.recall_refill = policy, refill
     app.recall_before_commit = _nothing_to_ask
     return app
 

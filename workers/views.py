@@ -2,7 +2,8 @@
 
 A view is one bundle's reading of `item-updates`: a consumer group, a Milvus collection and an item table of its own,
 all named after the bundle's version. The key in Redis holds the active view as JSON. While no Redis can be reached,
-`activate` leaves the same JSON in `<data_dir>/active*.json`, and `recall up` carries it over.
+`activate` leaves the same JSON in `<data_dir>/active*.json`, and `recall up` carries it over. Workers keep the view
+that they started with in `<data_dir>/last-active*.json`, and put it back into a Redis that has none: an emptied one.
 """
 
 import os
@@ -10,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import structlog
 
 from models.bundle import Bundle, BundleError, load_bundle
 from workers.errors import ConfigurationError, DependencyError
 from workers.settings import Settings
 from workers.stores import keys
 from workers.stores.connect import connect, translated
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +59,37 @@ async def activate(settings: Settings, bundle: Path, version: str) -> ActiveView
     try:
         await _store(settings, view)
     except DependencyError:
-        _write_pointer(settings, view)
+        _write(_pointer(settings), view)
     else:
         _pointer(settings).unlink(missing_ok=True)
+        remember(settings, view)
+    return view
+
+
+def remember(settings: Settings, view: ActiveView) -> None:
+    """Keep the view that works, for a Redis that loses it. Raises ConfigurationError."""
+    _write(_last(settings), view)
+
+
+async def read_or_put_back(settings: Settings) -> ActiveView | None:
+    """The active view; where Redis has none, the one that was remembered is active again. Raises DependencyError."""
+    last = _last(settings)
+    view = await read_active(settings)
+    if view is None and last.exists():
+        view = _decode(last.read_bytes(), str(last))
+        log.warning("redis has no active view: putting the last one back", version=view.version)
+        await _store(settings, view, unless_there=True)
+        view = await read_active(settings)
     return view
 
 
 async def carry_over(settings: Settings) -> ActiveView | None:
-    """Move a local pointer into Redis, where there is one; returns the active view. Idempotent."""
+    """Move a local pointer into Redis, where there is one; returns the active view, as put back. Idempotent."""
     pointer = _pointer(settings)
     if pointer.exists():
         await _store(settings, _decode(pointer.read_bytes(), str(pointer)))
         pointer.unlink()
-    return await read_active(settings)
+    return await read_or_put_back(settings)
 
 
 def local_pointer(settings: Settings) -> ActiveView | None:
@@ -76,11 +98,11 @@ def local_pointer(settings: Settings) -> ActiveView | None:
     return _decode(pointer.read_bytes(), str(pointer)) if pointer.exists() else None
 
 
-async def _store(settings: Settings, view: ActiveView) -> None:
+async def _store(settings: Settings, view: ActiveView, *, unless_there: bool = False) -> None:
     client = connect(settings)
     try:
         with translated():
-            await client.set(keys.active_view(settings), _encode(view))
+            await client.set(keys.active_view(settings), _encode(view), nx=unless_there)
     finally:
         await client.aclose()
 
@@ -90,15 +112,18 @@ def _pointer(settings: Settings) -> Path:
     return settings.data_dir / f"active{suffix}.json"
 
 
-def _write_pointer(settings: Settings, view: ActiveView) -> None:
-    pointer = _pointer(settings)
+def _last(settings: Settings) -> Path:
+    return _pointer(settings).with_name(f"last-{_pointer(settings).name}")
+
+
+def _write(path: Path, view: ActiveView) -> None:
     try:
-        pointer.parent.mkdir(parents=True, exist_ok=True)
-        temporary = pointer.with_suffix(f".{os.getpid()}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
         temporary.write_bytes(_encode(view))
-        temporary.replace(pointer)
+        temporary.replace(path)
     except OSError as error:
-        raise ConfigurationError(f"{pointer}: {error.strerror}") from error
+        raise ConfigurationError(f"{path}: {error.strerror}") from error
 
 
 def _encode(view: ActiveView) -> bytes:

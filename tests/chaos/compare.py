@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tests.chaos.formats import User
-from tests.chaos.log import CANDIDATES, DEAD_LETTERS, Entry, Place
+from tests.chaos.log import ACTIVITY, CANDIDATES, DEAD_LETTERS, ITEMS, Entry, Place
 from tests.chaos.model import Expected, ExpectedUser
 from tests.chaos.stored import Stored
 from tests.chaos.vectors import ItemTower
@@ -52,11 +52,12 @@ def read_answers(entries: list[Entry]) -> Answers:
 
 
 def compare(expected: Expected, stored: Stored, topics: dict[str, list[Entry]], tower: ItemTower) -> list[Difference]:
-    """All differences: users, popular counts, items, collection, answers, dead letters, in this order."""
+    """All differences: users, popular counts, items, collection, markers, answers, dead letters, in this order."""
     found = [Difference("wrong_state", line) for line in stored.unreadable]
     found += _users(expected, stored)
     found += _popular(expected, stored)
     found += _items(expected, stored, tower)
+    found += _complete(stored, topics)
     found += _answers(expected, read_answers(topics[CANDIDATES]))
     found += _letters(expected, topics[DEAD_LETTERS])
     return found
@@ -167,6 +168,17 @@ def _collection(expected: Expected, stored: Stored, vectors: dict[str, Any], tow
     for item_id in stored.rows.keys() - vectors.keys():
         known = expected.items.get(item_id)
         yield Difference("wrong_state", f"item {item_id} is in the collection: {known.entry if known else 'no event'}")
+
+
+def _complete(stored: Stored, topics: dict[str, list[Entry]]) -> Iterator[Difference]:
+    """Every partition must be marked as complete once all is done, else unknown users are not told from lost ones."""
+    for name, topic in (("recall-activity", ACTIVITY), ("recall-items.", ITEMS)) if stored.complete is not None else ():
+        groups = [marked for group, marked in stored.complete.items() if group.startswith(name)]
+        missing = {entry.partition for entry in topics[topic]} | {-1}
+        for marked in groups:
+            missing -= marked
+        if missing:
+            yield Difference("wrong_state", f"partitions of {topic} are not marked as complete: {sorted(missing)}")
 
 
 def _near(was: Any, must: Any) -> bool:

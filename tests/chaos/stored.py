@@ -29,6 +29,8 @@ class Stored:
     unreadable: list[str]
     popular: dict[tuple[int, int, str], dict[int, int]] = field(default_factory=dict)
     """(partition, epoch, segment) -> item hash -> count"""
+    complete: dict[str, set[int]] | None = None
+    """consumer group -> partitions of which everything retained is in Redis; -1 = of all; None = not looked at"""
 
 
 def read_all(redis_url: str, milvus_uri: str, namespace: str, collection: str) -> Stored:
@@ -39,7 +41,8 @@ def read_all(redis_url: str, milvus_uri: str, namespace: str, collection: str) -
         users = _users(client, namespace, unreadable)
         items = _items(client, f"{namespace}:item:{collection}:", unreadable)
         popular = _popular(client, namespace)
-    return Stored(users, items, _rows(milvus_uri, collection), unreadable, popular)
+        complete = _complete(client, namespace)
+    return Stored(users, items, _rows(milvus_uri, collection), unreadable, popular, complete)
 
 
 def _users(client: "redis.Redis[bytes]", namespace: str, unreadable: list[str]) -> dict[str, User]:
@@ -81,6 +84,17 @@ def _popular(client: "redis.Redis[bytes]", namespace: str) -> dict[tuple[int, in
         place = int(tag.rpartition(":")[2]), int(epoch), segment
         sets[place] = {int.from_bytes(member, "big"): int(score) for member, score in rows}
     return sets
+
+
+def _complete(client: "redis.Redis[bytes]", namespace: str) -> dict[str, set[int]]:
+    """`filled:{GROUP}`: a field for each complete partition; `:whole` behind it when all are."""
+    found: dict[str, set[int]] = {}
+    for key in client.scan_iter(match=f"{namespace}:filled:{{*}}", count=1000):
+        group = key.decode().partition("{")[2].removesuffix("}")
+        found[group] = {int(name) for name in client.hkeys(key) if name.isdigit()}
+        if client.exists(key + b":whole"):
+            found[group].add(-1)
+    return found
 
 
 def _rows(uri: str, collection: str) -> dict[str, list[Row]]:

@@ -76,13 +76,13 @@ async def test_nothing_is_answered_without_the_backend(table: PopularTable) -> N
 async def test_nothing_was_counted(table: PopularTable) -> None:
     [top, other] = await table.top([EVERYBODY, "F"], 10)
     assert (len(top.hashes), len(top.scores), len(other.hashes)) == (0, 0, 0)
-    assert await table.add([change(4, 9, {})]) == [0]
+    assert await table.add([change(0, 9, {})]) == [0]
     assert await amounts(table) == {}
     assert await table.add([change(8, 9, everybody({1: 1}))]) == [9], "a range in which nothing counts is counted too"
 
 
 async def test_a_change_that_comes_again_is_not_added(table: PopularTable) -> None:
-    first = change(3, 10, everybody({1: 5}))
+    first = change(0, 10, everybody({1: 5}))
     assert [await table.add([first]) for _ in range(3)] == [[0], [10], [10]]
     assert await amounts(table) == {1: 5}
 
@@ -92,12 +92,26 @@ async def test_a_change_that_overlaps_is_refused_as_a_whole(table: PopularTable)
     assert await table.add([change(9, 20, everybody({1: 7, 2: 7}))]) == [10]
     assert await amounts(table) == {1: 5}
     assert await table.add([change(10, 20, everybody({2: 7}))]) == [10]
-    assert await table.add([change(30, 31, everybody({2: 1}))]) == [20], "offsets may be left out"
-    assert await amounts(table) == {2: 8, 1: 5}
+    assert await amounts(table) == {2: 7, 1: 5}
+
+
+async def test_a_change_behind_a_gap_is_refused_until_that_is_what_is_expected(table: PopularTable) -> None:
+    assert await table.add([change(0, 10, everybody({1: 5})), change(5, 6, everybody({1: 1}), partition=3)]) == [0, 0]
+    assert await table.add([change(20, 30, everybody({2: 7}))]) == [10]
+    assert await amounts(table) == {1: 5}
+    assert await table.expected([3, 0, 7]) == [0, 10, 0]
+    await table.expect({0: 20, 3: 5})
+    assert await table.expected([0, 3]) == [20, 5]
+    assert await table.add([change(20, 30, everybody({2: 7})), change(5, 6, everybody({1: 1}), 3)]) == [20, 5]
+    assert await amounts(table) == {2: 7, 1: 6}, "what was counted before stays"
+    await table.expect({0: 0})
+    assert await table.add([change(0, 1, everybody({1: 1}))]) == [0]
+    assert (await table.expected([]), await table.expect({})) == ([], None)
 
 
 @pytest.mark.parametrize("offset", [0, 255, 2**32, 2**52])
 async def test_offsets_of_every_size(table: PopularTable, offset: int) -> None:
+    await table.expect({0: offset})
     await table.add([change(offset, offset + 1, everybody({1: 1}))])
     assert await table.add([change(offset, offset + 2, everybody({1: 1}))]) == [offset + 1]
     assert await table.add([change(offset + 1, offset + 2, everybody({1: 1}))]) == [offset + 1]
@@ -105,7 +119,7 @@ async def test_offsets_of_every_size(table: PopularTable, offset: int) -> None:
 
 
 async def test_partitions_are_fenced_apart_and_read_as_one(table: PopularTable) -> None:
-    two = [change(0, 5, everybody({1: 5, 2: 1}), partition=0), change(100, 101, everybody({1: 2, 3: 9}), partition=12)]
+    two = [change(0, 5, everybody({1: 5, 2: 1}), partition=0), change(0, 101, everybody({1: 2, 3: 9}), partition=12)]
     assert await table.add(two) == [0, 0]
     assert await table.add([change(5, 6, everybody({2: 1}), 0), change(50, 60, everybody({2: 1}), 12)]) == [5, 101]
     assert await amounts(table) == {3: 9, 1: 7, 2: 2}
@@ -233,6 +247,8 @@ async def test_what_is_no_longer_kept_is_deleted_and_the_rest_expires_together(r
         await client.pexpire(key, 60_000)
     await table.add([change(4, 5, {}, partition=3)])
     assert all(life_ms > ttl_ms for life_ms in (await _keys(redis_settings)).values())
+    await table.expect({4: 7})
+    assert (await _keys(redis_settings))[keys.popular_counts(redis_settings, DEFINITION, 4)] > ttl_ms
     await client.aclose()
     await table.close()
 
@@ -258,7 +274,7 @@ async def test_an_unreachable_server_is_a_dependency_error(namespace: str, clust
         redis_url="redis://127.0.0.1:1", redis_cluster=cluster, namespace=namespace, store_timeout_ms=300
     )
     table = on_redis(settings)
-    for call in (table.add([change(0, 1, {})]), table.top([EVERYBODY], 10)):
+    for call in (table.add([change(0, 1, {})]), table.top([EVERYBODY], 10), table.expected([0]), table.expect({0: 1})):
         with pytest.raises(DependencyError):
             await call
     with suppress(DependencyError):

@@ -1,20 +1,24 @@
 """What every user table does: Redis, a Redis Cluster, memory."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from functools import partial as partial_of
 
 import numpy as np
 import pytest
 
 from schemas.records import SEEN_ENTRY, UserRecord
-from workers.errors import DependencyError, DependencyTimeout
+from workers.errors import DependencyError, DependencyTimeout, StoreLost
 from workers.ports import Applied, StoredUser, UserChange, UserTable
 from workers.settings import Settings, load_settings
 from workers.stores import keys
-from workers.stores.connect import connect
+from workers.stores.connect import Client, connect
+from workers.stores.markers_redis import RedisMarkers
 from workers.stores.user_memory import MemoryUserTable
-from workers.stores.user_redis import RedisUserTable
+from workers.stores.user_redis import GROUP, RedisUserTable
+
+Complete = Callable[[], Awaitable[None]]
 
 HOSTILE = ["a{b}c", "}{", "quote'\"", "new\nline", "nul\0", "émoji 🎬", "x" * 256, " ", "*?[a-z]", "\\", "{}", "a:b"]
 
@@ -29,17 +33,38 @@ def redis_settings(request: pytest.FixtureRequest, namespace: str) -> Settings:
 
 
 @pytest.fixture(params=["memory", "redis", "cluster"])
-async def table(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator[UserTable]:
-    table: UserTable = MemoryUserTable()
-    if request.param == "redis":
-        settings = request.getfixturevalue("stack").settings(namespace=namespace)
-        table = RedisUserTable(connect(settings), settings)
-    elif request.param == "cluster":
+async def partial(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator[tuple[UserTable, Complete]]:
+    """A table that is not complete yet, and what makes it so."""
+    if request.param == "memory":
+        table = MemoryUserTable(whole=False)
+
+        async def complete_memory() -> None:
+            table.whole = True
+
+        yield table, complete_memory
+        return
+    settings = request.getfixturevalue("stack").settings(namespace=namespace)
+    if request.param == "cluster":
         url = request.getfixturevalue("redis_cluster_url")
         settings = load_settings(redis_url=url, redis_cluster=True, namespace=namespace)
-        table = RedisUserTable(connect(settings), settings)
-    yield table
-    await table.close()
+    client = connect(settings)
+    yield RedisUserTable(client, settings), partial_of(mark_all, client, settings)
+    await client.aclose()
+
+
+async def mark_all(client: Client, settings: Settings) -> None:
+    """As a worker does when it has read everything."""
+    markers = RedisMarkers(client, settings, GROUP)
+    await markers.open(2)
+    assert await markers.mark(0, "")
+    assert await markers.mark(1, "")
+
+
+@pytest.fixture
+async def table(partial: tuple[UserTable, Complete]) -> UserTable:
+    table, complete = partial
+    await complete()
+    return table
 
 
 def token(n: int) -> bytes:
@@ -150,6 +175,43 @@ async def test_of_writers_at_once_one_wins_each_turn(table: UserTable) -> None:
     assert sorted(np.frombuffer(user.seen, dtype=SEEN_ENTRY)["item"].tolist()) == sorted([0, 1, 2, 3] * 5)
 
 
+async def test_until_the_table_is_complete_an_unknown_user_may_be_a_known_one(
+    partial: tuple[UserTable, Complete],
+) -> None:
+    table, complete = partial
+    await table.write([UserChange("known", b"", record(1), seen(1))])
+    known = StoredUser(record(1), seen(1))
+    assert await table.read(["unknown", "known"]) == [StoredUser(None, b"", uncertain=True), known]
+    assert await table.records(["unknown", "known"]) == [None, record(1)]
+    assert await table.read([]) == []
+    await complete()
+    assert await table.read(["known", "unknown"]) == [known, StoredUser(None, b"")]
+
+
+async def test_an_emptied_redis_is_not_written_to(redis_settings: Settings) -> None:
+    """In a cluster, where the markers stand on another node, it is whoever watches them that finds out."""
+    client = connect(redis_settings)
+    markers = RedisMarkers(client, redis_settings, GROUP)
+    await markers.open(1)
+    table = RedisUserTable(client, redis_settings, markers)
+    assert (await table.write([UserChange("a", b"", record(1))]))[0].written
+    for emptied_by in ("nobody else", "another worker, which fills it already"):
+        await client.delete(markers.key)
+        if emptied_by != "nobody else":
+            await RedisMarkers(client, redis_settings, GROUP).open(1)
+        assert not await markers.stand()
+        assert not await markers.mark(0, "")
+        if redis_settings.redis_cluster:
+            assert (await table.write([UserChange(emptied_by, b"", record(1))]))[0].written
+        else:
+            with pytest.raises(StoreLost):
+                await table.write([UserChange("a", token(1), record(2)), UserChange("b", b"", record(1))])
+            assert await table.records(["a", "b"]) == [record(1), None]
+    await markers.open(1)
+    assert (await table.write([UserChange("a", token(1), record(2))]))[0].written
+    await table.close()
+
+
 async def test_close_twice(table: UserTable) -> None:
     await table.close()
     await table.close()
@@ -185,7 +247,7 @@ async def test_keys_of_another_type_are_refused_alone(redis_settings: Settings) 
     changes = [UserChange(user, b"", record(1), seen(1)) for user in ("a", "list", "hash", "b")]
     refused = Applied(written=False, refused=True)
     assert await table.write(changes) == [Applied(True, 16), refused, refused, Applied(True, 16)]
-    assert await table.read(["list", "hash"]) == [StoredUser(None, b"")] * 2
+    assert await table.read(["list", "hash"]) == [StoredUser(None, b"", uncertain=True)] * 2
     await table.close()
 
 

@@ -16,7 +16,7 @@ from schemas.records import MAX_SEEN_ITEMS, SEEN_ENTRY, TOKEN_BYTES, RecordForma
 from workers.errors import DependencyUnavailable, InvalidInput
 from workers.merge import Merged, forget, merge
 from workers.pipelines.activity_event import ActivityEvent
-from workers.pipelines.popular_counts import Accepted, PopularCounts
+from workers.pipelines.popular_counts import Accepted, PopularCounts, Spans
 from workers.ports import UserChange, UserTable
 from workers.stopwatch import Observe, Stopwatch, unobserved
 
@@ -109,9 +109,10 @@ class ActivityPipeline:
         self._known_actions = known_actions
         self._observe = observe
 
-    async def run(self, batch: Sequence[ActivityEvent]) -> ActivityResult:
+    async def run(self, batch: Sequence[ActivityEvent], spans: Spans | None = None) -> ActivityResult:
         """Raises DependencyError when the table fails, or when other writers keep getting in the way.
 
+        `spans` are the offsets that the batch covers, as PopularCounts takes them; StoreLost as there.
         Events of a user whose stored record cannot be read are dead letters (`record_unreadable`); the others go on.
         """
         result = ActivityResult(errors=[None] * len(batch))
@@ -123,13 +124,19 @@ class ActivityPipeline:
         for attempt in range(MAX_TRIES):
             if attempt:  # somebody else wrote in between: read again, a little apart from them
                 await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311  # jitter
-            waiting = await self._try(batch, waiting, result, first=not attempt)
+            waiting = await self._try(batch, waiting, result, spans, first=not attempt)
             if not waiting:
                 return result
         raise DependencyUnavailable("redis", f"{len(waiting)} users are written by others all the time")
 
     async def _try(
-        self, batch: Sequence[ActivityEvent], waiting: dict[str, list[int]], result: ActivityResult, *, first: bool
+        self,
+        batch: Sequence[ActivityEvent],
+        waiting: dict[str, list[int]],
+        result: ActivityResult,
+        spans: Spans | None,
+        *,
+        first: bool,
     ) -> dict[str, list[int]]:
         """One round over these users; returns those whose record changed meanwhile."""
         watch = Stopwatch(self._observe)
@@ -157,7 +164,7 @@ class ActivityPipeline:
         # 3. popularity, once for the whole batch
         if self._popular is not None and first:
             accepted = chain.from_iterable(taken.accepted() for taken in merges.values())
-            result.count("counted", await self._popular.add(batch, accepted))
+            result.count("counted", await self._popular.add(batch, accepted, spans))
             watch.lap_ms("popular")
 
         # 4. compare and set

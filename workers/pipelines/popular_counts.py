@@ -1,14 +1,18 @@
-"""What accepted events add to popularity, each once: fenced by the offset at which it was delivered."""
+"""What accepted events add to popularity, each once, none left out: fenced by the offset at which it was delivered."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from schemas.records import ProfileField
+from workers.errors import StoreLost
 from workers.pipelines.activity_event import ActivityEvent
 from workers.popularity import EVERYBODY, Addition, Popularity
 from workers.ports import PopularChange, PopularTable
 
 Accepted = tuple[ActivityEvent, tuple[ProfileField, ...]]
 """(an event that is new to its user's record, the user's profile just after it)"""
+
+Spans = Mapping[int, tuple[int, int]]
+"""partition -> from where on a batch holds all that there is of it, and the offset behind its last record"""
 
 
 class PopularCounts:
@@ -18,13 +22,16 @@ class PopularCounts:
         self._table = table
         self._popularity = popularity
 
-    async def add(self, batch: Sequence[ActivityEvent], accepted: Iterable[Accepted]) -> int:
+    async def add(
+        self, batch: Sequence[ActivityEvent], accepted: Iterable[Accepted], spans: Spans | None = None
+    ) -> int:
         """Count the accepted ones of a batch's events; how many were added. Raises the table's DependencyError.
 
         The batch's whole range of offsets is taken as counted, also where nothing in it counts: an event decides once,
-        when it is first delivered. The offsets of a partition must rise.
+        when it is first delivered. The offsets of a partition must rise. Without `spans`, that range begins at the
+        first event. Raises StoreLost when a partition's counts end before it: what lies between would never count.
         """
-        waiting = _ranges(batch)
+        waiting = dict(_ranges(batch) if spans is None else spans)
         additions = self._additions(accepted)
         added = 0
         while waiting:
@@ -35,8 +42,11 @@ class PopularCounts:
             for change, expected in zip(changes, await self._table.add(changes), strict=True):
                 del waiting[change.partition]
                 counted = additions.get(change.partition, ())
-                if expected <= change.first_offset:
+                if expected == change.first_offset:
                     added += sum(offset >= change.first_offset for offset, _ in counted)
+                elif expected < change.first_offset:
+                    place = f"partition {change.partition} end at {expected}"
+                    raise StoreLost(f"redis has lost writes: popular counts of {place}, and not {change.first_offset}")
                 elif expected < change.end_offset:  # the events before it were counted by an earlier delivery
                     waiting[change.partition] = expected, change.end_offset
         return added

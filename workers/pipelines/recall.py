@@ -159,6 +159,8 @@ class RecallPipeline:
             row.fail(Reason.FEATURES_UNAVAILABLE)
             return row
         row.record = user.record
+        if user.uncertain:
+            row.fail(Reason.FEATURES_UNAVAILABLE)
         if asked.exclude_seen:
             row.seen = _seen(user.seen, asked, self._view.encoding.spec)
         return row

@@ -43,6 +43,16 @@ def popular_partitions(settings: Settings, definition: str) -> bytes:
     return f"{settings.key('popular')}:{definition}:partitions".encode()
 
 
+def filled(settings: Settings, group: str) -> bytes:
+    """Which partitions' retained events a consumer group has put in here, all of them."""
+    return f"{settings.key('filled')}:{{{group}}}".encode()
+
+
+def filled_whole(settings: Settings, group: str) -> bytes:
+    """There while that is so of every partition of the group's topic; in one slot with `filled`."""
+    return filled(settings, group) + b":whole"
+
+
 def active_view(settings: Settings) -> bytes:
     """Which bundle and collection answer requests."""
     return settings.key("active-view").encode()

@@ -25,8 +25,17 @@ class MemoryPopularTable:
         self._partitions: dict[int, _Partition] = {}
 
     async def add(self, changes: Sequence[PopularChange]) -> list[int]:
-        """Add what was not counted before."""
+        """Add what is expected next."""
         return [self._add(change) for change in changes]
+
+    async def expected(self, partitions: Sequence[int]) -> list[int]:
+        """The offset that each partition expects next."""
+        return [self._partitions[n].next_offset if n in self._partitions else 0 for n in partitions]
+
+    async def expect(self, offsets: Mapping[int, int]) -> None:
+        """Let partitions expect these offsets next."""
+        for partition, offset in offsets.items():
+            self._partitions.setdefault(partition, _Partition()).next_offset = offset
 
     async def top(self, segments: Sequence[str], n: int) -> list[PopularItems]:
         """The most popular items of each segment."""
@@ -38,7 +47,7 @@ class MemoryPopularTable:
     def _add(self, change: PopularChange) -> int:
         partition = self._partitions.setdefault(change.partition, _Partition())
         expected = partition.next_offset
-        if expected > change.first_offset:
+        if expected != change.first_offset:
             return expected
         partition.next_offset = change.end_offset
         epochs = {epoch for epoch, _ in (*partition.sets, *change.additions)}

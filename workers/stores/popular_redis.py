@@ -26,7 +26,7 @@ ROW = np.dtype([("item", ">u8"), ("amount", "<f8")])
 ADD = """
 local hash, ttl, most, kept = KEYS[1], ARGV[3], tonumber(ARGV[5]), tonumber(ARGV[6])
 local expected = tonumber(redis.call('HGET', hash, 'next') or 0)
-if expected > tonumber(ARGV[1]) then return {expected, 0} end
+if expected ~= tonumber(ARGV[1]) then return {expected, 0} end
 local before = tonumber(redis.call('HGET', hash, 'epoch') or -1)
 local newest = before
 for n = 7, #ARGV, 3 do newest = math.max(newest, tonumber(ARGV[n])) end
@@ -98,7 +98,7 @@ class RedisPopularTable:
         self._top = Script(client, TOP)
 
     async def add(self, changes: Sequence[PopularChange]) -> list[int]:
-        """Add what was not counted before, one script call per partition, pipelined."""
+        """Add what is expected next, one script call per partition, pipelined."""
         if not changes:
             return []
         ttl_ms, renew_ms = self._ttl_ms, self._settings.user_ttl_ms
@@ -114,6 +114,23 @@ class RedisPopularTable:
             renewed = {change.partition for change, (_, new) in zip(changes, results, strict=True) if new}
             await self._announce(renewed | {change.partition for change in changes} - self._announced)
         return [int(expected) for expected, _ in results]
+
+    async def expected(self, partitions: Sequence[int]) -> list[int]:
+        """The offset that each partition expects next, in one round trip."""
+        pipeline = self._client.pipeline(transaction=False)
+        for partition in partitions:
+            pipeline.hget(self._key(partition), "next")
+        with translated():
+            return [int(offset or 0) for offset in await pipeline.execute()]
+
+    async def expect(self, offsets: Mapping[int, int]) -> None:
+        """Let partitions expect these offsets next."""
+        pipeline = self._client.pipeline(transaction=False)
+        for partition, offset in offsets.items():
+            pipeline.hset(self._key(partition), "next", offset)
+            pipeline.pexpire(self._key(partition), self._ttl_ms)
+        with translated():
+            await pipeline.execute()
 
     async def top(self, segments: Sequence[str], n: int) -> list[PopularItems]:
         """The most popular items of each segment, in two round trips."""

@@ -7,9 +7,10 @@ from workers.ports import Applied, StoredUser, UserChange
 
 
 class MemoryUserTable:
-    """UserTable in a dict. Nothing expires, nothing outlives the process."""
+    """UserTable in a dict. Nothing expires, nothing outlives the process. `whole`: all that there was is in here."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, whole: bool = True) -> None:
+        self.whole = whole
         self._users: dict[str, StoredUser] = {}
 
     async def records(self, user_ids: Sequence[str]) -> list[bytes | None]:
@@ -18,7 +19,8 @@ class MemoryUserTable:
 
     async def read(self, user_ids: Sequence[str]) -> list[StoredUser]:
         """Records and seen sets."""
-        return [self._users.get(user_id, StoredUser(record=None, seen=b"")) for user_id in user_ids]
+        unknown = StoredUser(record=None, seen=b"", uncertain=not self.whole)
+        return [self._users.get(user_id, unknown) for user_id in user_ids]
 
     async def write(self, changes: Sequence[UserChange]) -> list[Applied]:
         """Compare and set."""

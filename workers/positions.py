@@ -1,0 +1,121 @@
+"""Where the partitions of an assignment are read from, and how far they were read: the engine's side of a refill.
+
+Like transport.py, whose consumer this belongs to, it goes through Faust's consumer thread to aiokafka's consumer.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aiokafka.errors import IllegalStateError, KafkaError
+
+from workers.errors import DependencyError, DependencyUnavailable
+from workers.refill import Extent, Refill, Start
+
+LOOK_EVERY_S = 0.1
+TRY_AGAIN_S = 0.5
+POSITION_WITHIN_S = 1.0
+
+
+class Positions:
+    """Of one consumer; without a refill, positions are what is committed."""
+
+    def __init__(self, consumer: Any, refill: Refill | None) -> None:
+        self._consumer = consumer
+        self._refill = refill
+        self._assignment = 0  # counts them
+        self._settled = False
+        self._filling: dict[Any, int] = {}  # topic partition -> complete once all before this offset is done
+        self._look_at_s = 0.0
+
+    async def put_back(self) -> Mapping[Any, int]:
+        """Seek to what is committed, and to the beginning where nothing is: aiokafka leaves those as they are.
+
+        Else what a poll has brought and given up, in a group that is new, would never be read.
+        Returns what is committed.
+        """
+        self._assignment += 1
+        self._settled = False
+        self._filling = {}
+        committed: Mapping[Any, int] = await self._consumer._thread.call_thread(self._put_back)
+        return committed
+
+    async def _put_back(self) -> Mapping[Any, int]:
+        consumer = self._consumer._thread._ensure_consumer()
+        committed: Mapping[Any, int] = await consumer.seek_to_committed()
+        with contextlib.suppress(IllegalStateError):  # another assignment has come, which begins where it must
+            if unread := [partition for partition, offset in committed.items() if not offset]:
+                await consumer.seek_to_beginning(*unread)
+        return committed
+
+    async def settle(self) -> bool:
+        """Before each poll: whether positions are where they must be. Tells the refill of what is complete."""
+        if self._refill is None:
+            return True
+        if self._settled and not (self._filling and time.monotonic() >= self._look_at_s):
+            return True
+        try:
+            await (self._look(self._refill) if self._settled else self._begin(self._refill))
+        except DependencyError as error:
+            self._refill.dependencies.failed(error)
+        except IllegalStateError:
+            pass  # another assignment has come
+        except (KafkaError, TimeoutError) as error:
+            self._refill.dependencies.failed(DependencyUnavailable("kafka", f"{type(error).__name__}: {error}"))
+        if not self._settled:
+            await asyncio.sleep(TRY_AGAIN_S)
+        return self._settled
+
+    async def _begin(self, refill: Refill) -> None:
+        consumer, assignment = self._consumer, self._assignment
+        assigned = {each.partition: each for each in consumer.assignment()}
+        if assigned:
+            starts = await self._starts(refill, assigned)
+            if assignment != self._assignment:
+                return
+            await consumer._thread.seek_wait({assigned[n]: start.offset for n, start in starts.items()})
+            if assignment != self._assignment:
+                return
+            for n, start in starts.items():
+                consumer._read_offset[assigned[n]] = start.offset
+            self._filling = {assigned[n]: s.complete_at for n, s in starts.items() if s.complete_at is not None}
+        self._settled, self._look_at_s = True, 0.0
+
+    async def _starts(self, refill: Refill, assigned: Mapping[int, Any]) -> dict[int, Start]:
+        consumer = self._consumer
+        committed = {n: consumer._read_offset[each] for n, each in assigned.items()}
+
+        async def extents() -> dict[int, Extent]:
+            first, end = await consumer._thread.call_thread(self._ends, list(assigned.values()))
+            return {n: Extent(committed[n], first[each], end[each]) for n, each in assigned.items()}
+
+        of = len(consumer._thread._ensure_consumer().partitions_for_topic(next(iter(assigned.values())).topic) or ())
+        return await refill.begin(sorted(assigned), of, extents)
+
+    async def _ends(self, partitions: Sequence[Any]) -> tuple[Mapping[Any, int], Mapping[Any, int]]:
+        """First offsets, and those behind the last; in the consumer's thread."""
+        consumer = self._consumer._thread._ensure_consumer()
+        return await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
+
+    async def _look(self, refill: Refill) -> None:
+        """Tell of partitions that were read to where they ended at first, and are done up to there."""
+        self._look_at_s = time.monotonic() + LOOK_EVERY_S
+        consumer, assignment = self._consumer, self._assignment
+        done = [each for each in self._filling if consumer.flight.is_finished((each.topic, each.partition))]
+        if not done:
+            return
+        positions = await consumer._thread.call_thread(self._positions, done)
+        for each, position in positions.items():
+            if assignment == self._assignment and position >= self._filling[each]:
+                await refill.complete(each.partition)
+                self._filling.pop(each, None)
+
+    async def _positions(self, partitions: Sequence[Any]) -> dict[Any, int]:
+        """What is read next; behind records of no data too, which nobody delivers. In the consumer's thread."""
+        consumer, found = self._consumer._thread._ensure_consumer(), {}
+        for each in partitions:
+            with contextlib.suppress(TimeoutError):
+                found[each] = await asyncio.wait_for(consumer.position(each), POSITION_WITHIN_S)
+        return found

@@ -1,0 +1,129 @@
+"""Fills an emptied store again from what Kafka retains: where a consumer group begins to read, and when it is through.
+
+A marker in Redis says of a partition that everything retained of it is in there. While there is none the partition is
+read from its beginning, whatever is committed; effects once makes that harmless to what is there after all. Who is
+killed meanwhile leaves no marker, so it is read again.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from workers.dependencies import Dependencies
+from workers.errors import DependencyError, StoreLost
+from workers.ports import PopularTable
+from workers.stores.markers_redis import RedisMarkers
+
+LOOK_EVERY_S = 1.0
+EMPTIED = "redis was emptied, or is another one"
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A partition in Kafka: what its group has committed (None = nothing), its first offset, and the end."""
+
+    committed: int | None
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where to read from; the partition is complete once all before `complete_at` is done, None = it is already."""
+
+    offset: int
+    complete_at: int | None = None
+
+
+class Refill:
+    """Of one consumer group's topic. `counts` are its popular counts, if it has any, which follow the rule `rule`.
+
+    A marker's value is the rule whose counts have followed the partition last: those of another one have stood still.
+    """
+
+    def __init__(
+        self, markers: RedisMarkers, dependencies: Dependencies, counts: PopularTable | None = None, rule: str = ""
+    ) -> None:
+        self.dependencies = dependencies
+        self._markers = markers
+        self._counts = counts
+        self._rule = rule
+        self._filling: dict[int, Start] = {}
+        self._since_s = 0.0
+
+    async def begin(
+        self, partitions: Sequence[int], of: int, extents: Callable[[], Awaitable[Mapping[int, Extent]]]
+    ) -> dict[int, Start]:
+        """Where these partitions, of so many that the topic has, are read from. Raises DependencyError.
+
+        Counts that do not fit are told what to expect: after a change of the rule, where records are gone that were
+        never counted, and where they expect more than the topic holds, because it was made anew.
+        """
+        markers = await self._markers.open(of)
+        expected: dict[int, int] = {}
+        if self._counts is not None:
+            expected = dict(zip(partitions, await self._counts.expected(partitions), strict=True))
+        places = await extents()  # asked for last, so that no count can be beyond an end
+        starts = {n: self._start(places[n], markers.get(n), expected.get(n)) for n in partitions}
+        moved = {n: starts[n].offset for n, at in expected.items() if not starts[n].offset <= at <= places[n].end}
+        if self._counts is not None and moved:
+            await self._counts.expect(moved)
+        for partition in partitions:
+            if markers.get(partition, self._rule) != self._rule:
+                await self._mark(partition)
+        self._filling = {n: start for n, start in starts.items() if start.complete_at is not None}
+        self._say(places)
+        return starts
+
+    def _start(self, place: Extent, marker: str | None, expected: int | None) -> Start:
+        if marker is None:
+            return Start(place.first, place.end)
+        committed = place.committed
+        if committed is None or not place.first <= committed <= place.end:
+            return Start(place.first)
+        if marker == self._rule and expected is not None and expected < committed:  # Redis has lost its last writes
+            return Start(max(expected, place.first))
+        return Start(committed)
+
+    async def complete(self, partition: int) -> None:
+        """All of a partition is done up to where it ended when reading began. Raises DependencyError, StoreLost."""
+        await self._mark(partition)
+        start = self._filling.pop(partition)
+        if start.offset != start.complete_at:
+            after_s = round(time.monotonic() - self._since_s, 1)
+            log.info("retained events are in redis", partition=partition, after_s=after_s, left=len(self._filling))
+
+    def missing(self) -> str | None:
+        """What is still read again, in one line; None when nothing is."""
+        if not self._filling:
+            return None
+        return f"the retained events of {len(self._filling)} partitions, which redis did not have"
+
+    async def watch(self) -> None:
+        """Ask now and then, until cancelled. Raises StoreLost once Redis was emptied."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            if not self._markers.id:
+                continue
+            try:
+                stand = await self._markers.stand()
+            except DependencyError:
+                continue  # the probe tells
+            if not stand:
+                raise StoreLost(EMPTIED)
+
+    async def _mark(self, partition: int) -> None:
+        if not await self._markers.mark(partition, self._rule):
+            raise StoreLost(EMPTIED)
+
+    def _say(self, places: Mapping[int, Extent]) -> None:
+        self._since_s = time.monotonic()
+        again = [n for n, start in self._filling.items() if start.offset != start.complete_at]
+        if again:
+            records = sum(places[n].end - places[n].first for n in again)
+            log.warning("redis does not have what kafka retains: reading it", partitions=again, records=records)
