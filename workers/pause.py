@@ -14,11 +14,11 @@ from aiokafka import TopicPartition
 from schemas import dead_letter_marks
 from schemas.dead_letter_marks import RESUME, RESUME_PARTITION
 from workers.dependencies import SAY_EVERY_S, Dependencies
+from workers.ending import or_end_process
 from workers.errors import DependencyError
 from workers.kafka_client import connected, producer_client, reader_client, require_topics
 from workers.metrics import Metrics
 from workers.settings import AgentKind, Settings
-from workers.transport import or_end_process
 
 LOOK_MS = 500
 TRY_AGAIN_S = 1.0

@@ -17,8 +17,9 @@ from aiokafka.errors import (
 )
 from aiokafka.partitioner import murmur2
 
+from workers.ending import end_process
 from workers.errors import DependencyTimeout, DependencyUnavailable
-from workers.transport import MAX_REQUEST_BYTES, end_process, producer_of
+from workers.transport import MAX_REQUEST_BYTES, producer_of
 
 RECORD_OVERHEAD_BYTES = 64
 FATAL_FOR_PRODUCER = (OutOfOrderSequenceNumber, ProducerFenced, InvalidProducerEpoch)
@@ -85,6 +86,12 @@ class Publisher:
             ]
         await asyncio.gather(*deliveries)
         return [n for n, message in enumerate(messages) if message in refused] if refused else []
+
+
+def partitions_known(app: Any, topic: str) -> int | None:
+    """How many partitions a topic has that a started app sends to, as of the last `ask_broker`; None: not known yet."""
+    known = producer_of(app).client.cluster.partitions_for_topic(topic)
+    return len(known) if known else None
 
 
 def _record_batches(producer: Any, messages: Sequence[Outgoing], refused: list[Outgoing]) -> Iterator[Any]:

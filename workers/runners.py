@@ -5,8 +5,8 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
+from workers.ending import or_end_process
 from workers.intake import Entry, Intake
-from workers.transport import or_end_process
 
 LOOK_EVERY_S = 0.05  # for who cannot be in time any more, while every slot is taken by slow batches
 REFUSED_AT_ONCE = 256

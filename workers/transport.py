@@ -16,24 +16,22 @@ This is the one file that touches Faust's internals; tests/contract/test_engine_
 
 import asyncio
 import contextlib
-import logging
-import os
-import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import aiokafka
 import faust
 import structlog
 import uvloop
-from aiokafka.errors import IllegalStateError
+from aiokafka.errors import IllegalStateError, KafkaError
 from faust.exceptions import ConsumerNotStarted
 from faust.transport import drivers
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage
 
+from workers.ending import end_process, or_end_process
 from workers.errors import DependencyUnavailable
 from workers.inflight import Backlog, Batch, BatchPolicy, InFlight
 from workers.settings import Settings
@@ -45,6 +43,7 @@ POLL_S = 1.0
 STOP_WITHIN_S = 7.0
 EXIT_AFTER_S = 9.5
 SESSION_TIMEOUT_S = 10.0
+METADATA_AGE_S = 10.0  # so late a worker learns of partitions that were added
 MAX_REQUEST_BYTES = 1_090_000  # what a topic of ours takes, less a record batch's own overhead
 
 
@@ -105,29 +104,34 @@ class Consumer(driver.Consumer):
             # positions are put back to what is committed; nothing of this assignment has been delivered yet.
             await self.perform_seek()
             return
-        polled = {}
         for partition, fetched in records.items():
             expected = self._read_offset[partition]
-            fresh = fetched
-            if expected is not None and fetched[0].offset < expected:
-                fresh = [record for record in fetched if record.offset >= expected]
-            if fresh:
-                polled[partition] = fresh
-                self._read_offset[partition] = fresh[-1].offset + 1
-        if polled:
-            flight.add(polled)
+            if expected is not None and fetched[0].offset < expected:  # only a reset leads back within an assignment
+                _say_made_anew(partition, expected)
+                end_process()  # what is in hand has offsets of another log; an assignment begins where it must
+            self._read_offset[partition] = fetched[-1].offset + 1
+        flight.add(records)
 
-    async def seek_to_committed(self) -> Mapping[Any, int]:
+    async def seek_to_committed(self) -> Mapping[Any, int | None]:
         """Put positions back, those of partitions too of which nothing is committed: aiokafka leaves them as they are.
 
-        Else what a poll has brought and given up, in a group that is new, would never be read.
+        Else what a poll has brought and given up, in a group that is new, would never be read. An offset behind the end
+        was committed in another log: the topic has been made anew.
         """
-        committed: Mapping[Any, int] = await self._thread.call_thread(self._seek_to_committed)
+        committed: Mapping[Any, int | None] = await self._thread.call_thread(self._seek_to_committed)
         return committed
 
-    async def _seek_to_committed(self) -> Mapping[Any, int]:
+    async def _seek_to_committed(self) -> Mapping[Any, int | None]:
         consumer = self._thread._ensure_consumer()
-        committed: Mapping[Any, int] = await consumer.seek_to_committed()
+        committed: dict[Any, int | None] = await consumer.seek_to_committed()
+        ends: Mapping[Any, int] = {}
+        with contextlib.suppress(KafkaError, TimeoutError):  # it is found out when the partition is fetched
+            async with asyncio.timeout(SESSION_TIMEOUT_S):
+                ends = await consumer.end_offsets([partition for partition, offset in committed.items() if offset])
+        for partition, end in ends.items():
+            if (offset := committed[partition] or 0) > end:
+                _say_made_anew(partition, offset)
+                committed[partition] = None
         with contextlib.suppress(IllegalStateError):  # another assignment has come, which begins where it must
             if unread := [partition for partition, offset in committed.items() if not offset]:
                 await consumer.seek_to_beginning(*unread)
@@ -161,8 +165,7 @@ class Consumer(driver.Consumer):
 
     async def wait_empty(self) -> None:
         """Let what was started finish, then commit until nothing is left to commit. Bounded."""
-        limit_s = STOP_WITHIN_S if self.app.should_stop else SESSION_TIMEOUT_S * 0.8
-        end = time.monotonic() + limit_s
+        end = time.monotonic() + (STOP_WITHIN_S if self.app.should_stop else SESSION_TIMEOUT_S * 0.8)
         self.flight.drop_waiting()
         while self.flight.unfinished() and time.monotonic() < end:
             self.wake.clear()
@@ -212,6 +215,11 @@ class Consumer(driver.Consumer):
         """
         self._resumed = True
         super().resume_flow()
+
+
+def _say_made_anew(partition: Any, read_to: int) -> None:
+    line = "offsets have gone back: the topic was made anew, or has lost records"
+    log.error(line, topic=partition.topic, partition=partition.partition, read_to=read_to)
 
 
 def _topics(partitions: Any) -> str:
@@ -268,6 +276,7 @@ def create_app(group: str, settings: Settings, policy: BatchPolicy) -> Any:
         producer_max_request_size=MAX_REQUEST_BYTES,
         producer_request_timeout=settings.publish_timeout_ms / 1000,
         consumer_auto_offset_reset="earliest",
+        consumer_metadata_max_age_ms=int(METADATA_AGE_S * 1000),
         stream_wait_empty=True,
         topic_disable_leader=True,
         topic_allow_declare=False,
@@ -299,24 +308,6 @@ async def serve(stream: Any, handle: Callable[[Batch], Awaitable[None]], backlog
         task = asyncio.create_task(or_end_process(handle(batch)))
         running.add(task)
         task.add_done_callback(running.discard)
-
-
-async def or_end_process(work: Awaitable[None]) -> None:
-    """Work that must not raise. If it does, the process ends without a commit.
-
-    A supervisor starts it again, and nothing is lost.
-    """
-    try:
-        await work
-    except Exception:
-        log.exception("an agent raised; ending without a commit")
-        end_process()
-
-
-def end_process() -> NoReturn:
-    """End at once, offsets uncommitted: whatever was not acknowledged will be delivered again."""
-    logging.shutdown()
-    os._exit(1)
 
 
 def producer_of(app: Any) -> aiokafka.AIOKafkaProducer:
@@ -371,15 +362,6 @@ async def ask_broker(app: Any) -> None:
     """One metadata request to any broker. Raises DependencyUnavailable when none answers; for a started app."""
     if not await producer_of(app).client.force_metadata_update():
         raise DependencyUnavailable("kafka", "no broker answers")
-
-
-def stopping_on_signals() -> asyncio.Event:
-    """An event that SIGTERM and SIGINT set, from now on, in the running loop."""
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    return stopping
 
 
 async def run_until(app: Any, stopping: asyncio.Event) -> None:

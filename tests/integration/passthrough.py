@@ -15,13 +15,14 @@ import uvloop
 from schemas.recall import RecallRequest
 from workers import logs
 from workers.clock import SystemClock
+from workers.ending import stopping_on_signals
 from workers.inflight import Batch, BatchPolicy
 from workers.intake import Entry, Intake
 from workers.pipelines.recall import Incoming
 from workers.publisher import Outgoing, Publisher
 from workers.runners import Runners
 from workers.settings import load_settings
-from workers.transport import batch_topic, create_app, run_until, serve, stopping_on_signals
+from workers.transport import batch_topic, create_app, run_until, serve
 
 
 async def main(group: str, source: str, target: str, work_ms: float, how: str) -> int:
