@@ -31,9 +31,9 @@ from workers.local.stack import LocalStack
 from workers.settings import AGENT_KINDS, AgentKind, Settings, load_settings
 
 WORKERS_OF_A_KIND = 2
-READY_WITHIN_S = 120.0
-DRAINED_WITHIN_S = 90.0
-RECOVERED_WITHIN_S = 120.0
+READY_WITHIN_S = 300.0  # these limits end a red run; how long it took is in the report
+DRAINED_WITHIN_S = 300.0
+RECOVERED_WITHIN_S = 300.0
 DATASET = generate(items=100, users=60, events=2500)
 
 
