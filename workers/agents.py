@@ -149,7 +149,7 @@ class RecallAgent:
         self,
         context: Context,
         pipeline: Answers,
-        reply_partitions: int,
+        reply_partitions: Callable[[], int],
         users: Callable[[], UserTable | None] = lambda: None,
     ) -> None:
         self._context = context
@@ -281,11 +281,12 @@ class RecallAgent:
         """An answer as message: the request's headers (4 KiB of them) and its id; to the partition it asked for."""
         headers: list[tuple[str, bytes]] = []
         left_bytes = MAX_COPIED_HEADERS_BYTES
-        partition = record.partition % self._reply_partitions
+        count = self._reply_partitions()
+        partition = record.partition % count
         for name, value in record.headers:
             size_bytes = len(name.encode()) + len(value or b"")
             if name == REPLY_PARTITION:
-                partition = _reply_partition(value, self._reply_partitions, partition)
+                partition = _reply_partition(value, count, partition)
             if size_bytes <= left_bytes and name != REQUEST_ID:  # one that is too large keeps out no other
                 headers.append((name, value))
                 left_bytes -= size_bytes

@@ -33,6 +33,7 @@ from workers.health import Condition, HealthServer, all_of
 from workers.index.milvus_collection import prepare_index
 from workers.index.schema import Collection
 from workers.inflight import BatchPolicy
+from workers.kafka_client import end_offsets
 from workers.metrics import Metrics
 from workers.pipelines.activity import ActivityPipeline
 from workers.pipelines.item_order import decode_item
@@ -42,7 +43,7 @@ from workers.pipelines.popular_counts import PopularCounts
 from workers.pipelines.recall import RecallPipeline
 from workers.popularity import Popularity
 from workers.ports import Clock
-from workers.publisher import Publisher
+from workers.publisher import Publisher, partitions_known
 from workers.recall_parts import Tools, open_recall_parts
 from workers.refill import Refill
 from workers.retry import until_done
@@ -280,15 +281,16 @@ async def _items(worker: Worker) -> None:
     context = _context(worker, group, Refill(RedisMarkers(client, settings, group), worker.dependencies), same)
     items = ItemsView(bundle.dim, bundle.version, tuple(bundle.spec.filterable))
     inputs = partial(tensors.item_inputs, encoding=bundle.encoding)
-    pipeline = ItemsPipeline(items, table, index, tower, inputs, context.observe)
-    agent = EventAgent(context, decode_item, lambda batch, _: pipeline.run(batch))
-    attach(worker.app, settings.topic("item-updates"), agent)
+    topic = settings.topic("item-updates")
+    log_ends = partial(end_offsets, settings, topic)
+    pipeline = ItemsPipeline(items, table, index, tower, inputs, context.observe, log_ends)
+    attach(worker.app, topic, EventAgent(context, decode_item, lambda batch, _: pipeline.run(batch)))
 
 
 async def _recall(worker: Worker) -> None:
     settings = worker.settings
     answers = settings.topic("recall-candidates")
-    reply_partitions = await until_done(lambda: topics.partition_count(settings, answers), worker.dependencies)
+    at_start = await until_done(lambda: topics.partition_count(settings, answers), worker.dependencies)
     context = _context(worker, "recall-requests")
     opening = OpeningRecall(
         partial(open_recall, worker, context.clock, context.observe), context.clock, worker.dependencies
@@ -299,7 +301,7 @@ async def _recall(worker: Worker) -> None:
     def readable() -> RedisUserTable | None:
         return users if opening.is_open and redis.open_since_s is None else None
 
-    agent = RecallAgent(context, opening, reply_partitions, readable)
+    agent = RecallAgent(context, opening, lambda: partitions_known(worker.app, answers) or at_start, readable)
     attach(worker.app, settings.topic("recall-requests"), agent)
     await opening.try_open()
     worker.waiting = lambda: None if opening.is_open else "the active bundle, its tables and its index"

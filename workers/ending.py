@@ -9,7 +9,9 @@ from typing import NoReturn
 
 import structlog
 
-from workers.errors import StoreLost
+from workers.errors import ConfigurationError, StoreLost
+
+WRONG_CONFIGURATION = 2  # exit code
 
 log = structlog.get_logger()
 
@@ -26,19 +28,22 @@ def stopping_on_signals() -> asyncio.Event:
 async def or_end_process(work: Awaitable[None]) -> None:
     """Work that must not raise. If it does, the process ends without a commit.
 
-    A supervisor starts it again, and nothing is lost.
+    A supervisor starts it again, and nothing is lost; not after a ConfigurationError, which somebody has to mend.
     """
     try:
         await work
     except StoreLost as error:
         log.error("ending without a commit, to read again what kafka retains", why=str(error))  # noqa: TRY400
         end_process()
+    except ConfigurationError as error:
+        log.error("worker cannot go on, ending it without a commit", why=str(error))  # noqa: TRY400  # one line
+        end_process(WRONG_CONFIGURATION)
     except Exception:
         log.exception("an agent raised; ending without a commit")
         end_process()
 
 
-def end_process() -> NoReturn:
+def end_process(code: int = 1) -> NoReturn:
     """End at once, offsets uncommitted: whatever was not acknowledged will be delivered again."""
     logging.shutdown()
-    os._exit(1)
+    os._exit(code)

@@ -68,7 +68,9 @@ class Intake:
     @property
     def overloaded(self) -> bool:
         """Whether a request was shed within the last second."""
-        return self._shed_ms is not None and self._clock.now_ms() - self._shed_ms < self.policy.overloaded_for_ms
+        if self._shed_ms is None:
+            return False
+        return 0 <= self._clock.now_ms() - self._shed_ms < self.policy.overloaded_for_ms  # unless the clock was set
 
     def latest_start_ms(self, deadline_ms: int, batches: int = 1) -> float:
         """When so many batches must begin, one after another, for the last of them to be in time for this deadline."""
@@ -129,7 +131,8 @@ class Intake:
         if not self._waiting:
             return self.has_slot
         room = self.policy.capacity - len(self._waiting) - self._refusing
-        return room >= self.policy.poll and self.overloaded and self._clock.now_ms() >= self._next_poll_ms
+        early_ms = self._next_poll_ms - self._clock.now_ms()
+        return room >= self.policy.poll and self.overloaded and not 0 < early_ms <= self.policy.poll_every_ms
 
     def _displaces(self) -> bool:
         """Whether the oldest has to go: too many wait, or too many have overtaken it."""

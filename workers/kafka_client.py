@@ -133,6 +133,15 @@ async def require_topics(settings: Settings, *topics: str) -> None:
             raise ConfigurationError(f"topic {topic} does not exist; `recall topics apply` creates it")
 
 
+async def end_offsets(settings: Settings, topic: str) -> dict[int, int]:
+    """Partition -> the offset that its next record will have. Raises DependencyUnavailable."""
+    admin, consumer = admin_client(settings), reader_client(settings)
+    async with connected(settings, admin, consumer):
+        (described,) = await admin.describe_topics([topic])
+        partitions = [TopicPartition(topic, entry["partition"]) for entry in described["partitions"]]
+        return {place.partition: end for place, end in (await consumer.end_offsets(partitions)).items()}
+
+
 async def group_lag(settings: Settings, group: str, topic: str) -> int:
     """Records of a topic that a group has not committed yet: its whole content when the group never committed."""
     admin = admin_client(settings)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import structlog
 from aiokafka.errors import IllegalStateError, KafkaError
 
 from workers.errors import DependencyError, DependencyUnavailable
@@ -17,6 +18,9 @@ from workers.refill import Extent, Refill, Start
 LOOK_EVERY_S = 0.1
 TRY_AGAIN_S = 0.5
 POSITION_WITHIN_S = 1.0
+ENDS_WITHIN_S = 10.0
+
+log = structlog.get_logger()
 
 
 class Positions:
@@ -30,21 +34,30 @@ class Positions:
         self._filling: dict[Any, int] = {}  # topic partition -> complete once all before this offset is done
         self._look_at_s = 0.0
 
-    async def put_back(self) -> Mapping[Any, int]:
+    async def put_back(self) -> Mapping[Any, int | None]:
         """Seek to what is committed, and to the beginning where nothing is: aiokafka leaves those as they are.
 
-        Else what a poll has brought and given up, in a group that is new, would never be read.
+        Else what a poll has brought and given up, in a group that is new, would never be read. An offset behind the end
+        was committed in another log, because the topic has been made anew: it is as if nothing were committed.
         Returns what is committed.
         """
         self._assignment += 1
         self._settled = False
         self._filling = {}
-        committed: Mapping[Any, int] = await self._consumer._thread.call_thread(self._put_back)
+        committed: Mapping[Any, int | None] = await self._consumer._thread.call_thread(self._put_back)
         return committed
 
-    async def _put_back(self) -> Mapping[Any, int]:
+    async def _put_back(self) -> Mapping[Any, int | None]:
         consumer = self._consumer._thread._ensure_consumer()
-        committed: Mapping[Any, int] = await consumer.seek_to_committed()
+        committed: dict[Any, int | None] = await consumer.seek_to_committed()
+        ends: Mapping[Any, int] = {}
+        with contextlib.suppress(KafkaError, TimeoutError):  # it is found out when the partition is fetched
+            async with asyncio.timeout(ENDS_WITHIN_S):
+                ends = await consumer.end_offsets([partition for partition, offset in committed.items() if offset])
+        for partition, end in ends.items():
+            if (offset := committed[partition] or 0) > end:
+                say_made_anew(partition, offset)
+                committed[partition] = None
         with contextlib.suppress(IllegalStateError):  # another assignment has come, which begins where it must
             if unread := [partition for partition, offset in committed.items() if not offset]:
                 await consumer.seek_to_beginning(*unread)
@@ -119,3 +132,9 @@ class Positions:
             with contextlib.suppress(TimeoutError):
                 found[each] = await asyncio.wait_for(consumer.position(each), POSITION_WITHIN_S)
         return found
+
+
+def say_made_anew(partition: Any, read_to: int) -> None:
+    """One line for who has to know that offsets do not mean what they did."""
+    line = "offsets have gone back: the topic was made anew, or has lost records"
+    log.error(line, topic=partition.topic, partition=partition.partition, read_to=read_to)

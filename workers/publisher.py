@@ -88,6 +88,12 @@ class Publisher:
         return [n for n, message in enumerate(messages) if message in refused] if refused else []
 
 
+def partitions_known(app: Any, topic: str) -> int | None:
+    """How many partitions a topic has that a started app sends to, as of the last `ask_broker`; None: not known yet."""
+    known = producer_of(app).client.cluster.partitions_for_topic(topic)
+    return len(known) if known else None
+
+
 def _record_batches(producer: Any, messages: Sequence[Outgoing], refused: list[Outgoing]) -> Iterator[Any]:
     """Record batches of these messages, in order; those that no batch may hold are added to `refused`.
 

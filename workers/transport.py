@@ -33,7 +33,7 @@ from faust.types.tuples import ConsumerMessage
 from workers.ending import end_process, or_end_process
 from workers.errors import DependencyError, DependencyUnavailable
 from workers.inflight import Backlog, Batch, BatchPolicy, InFlight
-from workers.positions import Positions
+from workers.positions import Positions, say_made_anew
 from workers.refill import Refill
 from workers.settings import Settings
 
@@ -45,6 +45,7 @@ STOP_WITHIN_S = 7.0
 EXIT_AFTER_S = 9.5
 ASK_WITHIN_S = 1.0  # before a commit, or before the end
 SESSION_TIMEOUT_S = 10.0
+METADATA_AGE_S = 10.0  # so late a worker learns of partitions that were added
 MAX_REQUEST_BYTES = 1_090_000  # what a topic of ours takes, less a record batch's own overhead
 
 
@@ -110,17 +111,15 @@ class Consumer(driver.Consumer):
         polled, starts = {}, {}
         for partition, fetched in records.items():
             expected = self._read_offset[partition]
-            fresh = fetched
-            if expected is not None and fetched[0].offset < expected:
-                fresh = [record for record in fetched if record.offset >= expected]
-            if fresh:
-                polled[partition] = fresh
-                starts[partition.topic, partition.partition] = fresh[0].offset if expected is None else expected
-                self._read_offset[partition] = fresh[-1].offset + 1
-        if polled:
-            flight.add(polled, starts)
+            if expected is not None and fetched[0].offset < expected:  # only a reset leads back within an assignment
+                say_made_anew(partition, expected)
+                end_process()  # what is in hand has offsets of another log; an assignment begins where it must
+            polled[partition] = fetched
+            starts[partition.topic, partition.partition] = fetched[0].offset if expected is None else expected
+            self._read_offset[partition] = fetched[-1].offset + 1
+        flight.add(polled, starts)
 
-    async def seek_to_committed(self) -> Mapping[Any, int]:
+    async def seek_to_committed(self) -> Mapping[Any, int | None]:
         """Put positions back; the next poll waits until they are where they must be."""
         return await self.positions.put_back()
 
@@ -274,6 +273,7 @@ def create_app(group: str, settings: Settings, policy: BatchPolicy, refill: Refi
         producer_max_request_size=MAX_REQUEST_BYTES,
         producer_request_timeout=settings.publish_timeout_ms / 1000,
         consumer_auto_offset_reset="earliest",
+        consumer_metadata_max_age_ms=int(METADATA_AGE_S * 1000),
         stream_wait_empty=True,
         topic_disable_leader=True,
         topic_allow_declare=False,

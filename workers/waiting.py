@@ -32,12 +32,12 @@ Result = Literal["found", "timed_out", "full", "unavailable"]
 
 
 class Waiter(NamedTuple):
-    """One request that waits: for which event of which user, and until when."""
+    """One request that waits: for which event of which user, and until when, on a clock that is never set."""
 
     entry: Entry
     user_id: str
     event_id: str
-    until_ms: float
+    until_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class WaitingRoom:
         """Look now and then; between looks let those go whose time is over."""
         next_look_s = time.perf_counter() + LOOK_EVERY_S
         while self._waiting:
-            due_s = (min(waiter.until_ms for waiter in self._waiting) - self._clock.now_ms()) / 1000
+            due_s = min(waiter.until_s for waiter in self._waiting) - time.perf_counter()
             await asyncio.sleep(max(SLEEP_AT_LEAST_S, min(due_s, next_look_s - time.perf_counter())))
             waiting, self._waiting = self._waiting, []
             self._looked_at += len(waiting)
@@ -119,11 +119,11 @@ class WaitingRoom:
 
     def _sort(self, waiters: list[Waiter], records: Mapping[str, bytes | None] | None) -> None:
         """Whoever need not wait any more goes on, the others wait for the next look."""
-        now_ms = self._clock.now_ms()
+        now_s = time.perf_counter()
         self._looked_at -= len(waiters)
         going: dict[Result, list[Entry]] = {"found": [], "timed_out": [], "unavailable": []}
         for waiter in waiters:
-            result = "unavailable" if records is None else _result(waiter, records, now_ms)
+            result = "unavailable" if records is None else _result(waiter, records, now_s)
             if result is None:
                 self._waiting.append(waiter)
             else:
@@ -134,7 +134,7 @@ class WaitingRoom:
     async def _read(self, table: UserTable, waiters: list[Waiter]) -> dict[str, bytes | None] | None:
         """Records by user; empty when somebody's time was over before they came, None when the table failed."""
         users = list(dict.fromkeys(waiter.user_id for waiter in waiters))
-        left_s = (min(waiter.until_ms for waiter in waiters) - self._clock.now_ms()) / 1000
+        left_s = min(waiter.until_s for waiter in waiters) - time.perf_counter()
         try:
             async with asyncio.timeout(max(LOOK_AT_LEAST_S, left_s)):
                 return dict(zip(users, await table.records(users), strict=True))
@@ -151,8 +151,9 @@ class WaitingRoom:
         """
         request, deadline_ms = entry.incoming.request, entry.incoming.deadline_ms
         latest_ms = self._runners.intake.latest_start_ms(deadline_ms, batches=2)
-        until_ms = min(self._clock.now_ms() + self._policy.wait_ms, latest_ms, deadline_ms - LEAVES_AT_LEAST_MS)
-        return Waiter(entry, request.user_id, request.after_event_id or "", until_ms)
+        left_ms = min(latest_ms, deadline_ms - LEAVES_AT_LEAST_MS) - self._clock.now_ms()
+        until_s = time.perf_counter() + min(self._policy.wait_ms, left_ms) / 1000
+        return Waiter(entry, request.user_id, request.after_event_id or "", until_s)
 
     def _go(self, result: Result, entries: Sequence[Entry]) -> None:
         if entries:
@@ -160,11 +161,11 @@ class WaitingRoom:
             self._runners.put(entries)
 
 
-def _result(waiter: Waiter, records: Mapping[str, bytes | None], now_ms: int) -> Result | None:
+def _result(waiter: Waiter, records: Mapping[str, bytes | None], now_s: float) -> Result | None:
     """What a look came to; None = wait on."""
     try:
         if holds_event(records.get(waiter.user_id), waiter.event_id):
             return "found"
     except RecordFormatError:
         return "unavailable"  # it will not become readable by waiting
-    return "timed_out" if now_ms >= waiter.until_ms else None
+    return "timed_out" if now_s >= waiter.until_s else None

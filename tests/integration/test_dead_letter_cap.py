@@ -61,7 +61,7 @@ class Worker:
         self.pause = self.context.giving_up.pause
         agent: Any = EventAgent(self.context, self._decode, self._count)
         if kind == "recall":
-            agent = RecallAgent(self.context, self, settings.partitions)
+            agent = RecallAgent(self.context, self, lambda: settings.partitions)
         attach(self.app, self.topic, agent)
 
     def _decode(self, record: Any) -> Any:

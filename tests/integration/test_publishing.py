@@ -105,7 +105,7 @@ async def test_an_answer_that_is_too_large_is_said_and_its_request_kept(
     dependencies = Dependencies("recall", metrics)
     pipeline = plain_pipeline(bundle, tower, index=index)
     context = Context("recall", settings, publisher, metrics, dependencies, clock)
-    agent = RecallAgent(context, pipeline, settings.partitions)
+    agent = RecallAgent(context, pipeline, lambda: settings.partitions)
     flight = InFlight(BatchPolicy())
     requests = [RecallRequest(request_id=f"r{n}", user_id="u", k=k) for n, k in enumerate([1000, 3])]
     records = [

@@ -59,6 +59,16 @@ def an_intake(policy: IntakePolicy = SMALL, service_ms: float = 0.0) -> tuple[In
     return intake, Source(clock), clock
 
 
+def test_a_clock_that_is_set_back_ends_the_overload() -> None:
+    intake, source, clock = an_intake(service_ms=100)
+    intake.put(source.entries(6))
+    clock.ms += 2000
+    assert intake.shed()
+    assert intake.overloaded
+    clock.ms -= 3_600_000
+    assert not intake.overloaded
+
+
 def test_the_oldest_are_taken_first_a_batch_at_a_time() -> None:
     intake, source, _ = an_intake()
     intake.put(source.entries(3))

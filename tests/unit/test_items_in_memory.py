@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from schemas import codec
 from schemas.items import ItemUpdate
 from schemas.records import ItemRecord, hash64_each
-from workers.errors import DependencyUnavailable, RowRefused
+from workers.errors import ConfigurationError, DependencyUnavailable, RowRefused
 from workers.index.memory import MemoryItemIndex
 from workers.index.schema import Collection
 from workers.pipelines.items import ItemEvent, ItemsPipeline, ItemsResult, ItemsView
@@ -314,3 +314,27 @@ def test_batches_and_redelivery_change_nothing(
         assert await state(cut) == await state(one_by_one)
 
     asyncio.run(check())
+
+
+async def test_records_of_a_topic_that_was_made_anew_are_refused_and_supersede_nothing() -> None:
+    view, ends, asked = View(), {0: 901}, []
+
+    async def log_ends() -> dict[int, int]:
+        asked.append(dict(ends))
+        return ends
+
+    view.pipeline = ItemsPipeline(
+        ItemsView(DIM, MODEL, ("value",)), view.table, view.index, view.tower, inputs, log_ends=log_ends
+    )
+    await view.run(upsert("a", 1.0, 3), upsert("b", 2.0, 900))
+    assert asked == []
+    assert (await view.run(upsert("b", 9.0, 4))).outcomes == {"superseded": 1}, "delivered again"
+    await view.run(upsert("b", 9.0, 4))
+    assert asked == [{0: 901}], "and asked once"
+    ends[0] = 17
+    anew = ItemsPipeline(
+        ItemsView(DIM, MODEL, ("value",)), view.table, view.index, view.tower, inputs, log_ends=log_ends
+    )
+    with pytest.raises(ConfigurationError, match=r"updates ends at 17, .* its offset 900; the topic was made anew"):
+        await anew.run([upsert("b", 5.0, 5)])
+    assert (await view.record("b")).offset == 900

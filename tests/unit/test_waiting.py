@@ -17,7 +17,7 @@ from workers.intake import Entry, Intake
 from workers.merge import merge
 from workers.metrics import Metrics
 from workers.pipelines.recall import Incoming
-from workers.ports import UserChange
+from workers.ports import Clock, UserChange
 from workers.runners import Runners
 from workers.stores.user_memory import MemoryUserTable
 from workers.waiting import WaitingPolicy, WaitingRoom
@@ -56,7 +56,7 @@ class Table(MemoryUserTable):
 class Room:
     """A waiting room before an intake whose batches are finished at once; who has come through."""
 
-    def __init__(self, wait_ms: int = 60_000, capacity: int = 1000) -> None:
+    def __init__(self, wait_ms: int = 60_000, capacity: int = 1000, clock: Clock | None = None) -> None:
         self.table = Table()
         self.open = True
         self.came: list[str] = []
@@ -68,7 +68,7 @@ class Room:
             WaitingPolicy(wait_ms, capacity),
             lambda: self.table if self.open else None,
             self.runners,
-            SystemClock(),
+            clock or SystemClock(),
             Dependencies("recall", self._metrics),
             self._metrics.event_waits,
         )
@@ -135,6 +135,26 @@ async def test_one_look_reads_all_who_wait_each_user_once() -> None:
     await room.until(lambda: len(room.table.looks) > 1)
     room.enter("c")
     await room.until(lambda: sorted(room.table.looks[-1]) == ["a", "b", "c"])
+
+
+class Wrong:
+    """The machine's clock, which may be set to another time."""
+
+    shift_ms = 0
+
+    def now_ms(self) -> int:
+        return SystemClock().now_ms() + self.shift_ms
+
+
+@pytest.mark.parametrize("shift_ms", [-3_600_000, 3_600_000])
+async def test_a_clock_that_is_set_keeps_nobody_waiting(shift_ms: int) -> None:
+    clock = Wrong()
+    room = Room(wait_ms=200, clock=clock)
+    room.enter("a")
+    await room.until(lambda: len(room.table.looks) > 1)
+    clock.shift_ms = shift_ms
+    await room.until(lambda: room.came == ["a"])
+    assert room.results() == {"timed_out": 1}
 
 
 async def test_time_ends_the_waiting() -> None:

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from workers.ending import WRONG_CONFIGURATION
 from workers.errors import ConfigurationError, RecallError
 from workers.local.discover import with_local_stack
 from workers.local.ready import wait_ready
@@ -21,7 +22,6 @@ from workers.settings import Settings, load_settings
 from workers.signals import Stopping
 
 UP = "up"  # how the line begins that says so
-WRONG_CONFIGURATION = 2  # exit code
 FIT_FIRST = "no bundle is active, so no worker was started; make one: recall model fit --data movielens-1m"
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import structlog
 
+from workers.ending import WRONG_CONFIGURATION
 from workers.errors import ConfigurationError, RecallError
 from workers.local.process import end, free_ports, spawn, tail
 from workers.local.state import WorkerState
@@ -27,7 +28,6 @@ LONGEST_PAUSE_S = 30.0
 SETTLED_AFTER_S = 60.0
 SOON_S = 30.0
 MAX_SOON_DEATHS = 6
-WRONG_CONFIGURATION = 2  # exit code
 ALL_KINDS = "all"  # the kind of a process that runs every kind
 
 log = structlog.get_logger()

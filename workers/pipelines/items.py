@@ -4,7 +4,7 @@ The vector is written before the record, and the record before its announcement,
 all of it. A worker that dies in between has committed nothing: everything comes again and has the same effect.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from schemas.codec import ErrorCode
 from schemas.records import ItemRecord, hash64, hash64_each
-from workers.errors import InvalidInput, RowRefused
+from workers.errors import ConfigurationError, InvalidInput, RowRefused
 from workers.pipelines.embedding import embed
 from workers.pipelines.item_order import ItemEvent, Order, decide, standing
 from workers.ports import Float32, IndexRows, ItemIndex, ItemTable, Tower
@@ -23,6 +23,9 @@ __all__ = ["Inputs", "ItemEvent", "ItemsPipeline", "ItemsResult", "ItemsView"]
 
 Inputs = Callable[[Sequence[str], Sequence[Mapping[str, Any]]], Mapping[str, NDArray[Any]]]
 """(item ids, their attributes) -> the item tower's named inputs."""
+
+LogEnds = Callable[[], Awaitable[Mapping[int, int]]]
+"""Partition of item-updates -> the offset that its next record will have. Raises DependencyError."""
 
 VECTORS = ("item_embedding", "history_embedding")
 
@@ -66,8 +69,11 @@ class ItemsPipeline:
         tower: Tower,
         inputs: Inputs,
         observe: Observe = unobserved,
+        log_ends: LogEnds | None = None,
     ) -> None:
         self._view = view
+        self._log_ends = log_ends
+        self._ends: Mapping[int, int] = {}
         self._table = table
         self._index = index
         self._tower = tower
@@ -75,13 +81,17 @@ class ItemsPipeline:
         self._observe = observe
 
     async def run(self, batch: Sequence[ItemEvent]) -> ItemsResult:
-        """Raises DependencyError when table, index or tower fails; the batch is to be run again then."""
+        """Raises DependencyError when table, index or tower fails; the batch is to be run again then.
+
+        Raises ConfigurationError when the table's records come from another log than the batch.
+        """
         if not batch:
             return ItemsResult([])
 
         watch = Stopwatch(self._observe)
         # 1. records, and which event of each item counts
         stored, refused = await self._records(batch)
+        await self._require_one_log(batch, stored)
         refused |= self._invalid_embeddings(batch)
         order = decide(batch, stored, refused)
         watch.lap_ms("records")
@@ -142,6 +152,26 @@ class ItemsPipeline:
             for position, event in enumerate(batch)
             if event.item_id in unreadable
         }
+
+    async def _require_one_log(self, batch: Sequence[ItemEvent], stored: Mapping[int, ItemRecord]) -> None:
+        """Refuse records made from offsets that the topic does not reach: they would supersede whatever comes.
+
+        Ends are asked for when a record is ahead of the batch, as in what is delivered again, and of the ends known.
+        """
+        read_to = {event.partition: event.offset for event in batch}
+
+        def beyond() -> ItemRecord | None:
+            ahead = (r for r in stored.values() if r.offset > read_to.get(r.partition, r.offset))
+            return next((r for r in ahead if r.offset >= self._ends.get(r.partition, 0)), None)
+
+        if self._log_ends is None or beyond() is None:
+            return
+        self._ends = await self._log_ends()
+        if (record := beyond()) is not None:
+            place, end = f"partition {record.partition} of item-updates", self._ends.get(record.partition, 0)
+            line = f"{place} ends at {end}, and an item's record comes from its offset {record.offset}"
+            todo = "the topic was made anew: empty the view, as docs/operations.md says under `Topics that change`"
+            raise ConfigurationError(f"{line}; {todo}")
 
     def _invalid_embeddings(self, batch: Sequence[ItemEvent]) -> dict[int, InvalidInput]:
         errors = {}
