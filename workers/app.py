@@ -28,13 +28,13 @@ from workers.clock import SystemClock
 from workers.dependencies import Dependencies, Probe
 from workers.doctor import start
 from workers.ending import or_end_process, stopping_on_signals
-from workers.errors import ConfigurationError
+from workers.errors import ConfigurationError, WritesLost
 from workers.health import Condition, HealthServer, all_of
 from workers.index.milvus_collection import prepare_index
 from workers.index.schema import Collection
 from workers.inflight import BatchPolicy
 from workers.metrics import Metrics
-from workers.pipelines.activity import ActivityPipeline
+from workers.pipelines.activity import ActivityEvent, ActivityPipeline, ActivityResult
 from workers.pipelines.item_order import decode_item
 from workers.pipelines.items import ItemsPipeline, ItemsView
 from workers.pipelines.opening import OpeningRecall
@@ -253,7 +253,15 @@ async def _activity(worker: Worker) -> None:
     users, popularity = RedisUserTable(client, worker.settings), Popularity(bundle.encoding)
     popular = PopularCounts(RedisPopularTable(client, worker.settings, popularity.definition), popularity)
     pipeline = ActivityPipeline(users, spec.seen_actions, spec.actions, context.observe, popular)
-    attach(worker.app, worker.settings.topic("user-activity"), EventAgent(context, decode_activity, pipeline.run))
+
+    async def run(events: Sequence[ActivityEvent]) -> ActivityResult:
+        try:
+            return await pipeline.run(events)
+        except WritesLost as error:
+            log.error("redis has lost writes; ending without a commit", error=str(error))  # noqa: TRY400  # it says all
+            await leave_and_end(worker.app)
+
+    attach(worker.app, worker.settings.topic("user-activity"), EventAgent(context, decode_activity, run))
 
 
 async def _items(worker: Worker) -> None:

@@ -6,6 +6,7 @@
         DependencyUnavailable    it cannot be reached, or refuses work for now
         DependencyTimeout        it did not answer before the deadline
         RowRefused               it refuses these rows and would refuse them again: isolate and dead-letter them
+      WritesLost               a backend has lost what it had acknowledged: end without a commit, and do it again
       ConfigurationError       refuse to start, exit code 2, one line
 
 Vendor exceptions are translated at the edge, in the adapters; nothing inside sees them. `schemas.codec.DecodeError` is
@@ -48,6 +49,10 @@ class RowRefused(DependencyError):
     def __init__(self, dependency: str, message: str, rows: list[int] | None = None) -> None:
         super().__init__(dependency, message)
         self.rows = rows
+
+
+class WritesLost(RecallError):
+    """A backend no longer holds what it has acknowledged. Whoever wrote it must not go on, but begin anew."""
 
 
 class ConfigurationError(RecallError):

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from workers.errors import DependencyError
+from workers.errors import DependencyError, WritesLost
 from workers.popularity import EPOCH_HALF_LIVES, EVERYBODY, UNIT
 from workers.ports import PopularChange, PopularTable
 from workers.settings import Settings, load_settings
@@ -250,6 +250,19 @@ async def test_a_server_that_forgot_the_scripts_is_sent_them_again(redis_setting
     assert await table.add([change(1, 2, everybody({1: 1}), partition) for partition in range(8)]) == [1] * 8
     assert await amounts(table) == {1: 16}
     await table.close()
+
+
+async def test_counts_that_went_back_are_not_added_to(redis_settings: Settings) -> None:
+    client = connect(redis_settings)
+    table = RedisPopularTable(client, redis_settings, DEFINITION)
+    await table.add([change(0, 10, everybody({1: 1})), change(0, 10, everybody({1: 1}), 1)])
+    await client.hset(keys.popular_counts(redis_settings, DEFINITION, 0), "next", 5)  # what came then is lost
+    with pytest.raises(WritesLost, match="of partition 0 were at offset 10 and are at 5"):
+        await table.add([change(10, 20, everybody({1: 1})), change(5, 20, everybody({1: 1}), 1)])
+    again = RedisPopularTable(client, redis_settings, DEFINITION)
+    assert await again.add([change(5, 20, everybody({1: 1})), change(5, 20, everybody({1: 1}), 1)]) == [5, 10]
+    assert await again.add([change(20, 21, everybody({1: 1})), change(10, 21, everybody({1: 1}), 1)]) == [20, 10]
+    await again.close()
 
 
 @pytest.mark.parametrize("cluster", [False, True])

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from workers.errors import WritesLost
 from workers.popularity import EPOCHS_KEPT, EpochCounts, merged
 from workers.ports import PopularChange, PopularItems
 from workers.settings import Settings
@@ -20,17 +21,17 @@ MAX_ITEMS = 10_000
 EXPIRES_LATER = 1.1  # than user_ttl_ms: so that all that belongs together is renewed together, and seldom
 ROW = np.dtype([("item", ">u8"), ("amount", "<f8")])
 
-# KEYS hash. ARGV first offset, end offset, time to live in ms, when to renew it, items kept in a set, epochs kept, then
-# of each set epoch, segment and packed ROWs. Returns the offset that was expected, and 1 when all of the partition was
-# given new time to live.
+# KEYS hash. ARGV first offset, end offset, time to live in ms, when to renew it, items kept in a set, epochs kept, the
+# least offset that may be expected, then of each set epoch, segment and packed ROWs. Returns the offset that was
+# expected, and 1 when all of the partition was given new time to live.
 ADD = """
 local hash, ttl, most, kept = KEYS[1], ARGV[3], tonumber(ARGV[5]), tonumber(ARGV[6])
 local expected = tonumber(redis.call('HGET', hash, 'next') or 0)
-if expected > tonumber(ARGV[1]) then return {expected, 0} end
+if expected > tonumber(ARGV[1]) or expected < tonumber(ARGV[7]) then return {expected, 0} end
 local before = tonumber(redis.call('HGET', hash, 'epoch') or -1)
 local newest = before
-for n = 7, #ARGV, 3 do newest = math.max(newest, tonumber(ARGV[n])) end
-for n = 7, #ARGV, 3 do
+for n = 8, #ARGV, 3 do newest = math.max(newest, tonumber(ARGV[n])) end
+for n = 8, #ARGV, 3 do
   if tonumber(ARGV[n]) > newest - kept then
     local set, rows = ARGV[n] .. ':' .. ARGV[n + 1], ARGV[n + 2]
     local key = hash .. ':' .. set
@@ -85,6 +86,9 @@ class RedisPopularTable:
 
     A set keeps the `max_items` with the greatest counts. What a partition has counted expires when nothing was added to
     it for between `user_ttl_ms` and a tenth more.
+
+    `add` raises WritesLost where a partition expects an earlier offset than this object has left it with: to add what
+    comes later would leave out for good what was lost.
     """
 
     def __init__(self, client: Client, settings: Settings, definition: str, max_items: int = MAX_ITEMS) -> None:
@@ -93,6 +97,7 @@ class RedisPopularTable:
         self._definition = definition
         self._max_items = max_items
         self._announced: set[int] = set()
+        self._left: dict[int, int] = {}  # partition -> the offset that it expects
         self._partitions = keys.popular_partitions(settings, definition)
         self._add = Script(client, ADD)
         self._top = Script(client, TOP)
@@ -105,7 +110,7 @@ class RedisPopularTable:
         calls = []
         for change in changes:
             arguments: list[bytes | int] = [change.first_offset, change.end_offset, ttl_ms, renew_ms]
-            arguments += [self._max_items, EPOCHS_KEPT]
+            arguments += [self._max_items, EPOCHS_KEPT, self._left.get(change.partition, 0)]
             for (epoch, segment), counts in change.additions.items():
                 arguments += [epoch, segment.encode(), _packed(counts)]
             calls.append(((self._key(change.partition),), arguments))
@@ -113,7 +118,14 @@ class RedisPopularTable:
             results = await self._add.call_each(calls)
             renewed = {change.partition for change, (_, new) in zip(changes, results, strict=True) if new}
             await self._announce(renewed | {change.partition for change in changes} - self._announced)
-        return [int(expected) for expected, _ in results]
+        found = [int(expected) for expected, _ in results]
+        for change, expected in zip(changes, found, strict=True):
+            left = self._left.get(change.partition, 0)
+            if expected < left:
+                line = f"the popular counts of partition {change.partition} were at offset {left} and are at {expected}"
+                raise WritesLost(line)
+            self._left[change.partition] = expected if expected > change.first_offset else change.end_offset
+        return found
 
     async def top(self, segments: Sequence[str], n: int) -> list[PopularItems]:
         """The most popular items of each segment, in two round trips."""
