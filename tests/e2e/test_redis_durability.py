@@ -26,7 +26,7 @@ from workers.settings import Settings
 from workers.stores.connect import connect
 from workers.stores.user_redis import RedisUserTable
 
-WITHIN_S = 120.0
+WITHIN_S = 240.0
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ async def lag(settings: Settings) -> int:
     return await group_lag(settings, settings.group("recall-activity"), settings.topic("user-activity"))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_an_offset_is_committed_when_its_write_is_old_enough_also_at_the_end(
     worker: "subprocess.Popen[bytes]", settings: Settings
 ) -> None:
@@ -88,7 +88,7 @@ def test_an_offset_is_committed_when_its_write_is_old_enough_also_at_the_end(
     assert asyncio.run(lag(settings)) == 0, "a drain waits until all is committed"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_lost_tail_and_a_failover_to_a_replica_that_lags_change_nothing() -> None:
     with own_stack() as stack:
         rig = Rig(stack, fit_bundle(stack.data_dir / "bundles"), seed=5)
