@@ -34,6 +34,7 @@ from workers.index.milvus_collection import prepare_index
 from workers.index.schema import Collection
 from workers.inflight import BatchPolicy
 from workers.kafka_client import end_offsets
+from workers.local.ready import READING
 from workers.metrics import Metrics
 from workers.pipelines.activity import ActivityPipeline
 from workers.pipelines.item_order import decode_item
@@ -111,14 +112,19 @@ class Worker:
         return Condition(idle_s < LIVE_WITHIN_S, f"{self.kind}: the poll loop last turned {idle_s:.0f} s ago")
 
     def ready(self) -> Condition:
+        """Fails when it cannot work, and while it reads what an emptied Redis has lost."""
+        able = self._able()
+        if able.well and (reading := self.filling()) is not None:
+            return Condition(False, f"{self.kind}: {READING} {reading}")
+        return able
+
+    def _able(self) -> Condition:
         """Fails while partitions or a dependency are missing, and while dead letters are paused."""
         missing = self.dependencies.missing() or self.waiting() or self.paused()
         if missing is not None:
             return Condition(False, f"{self.kind}: waiting for {missing}")
         if not self.facts().assigned:
             return Condition(False, f"{self.kind}: waiting for partitions")
-        if (reading := self.filling()) is not None:
-            return Condition(False, f"{self.kind}: reading {reading}")
         return Condition(True, "ready")
 
     def watched(self) -> list[Watched]:
@@ -138,7 +144,7 @@ class Worker:
             Watched(
                 f"{self.kind}: the same batch has been in hand",
                 limit_s * PATIENCE,
-                lambda: oldest_batch(self.app) if self.ready().well else None,
+                lambda: oldest_batch(self.app) if self._able().well else None,
             ),
             Watched(
                 f"{self.kind}: the tower has been in the same run",

@@ -12,7 +12,7 @@ from models.spec import parse_spec
 from models.tensors import Encoding, Vocabularies
 from schemas.activity import UserActivity
 from schemas.records import MAX_HISTORY_ROWS, TOKEN_BYTES, UserRecord, compact_seen, hash64
-from workers.errors import DependencyUnavailable
+from workers.errors import DependencyUnavailable, StoreLost
 from workers.pipelines.activity import ActivityEvent, ActivityPipeline
 from workers.pipelines.popular_counts import PopularCounts
 from workers.popularity import EPOCH_HALF_LIVES, EPOCHS_KEPT, EVERYBODY, UNIT, Popularity, forward_weight
@@ -330,3 +330,41 @@ async def test_users_that_were_lost_and_read_again_from_the_log_are_not_counted_
     outcomes = await deliver(place, log, rng, rewinds=0)
     assert outcomes["counted"] == 0
     assert await stored(place) == before
+
+
+async def test_a_batch_behind_writes_that_redis_has_lost_is_refused(places: list[Place]) -> None:
+    rng = random.Random(5)
+    clean, hurt = places
+    log = log_of(made_up(rng))
+    await deliver(clean, log, rng, rewinds=0)
+    for partition, events in log.items():
+        cut, lost = len(events) // 3, len(events) // 2
+        await hurt.pipeline().run(events[:cut])
+        before = await stored_now(hurt)
+        with pytest.raises(StoreLost, match=f"partition {partition} end at {cut}, and not {lost}"):
+            await hurt.pipeline().run(events[lost:])
+        assert await stored_now(hurt) == before, "records are not written either"
+        [stands] = await hurt.popular.expected([partition])
+        await hurt.pipeline().run(events[stands:])
+    assert await stored(hurt) == await stored(clean)
+
+
+async def stored_now(place: Place) -> dict[bytes, object]:
+    """Every key of a place, as it is."""
+    found: dict[bytes, object] = {}
+    async for key in place.client.scan_iter(match=place.settings.namespace + ":*", count=1000):
+        found[key] = await place.client.dump(key)
+    return found
+
+
+async def test_offsets_of_no_event_are_no_gap(places: list[Place]) -> None:
+    """What cannot be decoded, and what is no record at all, is within the span of its batch."""
+    place = places[0]
+    await place.pipeline().run([did(2, 1, 1000)], {0: (0, 5), 2: (0, 3)})
+    assert await place.popular.expected([0, 1, 2]) == [5, 0, 3]
+    await place.pipeline().run([], {0: (5, 9)})
+    result = await place.pipeline().run([did(12, 2, 1001)], {0: (9, 13), 2: (3, 4)})
+    assert result.outcomes == {"accepted": 1, "counted": 1}
+    again = await place.pipeline().run([did(12, 2, 1001), did(14, 3, 1002)], {0: (9, 15)})
+    assert again.outcomes == {"duplicate": 1, "accepted": 1, "counted": 1}
+    assert await place.popular.expected([0, 2]) == [15, 4]

@@ -226,7 +226,8 @@ def wipe(data_dir: Path) -> list[str]:
             if (data_dir / name).exists():
                 shutil.rmtree(data_dir / name)
                 deleted.append(name)
-        state_file(data_dir).unlink(missing_ok=True)
+        for remembered in (state_file(data_dir), *data_dir.glob("last-active*.json")):
+            remembered.unlink(missing_ok=True)
     return deleted
 
 
