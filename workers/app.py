@@ -43,10 +43,12 @@ from workers.popularity import Popularity
 from workers.ports import Clock
 from workers.publisher import Publisher
 from workers.recall_parts import Tools, open_recall_parts
+from workers.reconcile.topic import open_topic
 from workers.retry import until_done
 from workers.settings import AgentKind, Settings
 from workers.stopwatch import Observe
 from workers.stores.connect import connect, ping
+from workers.stores.item_ends import note_ends
 from workers.stores.item_redis import RedisItemTable
 from workers.stores.popular_redis import RedisPopularTable
 from workers.stores.user_redis import RedisUserTable
@@ -63,6 +65,7 @@ from workers.transport import (
     stopping_on_signals,
 )
 from workers.watchdog import Watchdog, Watched
+from workers.winners import WinnersAgain
 
 LIVE_WITHIN_S = 60.0
 PATIENCE = 10  # a batch may be in hand, and a start take, so many times as long as the loop may stand still
@@ -258,7 +261,8 @@ async def _activity(worker: Worker) -> None:
 async def _items(worker: Worker) -> None:
     settings = worker.settings
     bundle, view = await until_done(lambda: _active_bundle(worker), worker.dependencies)
-    table = RedisItemTable(_redis(worker, worker.opened), settings, view.collection, bundle.dim)
+    client = _redis(worker, worker.opened)
+    table = RedisItemTable(client, settings, view.collection, bundle.dim)
     rows = len(bundle.encoding.vocabularies.item_ids)
     index = await until_done(lambda: prepare_index(settings, _collection(bundle, view), rows), worker.dependencies)
     worker.opened.push_async_callback(index.close)
@@ -270,8 +274,17 @@ async def _items(worker: Worker) -> None:
     context = _context(worker, f"recall-items.{view.collection}")
     items = ItemsView(bundle.dim, bundle.version, tuple(bundle.spec.filterable))
     inputs = partial(tensors.item_inputs, encoding=bundle.encoding)
-    pipeline = ItemsPipeline(items, table, index, tower, inputs, context.observe)
-    attach(worker.app, settings.topic("item-updates"), EventAgent(context, decode_item, pipeline.run))
+    topic = settings.topic("item-updates")
+    ends = await until_done(lambda: _noted_ends(client, settings, view.collection), worker.dependencies)
+    winners = WinnersAgain(partial(context.publish, topic), context.count_events, ends)
+    pipeline = ItemsPipeline(items, table, index, tower, inputs, context.observe, winners.produce)
+    attach(worker.app, topic, EventAgent(context, decode_item, pipeline.run))
+
+
+async def _noted_ends(client: Any, settings: Settings, collection: str) -> dict[int, int]:
+    """Where the history of the item topic ends for this view. Raises DependencyError."""
+    async with open_topic(settings, collection) as topic:
+        return await note_ends(client, settings, collection, (await topic.span()).ends)
 
 
 async def _recall(worker: Worker) -> None:

@@ -1,10 +1,12 @@
-"""From item updates to one view's index and item table, in four steps on whole batches.
+"""From item updates to one view's index and item table, in five steps on whole batches.
 
 The vector is written before the record, and the record before its announcement, so that whoever learns of an item finds
-all of it. A worker that dies in between has committed nothing: everything comes again and has the same effect.
+all of it. Winners that must be produced again (see `item_order`) are produced before the record, which makes what they
+answer a thing of the past. A worker that dies in between has committed nothing: everything comes again and has the same
+effect.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +21,7 @@ from workers.pipelines.item_order import ItemEvent, Order, decide, standing
 from workers.ports import Float32, IndexRows, ItemIndex, ItemTable, Tower
 from workers.stopwatch import Observe, Stopwatch, unobserved
 
-__all__ = ["Inputs", "ItemEvent", "ItemsPipeline", "ItemsResult", "ItemsView"]
+__all__ = ["Inputs", "ItemEvent", "ItemsPipeline", "ItemsResult", "ItemsView", "Standing"]
 
 Inputs = Callable[[Sequence[str], Sequence[Mapping[str, Any]]], Mapping[str, NDArray[Any]]]
 """(item ids, their attributes) -> the item tower's named inputs."""
@@ -36,6 +38,14 @@ class ItemsView:
     fields: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What stands of an item from now on, and after which offset: to be produced again."""
+
+    record: ItemRecord
+    after: int
+
+
 @dataclass(slots=True)
 class ItemsResult:
     """Per event of the batch, in order: None, or why it is a dead letter.
@@ -45,6 +55,14 @@ class ItemsResult:
 
     errors: list[InvalidInput | None]
     outcomes: dict[str, int] = field(default_factory=dict)
+
+
+Produce = Callable[[Sequence[Standing]], Awaitable[None]]
+"""Returns when it is done, for sure; not every one needs producing, and once too often is harmless."""
+
+
+async def _not_produced(_: Sequence[Standing]) -> None:
+    """For those who only look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +84,7 @@ class ItemsPipeline:
         tower: Tower,
         inputs: Inputs,
         observe: Observe = unobserved,
+        produce: Produce = _not_produced,
     ) -> None:
         self._view = view
         self._table = table
@@ -73,6 +92,7 @@ class ItemsPipeline:
         self._tower = tower
         self._inputs = inputs
         self._observe = observe
+        self._produce = produce
 
     async def run(self, batch: Sequence[ItemEvent]) -> ItemsResult:
         """Raises DependencyError when table, index or tower fails; the batch is to be run again then."""
@@ -114,8 +134,13 @@ class ItemsPipeline:
             watch.lap_ms("index")
             order = decide(batch, stored, refused)  # behind a refused event, the one before it counts
 
-        # 4. item table, and its feed
+        # 4. winners that compaction would lose
         records = [_record(batch[position], history[position]) for position in order.winners]
+        stands = stored | {hash64(record.item_id): record for record in records}
+        if order.again:
+            await self._produce([Standing(stands[item_hash], after) for item_hash, after in order.again.items()])
+
+        # 5. item table, and its feed
         expected = [stored[h].offset if h in stored else None for h in (hash64(r.item_id) for r in records)]
         written = await self._table.write(records, expected)
         watch.lap_ms("table")
