@@ -32,6 +32,7 @@ from workers.health import Condition, HealthServer, all_of
 from workers.index.milvus_collection import prepare_index
 from workers.index.schema import Collection
 from workers.inflight import BatchPolicy
+from workers.late_writes import LateWrites
 from workers.metrics import Metrics
 from workers.pipelines.activity import ActivityPipeline
 from workers.pipelines.item_order import decode_item
@@ -43,6 +44,7 @@ from workers.popularity import Popularity
 from workers.ports import Clock
 from workers.publisher import Publisher
 from workers.recall_parts import Tools, open_recall_parts
+from workers.reconcile.examine import Parts
 from workers.reconcile.topic import open_topic
 from workers.retry import until_done
 from workers.settings import AgentKind, Settings
@@ -279,6 +281,9 @@ async def _items(worker: Worker) -> None:
     winners = WinnersAgain(partial(context.publish, topic), context.count_events, ends)
     pipeline = ItemsPipeline(items, table, index, tower, inputs, context.observe, winners.produce)
     attach(worker.app, topic, EventAgent(context, decode_item, pipeline.run))
+    parts = Parts(items, view.collection, bundle.metric, table, index, tower, inputs)
+    late = LateWrites(parts, pipeline, lambda: worker.facts().partitions, context.count_events)
+    worker.background.append(lambda: late.watch(lambda look: until_done(look, worker.dependencies)))
 
 
 async def _noted_ends(client: Any, settings: Settings, collection: str) -> dict[int, int]:

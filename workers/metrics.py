@@ -38,7 +38,8 @@ class Metrics:
         outcomes = (
             "activity: `accepted`, `duplicate`, `too_late`, `forgotten`, and beside them `unknown_action` and "
             "`counted` (into popularity); "
-            "items: `upserted`, `deleted`, `superseded`, `refused`, and beside them `produced_again`; "
+            "items: `upserted`, `deleted`, `superseded`, `refused`, and beside them `produced_again` "
+            "and `repaired`; "
             "recall: `answered`, `unreadable`"
         )
         self.events = self._counter(

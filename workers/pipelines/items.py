@@ -6,6 +6,8 @@ answer a thing of the past. A worker that dies in between has committed nothing:
 effect.
 """
 
+import asyncio
+import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,12 +95,19 @@ class ItemsPipeline:
         self._inputs = inputs
         self._observe = observe
         self._produce = produce
+        self._one_at_a_time = asyncio.Lock()
+        self.intent = uuid.uuid4().hex
+        """Under which it tells what it is about to write."""
 
     async def run(self, batch: Sequence[ItemEvent]) -> ItemsResult:
         """Raises DependencyError when table, index or tower fails; the batch is to be run again then."""
         if not batch:
             return ItemsResult([])
+        async with self._one_at_a_time:
+            return await self._run(batch, self.intent)
 
+    async def _run(self, batch: Sequence[ItemEvent], done: str | None) -> ItemsResult:
+        """`done`: the intent to take back in the end; None = somebody else is to look after these items."""
         watch = Stopwatch(self._observe)
         # 1. records, and which event of each item counts
         stored, refused = await self._records(batch)
@@ -142,7 +151,7 @@ class ItemsPipeline:
 
         # 5. item table, and its feed
         expected = [stored[h].offset if h in stored else None for h in (hash64(r.item_id) for r in records)]
-        written = await self._table.write(records, expected)
+        written = await self._table.write(records, expected, done)
         watch.lap_ms("table")
         result = _result(batch, order)
         overtaken = [position for position, done in zip(order.winners, written, strict=True) if not done]
@@ -152,10 +161,11 @@ class ItemsPipeline:
 
     async def _records(self, batch: Sequence[ItemEvent]) -> tuple[dict[int, ItemRecord], dict[int, InvalidInput]]:
         """Stored records by item hash, and errors of the events whose record cannot be read (never overwritten)."""
-        item_ids = list(dict.fromkeys(event.item_id for event in batch))
+        homes = {event.item_id: event.partition for event in batch}
+        item_ids = list(homes)
         unreadable: set[str] = set()
         try:
-            records = await self._table.read(hash64_each(item_ids))
+            records = await self._table.read_to_write(hash64_each(item_ids), list(homes.values()), self.intent)
         except RowRefused as error:
             unreadable = {item_ids[row] for row in error.rows or range(len(item_ids))}
             item_ids = [item_id for item_id in item_ids if item_id not in unreadable]
@@ -225,12 +235,15 @@ class ItemsPipeline:
     async def _again(self, batch: Sequence[ItemEvent], overtaken: Sequence[int], result: ItemsResult) -> None:
         """Another worker wrote these items since step 1, and either vector may stand in the index.
 
-        What stands in the table now and our events are run together: whichever counts is written again, all of it.
+        What stands in the table now and our events are run together: whichever counts is written again, all of it. Even
+        so a vector of ours may come late again, if we are no longer the owner of the partition: the intent is left for
+        who is.
         """
         events = [batch[position] for position in overtaken]
         stored = await self._table.read(hash64_each([event.item_id for event in events]))
         others = [standing(record) for record in stored if record is not None]
-        again = await self.run([*others, *events])
+        again = await self._run([*others, *events], None)
+        self.intent = uuid.uuid4().hex
         for position, error in zip(overtaken, again.errors[len(others) :], strict=True):
             result.errors[position] = error
 
