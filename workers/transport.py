@@ -327,7 +327,7 @@ def producer_of(app: Any) -> aiokafka.AIOKafkaProducer:
 @dataclass(frozen=True, slots=True)
 class Liveness:
     """Facts about an app: seconds since the poll loop turned, partitions assigned, records not yet taken, the age of
-    the oldest one taken and not finished (0 = there is none), batches being worked on, and the numbers of partitions."""
+    the oldest one taken and not finished (0 = there is none), batches being worked on, and the partitions' numbers."""
 
     idle_s: float = 0.0
     assigned: int = 0

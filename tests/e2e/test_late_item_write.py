@@ -1,4 +1,4 @@
-"""An items worker that was frozen writes an old vector over a newer one and dies: the partition's new owner mends it."""
+"""A frozen items worker thaws, writes an old vector over a newer one, and dies: the new owner mends it."""
 
 import asyncio
 import os
