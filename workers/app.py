@@ -34,6 +34,7 @@ from workers.index.milvus_collection import prepare_index
 from workers.index.schema import Collection
 from workers.inflight import BatchPolicy
 from workers.kafka_client import end_offsets
+from workers.late_writes import LateWrites
 from workers.local.ready import READING
 from workers.metrics import Metrics
 from workers.pipelines.activity import ActivityPipeline
@@ -46,11 +47,13 @@ from workers.popularity import Popularity
 from workers.ports import Clock
 from workers.publisher import Publisher, partitions_known
 from workers.recall_parts import Tools, open_recall_parts
+from workers.reconcile.examine import Parts
 from workers.refill import Refill
 from workers.retry import until_done
 from workers.settings import AgentKind, Settings
 from workers.stopwatch import Observe
 from workers.stores.connect import connect, ping
+from workers.stores.item_ends import note_ends
 from workers.stores.item_redis import RedisItemTable
 from workers.stores.markers_redis import RedisMarkers
 from workers.stores.popular_redis import RedisPopularTable
@@ -68,6 +71,7 @@ from workers.transport import (
     run_until,
 )
 from workers.watchdog import Watchdog, Watched
+from workers.winners import WinnersAgain
 
 LIVE_WITHIN_S = 60.0
 PATIENCE = 10  # a batch may be in hand, and a start take, so many times as long as the loop may stand still
@@ -289,8 +293,18 @@ async def _items(worker: Worker) -> None:
     inputs = partial(tensors.item_inputs, encoding=bundle.encoding)
     topic = settings.topic("item-updates")
     log_ends = partial(end_offsets, settings, topic)
-    pipeline = ItemsPipeline(items, table, index, tower, inputs, context.observe, log_ends)
+    ends = await until_done(lambda: _noted_ends(client, settings, view.collection), worker.dependencies)
+    winners = WinnersAgain(partial(context.publish, topic), context.count_events, ends)
+    pipeline = ItemsPipeline(items, table, index, tower, inputs, context.observe, winners.produce, log_ends)
     attach(worker.app, topic, EventAgent(context, decode_item, lambda batch, _: pipeline.run(batch)))
+    parts = Parts(items, view.collection, bundle.metric, table, index, tower, inputs)
+    late = LateWrites(parts, pipeline, lambda: worker.facts().partitions, context.count_events)
+    worker.background.append(lambda: late.watch(lambda look: until_done(look, worker.dependencies)))
+
+
+async def _noted_ends(client: Any, settings: Settings, collection: str) -> dict[int, int]:
+    """Where the history of the item topic ends for this view. Raises DependencyError."""
+    return await note_ends(client, settings, collection, await end_offsets(settings, settings.topic("item-updates")))
 
 
 async def _recall(worker: Worker) -> None:

@@ -38,7 +38,9 @@ class Metrics:
         outcomes = (
             "activity: `accepted`, `duplicate`, `too_late`, `forgotten`, and beside them `unknown_action` and "
             "`counted` (into popularity); "
-            "items: `upserted`, `deleted`, `superseded`, `refused`; recall: `answered`, `unreadable`"
+            "items: `upserted`, `deleted`, `superseded`, `refused`, and beside them `produced_again` "
+            "and `repaired`; "
+            "recall: `answered`, `unreadable`"
         )
         self.events = self._counter(
             "recall_events", "Events taken from a topic, by what came of them", kind=KIND, outcome=outcomes

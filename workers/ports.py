@@ -160,6 +160,18 @@ class ItemHeads:
         return ItemHeads(*where, self.deleted[chosen], self.readable[chosen])
 
 
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """Items that somebody said they would write, and has not said that they did: arrays [N] in parallel.
+
+    Of items that he writes he may have written the vectors and not the records; whether he lives is not known.
+    """
+
+    since_ms: int  # by his clock
+    hashes: UInt64
+    partitions: NDArray[np.uint32]
+
+
 class ItemTable(Protocol):
     """One view's knowledge of its items, and the feed of its recent changes."""
 
@@ -170,12 +182,27 @@ class ItemTable(Protocol):
         """
         ...
 
-    async def write(self, records: Sequence[ItemRecord], expected: Sequence[int | None]) -> list[bool]:
+    async def read_to_write(self, hashes: UInt64, partitions: Sequence[int], intent: str) -> list[ItemRecord | None]:
+        """As `read`; and everybody can see, under that name, that these items are about to be written."""
+        ...
+
+    async def write(
+        self, records: Sequence[ItemRecord], expected: Sequence[int | None], intent: str | None = None
+    ) -> list[bool]:
         """Write each record and tell the feed, no item twice in a batch.
 
         `expected` are the offsets of the records that were read before (None = there was none). False where another
         record stands by now, of another offset or partition. Idempotent: the record's own offset is no conflict.
+        When all were written, the intent of that name is taken back.
         """
+        ...
+
+    async def intents(self) -> dict[str, Intent]:
+        """Those that nobody has taken back, by name."""
+        ...
+
+    async def drop_intents(self, names: Sequence[str]) -> None:
+        """Take intents back, in the place of who left them. Idempotent."""
         ...
 
     async def vectors(self, hashes: UInt64) -> tuple[Float32, NDArray[np.bool_]]:

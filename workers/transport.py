@@ -330,13 +330,14 @@ def producer_of(app: Any) -> aiokafka.AIOKafkaProducer:
 @dataclass(frozen=True, slots=True)
 class Liveness:
     """Facts about an app: seconds since the poll loop turned, partitions assigned, records not yet taken, the age of
-    the oldest one that was taken and is not finished (0 = there is none), and batches being worked on."""
+    the oldest one taken and not finished (0 = there is none), batches being worked on, and the partitions' numbers."""
 
     idle_s: float = 0.0
     assigned: int = 0
     lag: int = 0
     lag_age_ms: int = 0
     in_flight: int = 0
+    partitions: frozenset[int] = frozenset()
 
 
 def liveness(app: Any) -> Liveness:
@@ -357,7 +358,7 @@ def liveness(app: Any) -> Liveness:
     oldest_ms = consumer.flight.oldest_ms()
     age_ms = 0 if oldest_ms is None else max(0, time.time_ns() // 1_000_000 - oldest_ms)
     working = consumer.flight.counts[0] + (0 if consumer.backlog is None else consumer.backlog.running)
-    return Liveness(idle_s, len(assigned), lag, age_ms, working)
+    return Liveness(idle_s, len(assigned), lag, age_ms, working, frozenset(each.partition for each in assigned))
 
 
 def poll_turns(app: Any) -> int | None:

@@ -10,12 +10,13 @@ import numpy as np
 
 from tests.chaos.formats import User
 from tests.chaos.log import ACTIVITY, CANDIDATES, DEAD_LETTERS, ITEMS, Entry, Place, source_topic
-from tests.chaos.model import Expected, ExpectedUser
+from tests.chaos.model import Expected, ExpectedUser, last_of_each_key, rebuilt
 from tests.chaos.stored import Stored
 from tests.chaos.vectors import ItemTower
 
 TOLERANCE = 1e-4
 CLOCK_SLACK_MS = 50
+STALE = "stale_version"
 STATUSES = {"ok", "degraded", "expired", "rejected"}
 
 Kind = Literal["lost", "double_effects", "unanswered", "wrong_state"]
@@ -62,12 +63,13 @@ def read_answers(entries: list[Entry]) -> Answers:
 
 
 def compare(expected: Expected, stored: Stored, topics: dict[str, list[Entry]], tower: ItemTower) -> list[Difference]:
-    """All differences: users, popular counts, items, collection, markers, answers, dead letters, in this order."""
+    """All differences: users, popular counts, items, collection, markers, item topic, answers, dead letters."""
     found = [Difference("wrong_state", line) for line in stored.unreadable]
     found += _users(expected, stored)
     found += _popular(expected, stored)
     found += _items(expected, stored, tower)
     found += _complete(stored, topics)
+    found += _compaction(expected, topics[ITEMS])
     found += _answers(expected, read_answers(topics[CANDIDATES]))
     found += _letters(expected, topics[DEAD_LETTERS])
     return found
@@ -189,6 +191,24 @@ def _complete(stored: Stored, topics: dict[str, list[Entry]]) -> Iterator[Differ
             missing -= marked
         if missing:
             yield Difference("wrong_state", f"partitions of {topic} are not marked as complete: {sorted(missing)}")
+
+
+def _compaction(expected: Expected, entries: list[Entry]) -> Iterator[Difference]:
+    """Where a view that is built from what compaction leaves would be another one.
+
+    Left out are items whose last record cannot be read: nothing is produced behind those.
+    """
+    elsewhere = {place for place, (_, code) in expected.letters.items() if code == "wrong_partition"}
+    kept = last_of_each_key([entry for entry in entries if entry.place not in elsewhere])
+    unreadable = {entry.key for entry in kept if expected.letters.get(entry.place, (entry, ""))[1] not in {"", STALE}}
+    items = rebuilt(kept).items
+    for item_id, item in expected.items.items():
+        if item_id.encode() in unreadable:
+            continue
+        other = items.get(item_id)
+        if other is None or (other.deleted, other.entry.value) != (item.deleted, item.entry.value):
+            found = "nothing" if other is None else other.entry
+            yield Difference("lost", f"item {item_id}: compaction leaves {found}, and not {item.entry}")
 
 
 def _near(was: Any, must: Any) -> bool:

@@ -23,6 +23,7 @@ PopularSet = tuple[int, int, str]
 HISTORY = 64
 PROFILE_FIELDS = 64
 PROFILE_VALUE_BYTES = 1024
+AFTER = "recall.after"
 
 _encoded = msgspec.msgpack.Encoder(order="deterministic").encode
 
@@ -191,7 +192,10 @@ def _count(result: Expected, user: ExpectedUser, event: dict[str, Any], entry: E
 
 
 def _item(result: Expected, entry: Entry) -> None:
-    """The later offset wins; a lower version, another partition or another key is refused."""
+    """The later offset wins; a lower version, another partition or another key is refused.
+
+    A winner that was produced again wins whatever its version, unless another update was accepted behind what it names.
+    """
     event: dict[str, Any] = {}
     if entry.value is None:
         item_id = _key(entry)
@@ -212,12 +216,29 @@ def _item(result: Expected, entry: Entry) -> None:
     if stands is not None and stands.entry.partition != entry.partition:
         result.letters[entry.place] = entry, "wrong_partition"
         return
-    if stands is not None and version is not None and stands.version is not None and version < stands.version:
+    after = next((int(value) for name, value in entry.headers if name == AFTER), None)
+    if after is not None:
+        if stands is not None and stands.entry.offset > after:
+            return
+    elif stands is not None and version is not None and stands.version is not None and version < stands.version:
         result.letters[entry.place] = entry, "stale_version"
         return
     _superseded(result, stands)
     deleted = entry.value is None or event["op"] == "delete"
     result.items[item_id] = ExpectedItem(entry, deleted, version, event.get("attributes", {}))
+
+
+def last_of_each_key(entries: list[Entry]) -> list[Entry]:
+    """What compaction leaves of a topic."""
+    return list({(entry.partition, entry.key): entry for entry in entries}.values())
+
+
+def rebuilt(entries: list[Entry]) -> Expected:
+    """What a new view makes of these records of the item topic."""
+    result = Expected()
+    for entry in sorted(entries, key=lambda entry: (entry.partition, entry.offset)):
+        _item(result, entry)
+    return result
 
 
 def _superseded(result: Expected, stands: ExpectedItem | None) -> None:

@@ -11,7 +11,7 @@ from aiokafka.partitioner import murmur2
 
 from models.tensors import item_inputs
 from schemas import codec
-from tests.chaos.compare import Difference, compare, read_answers
+from tests.chaos.compare import Difference, _compaction, compare, read_answers
 from tests.chaos.formats import ITEM_HEAD, ROW, SEEN, USER_HEAD, Item, User, hash64, read_item, read_user
 from tests.chaos.log import ACTIVITY, CANDIDATES, DEAD_LETTERS, ITEMS, REQUESTS, Entry
 from tests.chaos.model import HISTORY, Expected, Rules, expected
@@ -101,6 +101,29 @@ def test_the_later_offset_wins_and_a_lower_version_does_not() -> None:
     assert after(update(0), update(1, partition=1)).letters[update(1, partition=1).place][1] == "wrong_partition"
 
 
+def test_a_winner_that_was_produced_again_wins_unless_it_fell_behind() -> None:
+    def again(offset: int, of: Entry, behind: int) -> Entry:
+        return replace(of, offset=offset, headers=(("recall.after", str(behind).encode()),))
+
+    log = [update(0, 5), update(1, 3), again(2, update(0, 5), 1)]
+    assert after(*log).items["i"].entry.offset == 2
+    assert after(*log[1:]).items["i"].entry.offset == 2, "also where compaction has left no more"
+    gone = [*log[:2], update(2, op="delete"), again(3, log[0], 1)]
+    assert after(*gone).items["i"].deleted
+    assert after(*gone, again(4, gone[2], 3)).items["i"].entry.offset == 4
+
+
+def test_what_compaction_leaves_must_be_the_winner() -> None:
+    log = [update(0, 5), update(1, 3)]
+    [difference] = _compaction(after(*log), log)
+    assert (difference.kind, "compaction leaves item-updates/0@1" in difference.line) == ("lost", True)
+    copy = replace(log[0], offset=2, headers=(("recall.after", b"1"),))
+    assert [*_compaction(after(*log, copy), [*log, copy])] == []
+    elsewhere, unreadable = update(3, partition=1), replace(update(4), value=b"{")
+    assert [*_compaction(after(*log, copy, elsewhere), [*log, copy, elsewhere])] == []
+    assert [*_compaction(after(*log, unreadable), [*log, unreadable])] == []
+
+
 @pytest.mark.parametrize(
     ("topic", "value", "code"),
     [
@@ -184,7 +207,8 @@ class World:
         users = {} if self.user is None else {"u": self.user}
         items = {} if self.item is None else {"i": self.item}
         stored = Stored(users, items, {"i": self.rows} if self.rows else {}, [], self.popular)
-        return compare(self.must, stored, {CANDIDATES: self.answers, DEAD_LETTERS: self.letters}, self.tower)
+        topics = {ITEMS: [update(0, year=1950)], CANDIDATES: self.answers, DEAD_LETTERS: self.letters}
+        return compare(self.must, stored, topics, self.tower)
 
 
 SPOILED = {

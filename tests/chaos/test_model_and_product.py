@@ -43,6 +43,7 @@ class Taken:
     timestamp: int
     key: bytes | None
     value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
 
 
 def written(seed: int) -> list[Entry]:

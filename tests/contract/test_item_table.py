@@ -1,6 +1,7 @@
 """What every item table does: Redis, a Redis Cluster, memory."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
@@ -184,6 +185,35 @@ async def test_heads_of_all_records(table: ItemTable) -> None:
         columns = (heads.hashes, heads.partitions, heads.offsets, heads.deleted)
         found.update({row[0]: row[1:] for row in zip(*(column.tolist() for column in columns), strict=True)})
     assert found == {hash64(r.item_id): (r.partition, r.offset, r.deleted) for r in records}
+
+
+async def test_an_intent_stands_until_everything_is_written(table: ItemTable) -> None:
+    await table.write([item("a", 1)], [None])
+    assert await table.intents() == {}
+    assert await table.read_to_write(hashes("a", "b"), [0, 7], "mine") == [item("a", 1), None]
+    assert await table.read_to_write(hashes("c"), [1], "another's") == [None]
+    standing = await table.intents()
+    assert set(standing) == {"mine", "another's"}
+    assert standing["mine"].hashes.tolist() == hashes("a", "b").tolist()
+    assert standing["mine"].partitions.tolist() == [0, 7]
+    assert abs(standing["mine"].since_ms - time.time() * 1000) < 60_000
+    assert await table.write([item("a", 2), item("b", 2, partition=7)], [9, None], "mine") == [False, True]
+    assert set(await table.intents()) == {"mine", "another's"}
+    assert await table.write([item("a", 2)], [1]) == [True]
+    assert set(await table.intents()) == {"mine", "another's"}
+    assert await table.write([item("a", 2)], [1], "mine") == [True]
+    assert set(await table.intents()) == {"another's"}
+    assert await table.write([], [], "another's") == []
+    assert await table.intents() == {}
+
+
+async def test_an_intent_is_replaced_and_can_be_dropped(table: ItemTable) -> None:
+    await table.read_to_write(hashes("a", "b"), [0, 0], "mine")
+    await table.read_to_write(hashes("b"), [0], "mine")
+    assert (await table.intents())["mine"].hashes.tolist() == hashes("b").tolist()
+    await table.drop_intents([])
+    await table.drop_intents(["mine", "nobody's"])
+    assert await table.intents() == {}
 
 
 async def test_close_twice(table: ItemTable) -> None:

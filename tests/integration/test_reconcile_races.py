@@ -45,10 +45,12 @@ class Paused(MemoryItemTable):
         self._records, self._feed = table._records, table._feed
         self.reached, self.released = asyncio.Event(), asyncio.Event()
 
-    async def write(self, records: Sequence[ItemRecord], expected: Sequence[int | None]) -> list[bool]:
+    async def write(
+        self, records: Sequence[ItemRecord], expected: Sequence[int | None], intent: str | None = None
+    ) -> list[bool]:
         self.reached.set()
         await self.released.wait()
-        return await super().write(records, expected)
+        return await super().write(records, expected, intent)
 
 
 async def test_a_worker_that_writes_a_newer_event_around_our_write_is_not_overwritten(

@@ -243,11 +243,13 @@ class OvertakenTable(MemoryItemTable):
         self.overtake = overtake
         self.other = other
 
-    async def write(self, records: Sequence[ItemRecord], expected: Sequence[int | None]) -> list[bool]:
+    async def write(
+        self, records: Sequence[ItemRecord], expected: Sequence[int | None], intent: str | None = None
+    ) -> list[bool]:
         if self.other is not None:
             other, self.other = self.other, None
             await other.run([self.overtake])
-        return await super().write(records, expected)
+        return await super().write(records, expected, intent)
 
 
 @pytest.mark.parametrize(

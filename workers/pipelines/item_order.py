@@ -4,28 +4,37 @@ The later offset wins. An item lives in the partition of its first accepted upda
 stored, and a version may not go down. Versions are compared with the last accepted update and not with the highest ever
 seen, and a tombstone carries none: so a rebuild from the compacted topic, where only the last update of each key is
 left, decides the same.
+
+An update that is refused for its version is the last of its key all the same, and compaction would leave nothing else.
+So what stands is produced again behind it, as a winner's copy, which says after which offset it was looked up. What was
+accepted between that offset and the copy's own makes the copy outdated: it changes nothing, and what stands is produced
+again behind it in turn. With no more than one copy of an item for a batch this ends with the last write to the item.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from schemas import codec
 from schemas.codec import ErrorCode
-from schemas.items import ItemUpdate
+from schemas.items import ItemUpdate, copy_after
 from schemas.records import ItemRecord, hash64
 from workers.errors import InvalidInput
 
 
 @dataclass(frozen=True, slots=True)
 class ItemEvent:
-    """One readable record of the topic: an update, or None for a tombstone. `raw` is its value as it came."""
+    """One readable record of the topic: an update, or None for a tombstone. `raw` is its value as it came.
+
+    `after` is that of a winner's copy: what of the item stood up to this offset was known when it was produced.
+    """
 
     item_id: str
     update: ItemUpdate | None
     raw: bytes
     partition: int
     offset: int
+    after: int | None = None
 
     @property
     def deletes(self) -> bool:
@@ -45,7 +54,8 @@ def decode_item(record: Any) -> ItemEvent:
     else:
         update = codec.decode_item(record.value, record.key or b"")
         item_id = update.item_id
-    return ItemEvent(item_id, update, record.value or b"", record.partition, record.offset)
+    after = copy_after(record.headers)
+    return ItemEvent(item_id, update, record.value or b"", record.partition, record.offset, after)
 
 
 def standing(record: ItemRecord) -> ItemEvent:
@@ -56,10 +66,14 @@ def standing(record: ItemRecord) -> ItemEvent:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Positions of the events that count, one per item, and why others can never count. The rest is superseded."""
+    """Positions of the events that count, one per item, and why others can never count. The rest is superseded.
+
+    `again`: items whose winner must be produced again, by hash: after which offset it stands.
+    """
 
     winners: list[int]
     errors: dict[int, InvalidInput]
+    again: dict[int, int] = field(default_factory=dict)
 
 
 def decide(batch: Sequence[ItemEvent], stored: Mapping[int, ItemRecord], refused: Mapping[int, InvalidInput]) -> Order:
@@ -80,22 +94,45 @@ def decide(batch: Sequence[ItemEvent], stored: Mapping[int, ItemRecord], refused
 def _decide_item(batch: Sequence[ItemEvent], positions: Sequence[int], record: ItemRecord | None, order: Order) -> None:
     """Add one item's winner and errors to `order`."""
     home = batch[positions[0]] if record is None else record
-    version = None if record is None else record.version
+    stands: ItemEvent | ItemRecord | None = record
+    passed: list[ItemEvent] = []  # of the item, and of its partition, and without effect
     winner: int | None = None
     for position in sorted(positions, key=lambda position: batch[position].offset):
         event = batch[position]
         error = _conflict(event, home)
         if error is not None:
             order.errors[position] = error
-        elif record is not None and event.offset < record.offset:
-            continue
-        elif version is not None and event.version is not None and event.version < version:
-            line = f"version {event.version} is lower than {version}, which stands"
+        elif (record is not None and event.offset < record.offset) or _is_outdated(event, stands):
+            passed.append(event)
+        elif stands is not None and event.after is None and _is_lower(event.version, stands.version):
+            line = f"version {event.version} is lower than {stands.version}, which stands"
             order.errors[position] = InvalidInput(ErrorCode.STALE_VERSION, line, "version")
+            passed.append(event)
         else:
-            winner, version = position, event.version
+            winner, stands = position, event
     if winner is not None:
         order.winners.append(winner)
+    if stands is not None and any(_misleads(event, stands) for event in passed):
+        order.again[hash64(home.item_id)] = max(stands.offset, *(event.offset for event in passed))
+
+
+def _is_outdated(event: ItemEvent, stands: ItemEvent | ItemRecord | None) -> bool:
+    """Whether an event is the copy of a winner that another one has followed, before the copy was there."""
+    return event.after is not None and stands is not None and event.after < stands.offset != event.offset
+
+
+def _misleads(event: ItemEvent, stands: ItemEvent | ItemRecord) -> bool:
+    """Whether who reads an event that had no effect, and nothing before it, may take it for the winner in the end.
+
+    It is for what stands behind it to correct that. A copy does not when it was under way by then, nor does an update
+    of a lower version than an outdated copy's.
+    """
+    known = stands.after if isinstance(stands, ItemEvent) and stands.after is not None else stands.offset
+    return event.offset > known or (event.after is not None and _is_lower(stands.version, event.version))
+
+
+def _is_lower(version: int | None, than: int | None) -> bool:
+    return version is not None and than is not None and version < than
 
 
 def _conflict(event: ItemEvent, home: ItemEvent | ItemRecord) -> InvalidInput | None:

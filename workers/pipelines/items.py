@@ -1,9 +1,13 @@
-"""From item updates to one view's index and item table, in four steps on whole batches.
+"""From item updates to one view's index and item table, in five steps on whole batches.
 
 The vector is written before the record, and the record before its announcement, so that whoever learns of an item finds
-all of it. A worker that dies in between has committed nothing: everything comes again and has the same effect.
+all of it. Winners that must be produced again (see `item_order`) are produced before the record, which makes what they
+answer a thing of the past. A worker that dies in between has committed nothing: everything comes again and has the same
+effect.
 """
 
+import asyncio
+import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +23,7 @@ from workers.pipelines.item_order import ItemEvent, Order, decide, standing
 from workers.ports import Float32, IndexRows, ItemIndex, ItemTable, Tower
 from workers.stopwatch import Observe, Stopwatch, unobserved
 
-__all__ = ["Inputs", "ItemEvent", "ItemsPipeline", "ItemsResult", "ItemsView"]
+__all__ = ["Inputs", "ItemEvent", "ItemsPipeline", "ItemsResult", "ItemsView", "Standing"]
 
 Inputs = Callable[[Sequence[str], Sequence[Mapping[str, Any]]], Mapping[str, NDArray[Any]]]
 """(item ids, their attributes) -> the item tower's named inputs."""
@@ -39,6 +43,14 @@ class ItemsView:
     fields: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What stands of an item from now on, and after which offset: to be produced again."""
+
+    record: ItemRecord
+    after: int
+
+
 @dataclass(slots=True)
 class ItemsResult:
     """Per event of the batch, in order: None, or why it is a dead letter.
@@ -48,6 +60,14 @@ class ItemsResult:
 
     errors: list[InvalidInput | None]
     outcomes: dict[str, int] = field(default_factory=dict)
+
+
+Produce = Callable[[Sequence[Standing]], Awaitable[None]]
+"""Returns when it is done, for sure; not every one needs producing, and once too often is harmless."""
+
+
+async def _not_produced(_: Sequence[Standing]) -> None:
+    """For those who only look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +89,7 @@ class ItemsPipeline:
         tower: Tower,
         inputs: Inputs,
         observe: Observe = unobserved,
+        produce: Produce = _not_produced,
         log_ends: LogEnds | None = None,
     ) -> None:
         self._view = view
@@ -79,6 +100,10 @@ class ItemsPipeline:
         self._tower = tower
         self._inputs = inputs
         self._observe = observe
+        self._produce = produce
+        self._one_at_a_time = asyncio.Lock()
+        self.intent = uuid.uuid4().hex
+        """Under which it tells what it is about to write."""
 
     async def run(self, batch: Sequence[ItemEvent]) -> ItemsResult:
         """Raises DependencyError when table, index or tower fails; the batch is to be run again then.
@@ -87,7 +112,11 @@ class ItemsPipeline:
         """
         if not batch:
             return ItemsResult([])
+        async with self._one_at_a_time:
+            return await self._run(batch, self.intent)
 
+    async def _run(self, batch: Sequence[ItemEvent], done: str | None) -> ItemsResult:
+        """`done`: the intent to take back in the end; None = somebody else is to look after these items."""
         watch = Stopwatch(self._observe)
         # 1. records, and which event of each item counts
         stored, refused = await self._records(batch)
@@ -124,10 +153,15 @@ class ItemsPipeline:
             watch.lap_ms("index")
             order = decide(batch, stored, refused)  # behind a refused event, the one before it counts
 
-        # 4. item table, and its feed
+        # 4. winners that compaction would lose
         records = [_record(batch[position], history[position]) for position in order.winners]
+        stands = stored | {hash64(record.item_id): record for record in records}
+        if order.again:
+            await self._produce([Standing(stands[item_hash], after) for item_hash, after in order.again.items()])
+
+        # 5. item table, and its feed
         expected = [stored[h].offset if h in stored else None for h in (hash64(r.item_id) for r in records)]
-        written = await self._table.write(records, expected)
+        written = await self._table.write(records, expected, done)
         watch.lap_ms("table")
         result = _result(batch, order)
         overtaken = [position for position, done in zip(order.winners, written, strict=True) if not done]
@@ -137,10 +171,11 @@ class ItemsPipeline:
 
     async def _records(self, batch: Sequence[ItemEvent]) -> tuple[dict[int, ItemRecord], dict[int, InvalidInput]]:
         """Stored records by item hash, and errors of the events whose record cannot be read (never overwritten)."""
-        item_ids = list(dict.fromkeys(event.item_id for event in batch))
+        homes = {event.item_id: event.partition for event in batch}
+        item_ids = list(homes)
         unreadable: set[str] = set()
         try:
-            records = await self._table.read(hash64_each(item_ids))
+            records = await self._table.read_to_write(hash64_each(item_ids), list(homes.values()), self.intent)
         except RowRefused as error:
             unreadable = {item_ids[row] for row in error.rows or range(len(item_ids))}
             item_ids = [item_id for item_id in item_ids if item_id not in unreadable]
@@ -230,12 +265,15 @@ class ItemsPipeline:
     async def _again(self, batch: Sequence[ItemEvent], overtaken: Sequence[int], result: ItemsResult) -> None:
         """Another worker wrote these items since step 1, and either vector may stand in the index.
 
-        What stands in the table now and our events are run together: whichever counts is written again, all of it.
+        What stands in the table now and our events are run together: whichever counts is written again, all of it. Even
+        so a vector of ours may come late again, if we are no longer the owner of the partition: the intent is left for
+        who is.
         """
         events = [batch[position] for position in overtaken]
         stored = await self._table.read(hash64_each([event.item_id for event in events]))
         others = [standing(record) for record in stored if record is not None]
-        again = await self.run([*others, *events])
+        again = await self._run([*others, *events], None)
+        self.intent = uuid.uuid4().hex
         for position, error in zip(overtaken, again.errors[len(others) :], strict=True):
             result.errors[position] = error
 

@@ -1,4 +1,4 @@
-"""Item events and item records as columns of numpy arrays: about 25 bytes for each, whatever the items hold.
+"""Item events and item records as columns of numpy arrays: about 33 bytes for each, whatever the items hold.
 
 A place is where an event stands in the topic: its partition in the upper 16 bits, its offset in the lower 48.
 """
@@ -19,6 +19,7 @@ Bool = NDArray[np.bool_]
 OFFSET_BITS = 48
 MAX_OFFSET = (1 << OFFSET_BITS) - 1
 NO_VERSION = -1
+NO_COPY = -1
 FIRST_MERGE = 65_536
 NOWHERE = np.uint64(2**64 - 1)  # the place of a record that cannot be read
 
@@ -41,6 +42,7 @@ class Columns:
     places: UInt64
     versions: Int64  # NO_VERSION = none
     deleted: Bool
+    afters: Int64  # of winners' copies; NO_COPY = it is none
 
     def take(self, chosen: NDArray[np.intp] | Bool) -> "Columns":
         """Some of the rows."""
@@ -69,6 +71,7 @@ NO_ROWS = Columns(
     np.zeros(0, dtype=np.uint64),
     np.zeros(0, dtype=np.int64),
     np.zeros(0, dtype=np.bool_),
+    np.zeros(0, dtype=np.int64),
 )
 
 
@@ -109,22 +112,28 @@ class Winners:
         again[1:] = (rows.hashes[1:] == rows.hashes[:-1]) & (rows.partitions[1:] == rows.partitions[:-1])
         last = np.ones(len(again), dtype=np.bool_)
         last[:-1] = ~again[1:]
-        falls = np.zeros(len(again), dtype=np.bool_)
-        falls[1:] = again[1:] & (rows.versions[1:] != NO_VERSION) & (rows.versions[1:] < rows.versions[:-1])
+        doubtful = np.zeros(len(again), dtype=np.bool_)  # it may be refused, or outdated
+        lower = (rows.versions[1:] != NO_VERSION) & (rows.versions[1:] < rows.versions[:-1])
+        doubtful[1:] = again[1:] & (lower | (rows.afters[1:] != NO_COPY))
         starts = np.flatnonzero(~again)
-        for group in np.unique(starts.searchsorted(np.flatnonzero(falls), side="right") - 1).tolist():
+        for group in np.unique(starts.searchsorted(np.flatnonzero(doubtful), side="right") - 1).tolist():
             start = int(starts[group])
             end = int(starts[group + 1]) if group + 1 < len(starts) else len(again)
             last[start:end] = False
-            last[start + _accepted_last(rows.versions[start:end].tolist())] = True
+            last[start + _accepted_last(rows.take(np.arange(start, end)))] = True
         self._kept = rows.take(last)
 
 
-def _accepted_last(versions: Sequence[int]) -> int:
-    """Position of the last update that is accepted when each is compared with the accepted one before it."""
+def _accepted_last(rows: Columns) -> int:
+    """Position of the last event of one item that is accepted when each is compared with the accepted one before it."""
+    versions, afters, offsets = rows.versions.tolist(), rows.afters.tolist(), rows.offsets.tolist()
     stands = 0
-    for position, version in enumerate(versions):
-        if NO_VERSION in {version, versions[stands]} or version >= versions[stands]:
+    for position in range(1, len(versions)):
+        if afters[position] != NO_COPY:
+            accepted = afters[position] >= offsets[stands]
+        else:
+            accepted = NO_VERSION in {versions[position], versions[stands]} or versions[position] >= versions[stands]
+        if accepted:
             stands = position
     return stands
 
@@ -136,6 +145,7 @@ def columns_of(events: Sequence[ItemEvent]) -> Columns:
         np.array([place(event.partition, event.offset) for event in events], dtype=np.uint64),
         np.array([NO_VERSION if event.version is None else event.version for event in events], dtype=np.int64),
         np.array([event.deletes for event in events], dtype=np.bool_),
+        np.array([NO_COPY if event.after is None else event.after for event in events], dtype=np.int64),
     )
 
 
@@ -146,7 +156,8 @@ def table_columns(pages: Iterable[ItemHeads]) -> Columns:
         offsets = np.minimum(heads.offsets, np.uint64(MAX_OFFSET))
         places = heads.partitions.astype(np.uint64) << np.uint64(OFFSET_BITS) | offsets
         places[~heads.readable] = NOWHERE
-        found.append(Columns(heads.hashes, places, np.full(len(places), NO_VERSION, dtype=np.int64), heads.deleted))
+        none = np.full(len(places), -1, dtype=np.int64)
+        found.append(Columns(heads.hashes, places, none, heads.deleted, none))
     rows = _sorted(_joined(found))
     last = np.ones(len(rows.hashes), dtype=np.bool_)
     last[:-1] = rows.hashes[1:] != rows.hashes[:-1]

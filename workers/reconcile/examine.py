@@ -4,7 +4,7 @@ What an item should be is asked of the items pipeline itself: it runs the winnin
 table and an index in memory. So an event that it refuses is as if it had not come, here as there.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,8 @@ from workers.stores.item_memory import MemoryItemTable
 MISSING, ORPHANED, STALE, WRONG_MODEL = KINDS = ("missing", "orphaned", "stale", "wrong_model")
 TABLE, COLLECTION = "table", "collection"
 AT_ONCE = 500
+NO_PLACES: Mapping[int, int] = {}
+NO_KEYS: Set[int] = frozenset()
 SAME = 1e-3  # how far a vector may be from the tower's, of its length: batches and machines round differently
 
 
@@ -93,6 +95,82 @@ class _Seen:
     row: int | None
 
 
+class RowExaminer:
+    """Holds items' records and rows against the events that they should be made of."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def records(self, hashes: UInt64) -> tuple[dict[int, ItemRecord], set[int]]:
+        """Records by hash, and hashes of those that this version cannot read."""
+        unreadable: set[int] = set()
+        try:
+            found = await self._parts.table.read(hashes)
+        except RowRefused as error:
+            unreadable = set(hashes[error.rows or []].tolist())
+            hashes = np.array([each for each in hashes.tolist() if each not in unreadable], dtype=np.uint64)
+            found = await self._parts.table.read(hashes)
+        return {h: r for h, r in zip(hashes.tolist(), found, strict=True) if r is not None}, unreadable
+
+    async def look(
+        self,
+        due: Mapping[int, ItemEvent | None],
+        records: Mapping[int, ItemRecord],
+        winners: Mapping[int, int] = NO_PLACES,
+        unreadable: Set[int] = NO_KEYS,
+    ) -> Look:
+        """What is wrong with items. `due`: hash -> the event that each should be made of, None where nothing is known.
+
+        `unreadable`: those whose update cannot be read, so that what stands in the table counts.
+        """
+        rows = await self._parts.index.rows(np.array(list(due), dtype=np.uint64))
+        positions = {hash64(item_id): n for n, item_id in enumerate(rows.item_ids)}
+        rehearsal = await self._rehearse([event for event in due.values() if event is not None], records)
+        look = Look()
+        for item_hash, event in due.items():
+            record, refused = records.get(item_hash), event is not None and event.item_id in rehearsal.refused
+            if event is None and item_hash in unreadable:
+                refused = True
+            look.refused += refused
+            seen = _Seen(event, refused, record, rows, positions.get(item_hash))
+            wrong, mend = _judge(seen, rehearsal, self._parts.metric)
+            if wrong:
+                item_id = event.item_id if event else record.item_id if record else rows.item_ids[seen.row or 0]
+                at = None if record is None else place(record.partition, record.offset)
+                look.findings.append(Finding(item_hash, item_id, tuple(wrong), winners.get(item_hash), at, mend))
+        return look
+
+    async def standing(self, hashes: UInt64, wanted: Callable[[ItemRecord], bool]) -> Look:
+        """What is wrong with the rows of these items when their records are right. `wanted`: which records to look at.
+
+        Raises DependencyError.
+        """
+        look = Look()
+        for start in range(0, len(hashes), AT_ONCE):
+            records, _ = await self.records(hashes[start : start + AT_ONCE])
+            events = {item_hash: _standing(record) for item_hash, record in records.items() if wanted(record)}
+            due: dict[int, ItemEvent | None] = {h: event for h, event in events.items() if event is not None}
+            look.findings += (await self.look(due, records)).findings
+        return look
+
+    async def _rehearse(self, events: Sequence[ItemEvent], records: Mapping[int, ItemRecord]) -> "_Rehearsal":
+        """What the pipeline would make of these events on top of the records."""
+        parts = self._parts
+        table = MemoryItemTable(parts.view.dim)
+        index = MemoryItemIndex(Collection(parts.collection, parts.view.dim, parts.metric, parts.view.model_version))
+        hashes = hash64_each([event.item_id for event in events])
+        stored = [records[item_hash] for item_hash in hashes.tolist() if item_hash in records]
+        await table.write(stored, [None] * len(stored))
+        result = await parts.pipeline(table, index).run(events)
+        rows, after = await index.rows(hashes), await table.read(hashes)
+        return _Rehearsal(
+            {event.item_id for event, error in zip(events, result.errors, strict=True) if error is not None},
+            rows,
+            {item_id: n for n, item_id in enumerate(rows.item_ids)},
+            {record.item_id: record.history_vector for record in after if record is not None},
+        )
+
+
 class Examiner:
     """Looks at items by hash.
 
@@ -102,7 +180,7 @@ class Examiner:
     def __init__(
         self, parts: Parts, topic: ItemTopic, winners: Columns, committed: Offsets, unreadable: set[int]
     ) -> None:
-        self._parts = parts
+        self._rows = RowExaminer(parts)
         self._topic = topic
         self._winners = winners
         self._committed = committed
@@ -117,38 +195,13 @@ class Examiner:
             yield await self._look(hashes[start : start + AT_ONCE])
 
     async def _look(self, hashes: UInt64) -> Look:
-        records, unreadable = await self._records(hashes)
+        records, unreadable = await self._rows.records(hashes)
         winners = self._winners_of(hashes, records)
-        rows = await self._parts.index.rows(hashes)
-        positions = {hash64(item_id): n for n, item_id in enumerate(rows.item_ids)}
         due = await self._due(hashes, records, winners)
-        rehearsal = await self._rehearse([event for event in due.values() if event is not None], records)
-        look = Look(refused=len(unreadable))
-        for item_hash, event in due.items():
-            record, refused = records.get(item_hash), event is not None and event.item_id in rehearsal.refused
-            if item_hash in unreadable:
-                continue
-            if event is None and item_hash in self._unreadable:
-                refused = True  # its update cannot be read: what stands in the table counts
-            look.refused += refused
-            seen = _Seen(event, refused, record, rows, positions.get(item_hash))
-            wrong, mend = _judge(seen, rehearsal, self._parts.metric)
-            if wrong:
-                item_id = event.item_id if event else record.item_id if record else rows.item_ids[seen.row or 0]
-                at = None if record is None else place(record.partition, record.offset)
-                look.findings.append(Finding(item_hash, item_id, tuple(wrong), winners.get(item_hash), at, mend))
+        judged = {item_hash: event for item_hash, event in due.items() if item_hash not in unreadable}
+        look = await self._rows.look(judged, records, winners, self._unreadable)
+        look.refused += len(unreadable)
         return look
-
-    async def _records(self, hashes: UInt64) -> tuple[dict[int, ItemRecord], set[int]]:
-        """Records by hash, and hashes of those that this version cannot read."""
-        unreadable: set[int] = set()
-        try:
-            found = await self._parts.table.read(hashes)
-        except RowRefused as error:
-            unreadable = set(hashes[error.rows or []].tolist())
-            hashes = np.array([each for each in hashes.tolist() if each not in unreadable], dtype=np.uint64)
-            found = await self._parts.table.read(hashes)
-        return {h: r for h, r in zip(hashes.tolist(), found, strict=True) if r is not None}, unreadable
 
     def _winners_of(self, hashes: UInt64, records: Mapping[int, ItemRecord]) -> dict[int, int]:
         """Places of the topic's winners, by hash: that in the partition of the record, else that in the lowest."""
@@ -187,23 +240,6 @@ class Examiner:
         for at, event in (await self._topic.events(list(fetch))).items():
             due[fetch[at]] = event
         return due
-
-    async def _rehearse(self, events: Sequence[ItemEvent], records: Mapping[int, ItemRecord]) -> "_Rehearsal":
-        """What the pipeline would make of these events on top of the records."""
-        parts = self._parts
-        table = MemoryItemTable(parts.view.dim)
-        index = MemoryItemIndex(Collection(parts.collection, parts.view.dim, parts.metric, parts.view.model_version))
-        hashes = hash64_each([event.item_id for event in events])
-        stored = [records[item_hash] for item_hash in hashes.tolist() if item_hash in records]
-        await table.write(stored, [None] * len(stored))
-        result = await parts.pipeline(table, index).run(events)
-        rows, after = await index.rows(hashes), await table.read(hashes)
-        return _Rehearsal(
-            {event.item_id for event, error in zip(events, result.errors, strict=True) if error is not None},
-            rows,
-            {item_id: n for n, item_id in enumerate(rows.item_ids)},
-            {record.item_id: record.history_vector for record in after if record is not None},
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,31 @@
-"""Item records read from stored bytes: whole, or what they begin with."""
+"""Item records read from stored bytes: whole, or what they begin with; and intents, to bytes and back."""
 
+import struct
+import time
 from collections.abc import Sequence
 
 import numpy as np
 
 from schemas.records import RECORD_FORMAT, ItemRecord, RecordFormatError, item_heads
 from workers.errors import RowRefused
-from workers.ports import ItemHeads
+from workers.ports import Intent, ItemHeads, UInt64
 from workers.stores.connect import DEPENDENCY
+
+INTENT_ROW = np.dtype([("item", "<u8"), ("partition", "<u4")])
+_SINCE = struct.Struct("<Q")
+
+
+def pack_intent(hashes: UInt64, partitions: Sequence[int]) -> bytes:
+    """An intent as of now: epoch ms, then INTENT_ROWs."""
+    rows = np.empty(len(hashes), dtype=INTENT_ROW)
+    rows["item"], rows["partition"] = hashes, partitions
+    return _SINCE.pack(time.time_ns() // 1_000_000) + rows.tobytes()
+
+
+def unpack_intent(data: bytes) -> Intent:
+    """What was packed."""
+    rows = np.frombuffer(data, dtype=INTENT_ROW, offset=_SINCE.size)
+    return Intent(_SINCE.unpack_from(data)[0], rows["item"], rows["partition"])
 
 
 def read_each(stored: Sequence[bytes | None]) -> list[ItemRecord | None]:

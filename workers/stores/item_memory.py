@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.records import ItemRecord, hash64, item_vectors
-from workers.ports import Float32, ItemChanges, ItemHeads, UInt64
-from workers.stores.item_bytes import heads_of, read_each
+from workers.ports import Float32, Intent, ItemChanges, ItemHeads, UInt64
+from workers.stores.item_bytes import heads_of, pack_intent, read_each, unpack_intent
 
 MAX_CHANGES = 100_000
 
@@ -19,6 +19,7 @@ class MemoryItemTable:
         self._dim = dim
         self._max_changes = max_changes
         self._records: dict[int, bytes] = {}
+        self._intents: dict[str, bytes] = {}
         self._feed: list[tuple[int, bool]] = []
         self._trimmed = 0  # changes that were dropped from the start of the feed
 
@@ -26,7 +27,14 @@ class MemoryItemTable:
         """Records by item hash. Raises RowRefused for those that cannot be read."""
         return read_each([self._records.get(item_hash) for item_hash in hashes.tolist()])
 
-    async def write(self, records: Sequence[ItemRecord], expected: Sequence[int | None]) -> list[bool]:
+    async def read_to_write(self, hashes: UInt64, partitions: Sequence[int], intent: str) -> list[ItemRecord | None]:
+        """Records by item hash, and the intent to write them."""
+        self._intents[intent] = pack_intent(hashes, partitions)
+        return await self.read(hashes)
+
+    async def write(
+        self, records: Sequence[ItemRecord], expected: Sequence[int | None], intent: str | None = None
+    ) -> list[bool]:
         """Compare and set each record, and announce it."""
         written = []
         for record, offset in zip(records, expected, strict=True):
@@ -44,7 +52,18 @@ class MemoryItemTable:
         if excess > 0:
             del self._feed[:excess]
             self._trimmed += excess
+        if intent is not None and all(written):
+            self._intents.pop(intent, None)
         return written
+
+    async def intents(self) -> dict[str, Intent]:
+        """Those that stand."""
+        return {name: unpack_intent(data) for name, data in self._intents.items()}
+
+    async def drop_intents(self, names: Sequence[str]) -> None:
+        """Take some back."""
+        for name in names:
+            self._intents.pop(name, None)
 
     async def vectors(self, hashes: UInt64) -> tuple[Float32, NDArray[np.bool_]]:
         """History vectors by item hash."""

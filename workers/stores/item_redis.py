@@ -2,20 +2,21 @@
 
 The stream stands in a slot of its own, so an announcement follows its record in a second command. A worker that dies
 between the two has not committed the offset: the update comes again, is written again (an equal offset is no conflict)
-and announced then.
+and announced then. Intents stand in a hash, a field for each; they come and go with commands that are sent anyway.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.records import ITEM_HEAD, ItemRecord, hash64, item_fence, item_vectors
-from workers.ports import Float32, ItemChanges, ItemHeads, UInt64
+from workers.ports import Float32, Intent, ItemChanges, ItemHeads, UInt64
 from workers.settings import Settings
 from workers.stores import item_feed, keys
 from workers.stores.connect import Client, Script, get_each, translated
-from workers.stores.item_bytes import heads_of, read_each
+from workers.stores.item_bytes import heads_of, pack_intent, read_each, unpack_intent
 
 DELETED_TTL_MS = 14 * 86_400_000  # how long the fence of a deleted item stands; live items never expire
 KEYS_PER_READ = 1000
@@ -47,15 +48,25 @@ class RedisItemTable:
         self._collection = collection
         self._dim = dim
         self._feed = keys.item_feed(settings, collection)
+        self._intents = keys.item_intents(settings, collection)
         self._write = Script(client, WRITE)
 
     async def read(self, hashes: UInt64) -> list[ItemRecord | None]:
         """Records by item hash, in one round trip per thousand. Raises RowRefused for those that cannot be read."""
         return read_each(await self._values(hashes.tolist()))
 
-    async def write(self, records: Sequence[ItemRecord], expected: Sequence[int | None]) -> list[bool]:
-        """Compare and set each record, then announce those that were written."""
+    async def read_to_write(self, hashes: UInt64, partitions: Sequence[int], intent: str) -> list[ItemRecord | None]:
+        """Records by item hash; the intent goes to the server at the same time."""
+        values, _ = await asyncio.gather(self._values(hashes.tolist()), self._intend(hashes, partitions, intent))
+        return read_each(values)
+
+    async def write(
+        self, records: Sequence[ItemRecord], expected: Sequence[int | None], intent: str | None = None
+    ) -> list[bool]:
+        """Compare and set each record, then announce those that were written, and take the intent back."""
         if not records:
+            if intent is not None:
+                await self.drop_intents([intent])
             return []
         calls = [
             (
@@ -70,8 +81,21 @@ class RedisItemTable:
         ]
         with translated():
             written = [result == 1 for result in await self._write.call_each(calls)]
-            await self._announce([record for record, done in zip(records, written, strict=True) if done])
+            announced = [record for record, done in zip(records, written, strict=True) if done]
+            await self._announce(announced, intent if all(written) else None)
         return written
+
+    async def intents(self) -> dict[str, Intent]:
+        """Those that stand, in one command."""
+        with translated():
+            found = await self._client.hgetall(self._intents)
+        return {name.decode(): unpack_intent(data) for name, data in found.items()}
+
+    async def drop_intents(self, names: Sequence[str]) -> None:
+        """Take some back."""
+        if names:
+            with translated():
+                await self._client.hdel(self._intents, *names)
 
     async def vectors(self, hashes: UInt64) -> tuple[Float32, NDArray[np.bool_]]:
         """History vectors by item hash, in one round trip per thousand."""
@@ -129,12 +153,18 @@ class RedisItemTable:
             pipeline.getrange(key, 0, ITEM_HEAD.itemsize - 1)
         return heads_of([int(key[prefix_bytes:], 16) for key in found], await pipeline.execute())
 
-    async def _announce(self, records: Sequence[ItemRecord]) -> None:
+    async def _intend(self, hashes: UInt64, partitions: Sequence[int], intent: str) -> None:
+        with translated():
+            await self._client.hset(self._intents, intent, pack_intent(hashes, partitions))
+
+    async def _announce(self, records: Sequence[ItemRecord], done: str | None) -> None:
         if not records:
             return
         pipeline = self._client.pipeline(transaction=False)
         for entry in item_feed.pack(records):
             pipeline.xadd(self._feed, {FIELD: entry}, maxlen=item_feed.MAX_ENTRIES, approximate=True)
+        if done is not None:
+            pipeline.hdel(self._intents, done)
         await pipeline.execute()
 
     async def _page(self, cursor: str) -> list[tuple[str, bytes]]:

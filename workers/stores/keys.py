@@ -33,6 +33,16 @@ def item_feed(settings: Settings, collection: str) -> bytes:
     return f"{settings.key('item-feed')}:{collection}".encode()
 
 
+def item_ends(settings: Settings, collection: str) -> bytes:
+    """Where the history of `item-updates` ends for one view."""
+    return f"{settings.key('item-ends')}:{collection}".encode()
+
+
+def item_intents(settings: Settings, collection: str) -> bytes:
+    """Which items of one view are being written, and by whom."""
+    return f"{settings.key('item-intents')}:{collection}".encode()
+
+
 def popular_counts(settings: Settings, definition: str, partition: int) -> bytes:
     """What a partition has counted; its sorted sets are named after it and stand in the same slot."""
     return f"{settings.key('popular')}:{{{definition}:{partition}}}".encode()

@@ -1,0 +1,190 @@
+"""A vector that comes late, from a worker that was fenced off and has died, is found and mended by the owner."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from schemas.records import ItemRecord, hash64, hash64_each
+from tests.unit.test_items_in_memory import DIM, MODEL, PickyIndex, ScaleTower, inputs, tombstone, upsert
+from workers.index.schema import Collection
+from workers.late_writes import INTENT_LIVES_MS, OUTCOME, LateWrites
+from workers.pipelines.item_order import ItemEvent
+from workers.pipelines.items import ItemsResult, ItemsView
+from workers.ports import IndexRows, ItemIndex
+from workers.reconcile.examine import Parts
+from workers.stores.item_memory import MemoryItemTable
+
+VIEW = ItemsView(DIM, MODEL, ("value",))
+STALE, NEWER = upsert("a", 1, 0), upsert("a", 2, 1)
+
+
+class Frozen:
+    """An index as a worker sees it that is frozen before its first write."""
+
+    def __init__(self, index: ItemIndex) -> None:
+        self._index = index
+        self.reached, self.thawed = asyncio.Event(), asyncio.Event()
+
+    async def upsert(self, rows: IndexRows) -> None:
+        self.reached.set()
+        await self.thawed.wait()
+        await self._index.upsert(rows)
+
+    async def delete(self, item_ids: Sequence[str]) -> None:
+        await self._index.delete(item_ids)
+
+
+class Scene:
+    """A view, its owner, and a zombie that shares it."""
+
+    def __init__(self) -> None:
+        self.table = MemoryItemTable(DIM)
+        self.index = PickyIndex(Collection("items", DIM, "IP", MODEL))
+        self.frozen = Frozen(self.index)
+        self.assigned = {0}
+        self.counted: Counter[str] = Counter()
+        self.now_ms = 0
+        parts = Parts(VIEW, "items", "IP", self.table, self.index, ScaleTower(), inputs)
+        self.owner = parts.pipeline()
+        self.zombie = parts.pipeline(index=self.frozen)  # type: ignore[arg-type]
+        self.late = LateWrites(parts, self.owner, lambda: self.assigned, self.counted.update, lambda: self.now_ms)
+        self._work: asyncio.Task[object] | None = None
+
+    async def freeze(self, *events: ItemEvent) -> None:
+        """The zombie stands before its write into the index."""
+        self._work = asyncio.create_task(self.zombie.run(events))
+        await self.frozen.reached.wait()
+
+    async def thaw(self, *, dies: bool) -> None:
+        """It writes into the index; then it dies, or goes on to the record."""
+        assert self._work is not None
+        if not dies:
+            self.frozen.thawed.set()
+            await self._work
+            return
+        self.table.write = _dies  # type: ignore[method-assign]
+        self.frozen.thawed.set()
+        with pytest.raises(ConnectionAbortedError):
+            await self._work
+        del self.table.write  # type: ignore[method-assign]
+
+    async def values(self) -> dict[str, float]:
+        rows = await self.index.rows(hash64_each(["a", "b"]))
+        return dict(zip(rows.item_ids, rows.vectors[:, 0].tolist(), strict=True))
+
+
+async def _dies(*_: object) -> list[bool]:
+    raise ConnectionAbortedError
+
+
+async def test_a_late_vector_is_mended_by_the_owner() -> None:
+    scene = Scene()
+    await scene.freeze(STALE)
+    await scene.owner.run([STALE])
+    await scene.owner.run([NEWER])
+    await scene.late.look()
+    assert scene.counted == {}
+    await scene.thaw(dies=True)
+    assert await scene.values() == {"a": 1}, "the record is of the newer one: nothing else would ever mend it"
+    await scene.late.look()
+    assert await scene.values() == {"a": 2}
+    assert scene.counted == {OUTCOME: 1}
+    await scene.late.look()
+    assert scene.counted == {OUTCOME: 1}
+
+
+async def test_a_row_that_comes_late_for_a_deleted_item_goes_again() -> None:
+    scene = Scene()
+    await scene.freeze(STALE)
+    await scene.owner.run([tombstone("a", 1)])
+    await scene.thaw(dies=True)
+    assert await scene.values() == {"a": 1}
+    await scene.late.look()
+    assert await scene.values() == {}
+
+
+async def test_only_the_owner_mends() -> None:
+    scene = Scene()
+    await scene.freeze(STALE)
+    await scene.owner.run([NEWER])
+    await scene.thaw(dies=True)
+    scene.assigned = {1, 2}
+    await scene.late.look()
+    assert await scene.values() == {"a": 1}
+    scene.assigned = {0}
+    await scene.late.look()
+    assert await scene.values() == {"a": 2}
+
+
+async def test_once_more_when_the_zombie_has_taken_its_intent_back() -> None:
+    scene = Scene()
+    await scene.freeze(STALE)
+    await scene.owner.run([STALE])
+    await scene.late.look()
+    await scene.thaw(dies=False)  # the same event stands: to the zombie that is no conflict
+    assert await scene.table.intents() == {}
+    await scene.index.upsert(IndexRows(["a"], np.full((1, DIM), 7, dtype=np.float32), [{"value": 7}]))
+    await scene.late.look()
+    assert await scene.values() == {"a": 1}
+    await scene.index.upsert(IndexRows(["a"], np.full((1, DIM), 7, dtype=np.float32), [{"value": 7}]))
+    await scene.late.look()
+    assert await scene.values() == {"a": 7}, "that was the last time"
+
+
+async def test_a_zombie_that_was_overtaken_leaves_word() -> None:
+    scene = Scene()
+    await scene.freeze(STALE, upsert("b", 5, 3))
+    await scene.owner.run([NEWER])
+    before = scene.zombie.intent
+    await scene.thaw(dies=False)
+    assert await scene.values() == {"a": 2, "b": 5}
+    assert {name: each.hashes.tolist() for name, each in (await scene.table.intents()).items()} == {
+        before: [hash64("a")]
+    }
+    assert scene.zombie.intent != before
+    await scene.zombie.run([upsert("a", 3, 4)])
+    assert set(await scene.table.intents()) == {before}
+
+
+async def test_an_intent_ends() -> None:
+    scene = Scene()
+    await scene.freeze(STALE)
+    [intent] = (await scene.table.intents()).values()
+    scene.now_ms = intent.since_ms + INTENT_LIVES_MS
+    await scene.late.look()
+    assert len(await scene.table.intents()) == 1
+    scene.now_ms += 1
+    await scene.late.look()
+    assert await scene.table.intents() == {}
+    await scene.thaw(dies=True)
+
+
+async def test_a_batch_that_is_under_way_is_no_late_write() -> None:
+    """The owner has written a newer vector, and not yet its record: what the record says is not put over it."""
+    scene = Scene()
+    await scene.owner.run([STALE])
+    await scene.table.read_to_write(hash64_each(["a"]), [0], "of somebody who died")
+    reached, released, asked = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    write, run = scene.table.write, scene.owner.run
+
+    async def waits(records: Sequence[ItemRecord], expected: Sequence[int | None], intent: str | None) -> list[bool]:
+        reached.set()
+        await released.wait()
+        return await write(records, expected, intent)
+
+    async def mends(events: Sequence[ItemEvent]) -> ItemsResult:
+        asked.set()
+        return await run(events)
+
+    scene.table.write = waits  # type: ignore[method-assign]
+    batch = asyncio.create_task(run([NEWER]))
+    await reached.wait()
+    scene.owner.run = mends  # type: ignore[method-assign]
+    looking = asyncio.create_task(scene.late.look())
+    await asked.wait()
+    released.set()
+    await asyncio.gather(batch, looking)
+    assert await scene.values() == {"a": 2}
