@@ -33,6 +33,7 @@ def arguments() -> argparse.Namespace:
         default=None,
         help="workers with one promise broken: these, or all",
     )
+    parser.add_argument("--in-time", action="store_true", help="a recovery that takes too long breaks a promise")
     parser.add_argument("--seed", type=int, default=None)
     chosen = parser.parse_args()
     if not (chosen.short or chosen.kills or chosen.faults or chosen.mutants is not None):
@@ -59,7 +60,7 @@ async def everything(asked: argparse.Namespace, seed: int, stack: LocalStack, bu
         faults += random.Random(seed).sample(SHORT, len(SHORT))
     report, well = Report(seed), True
     if faults or asked.kills:
-        report, found = await run(Rig(stack, bundle, seed), faults, asked.kills)
+        report, found = await run(Rig(stack, bundle, seed, in_time=asked.in_time), faults, asked.kills)
         well = not found
     if asked.mutants is not None:
         names = asked.mutants or list(MUTANTS)

@@ -5,6 +5,8 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 
+from tests.chaos.faults_backends import BACKEND_FAULTS
+from tests.chaos.faults_towers import TOWER_FAULTS
 from tests.chaos.processes import Worker
 from tests.chaos.rig import Rig
 from workers.local.service import Service
@@ -157,5 +159,8 @@ FAULTS: dict[str, Fault] = {
     "redis_stall_and_kill": stall_and_kill,
     "kafka_stall": stall("kafka", 8.0),
     "milvus_stall": stall("milvus", 4.0, anew=True),  # it may end by itself when it finds that it was away
+    **BACKEND_FAULTS,
+    **TOWER_FAULTS,
 }
-SHORT = tuple(name for name in FAULTS if name != "quiet")
+NOT_YET = ("redis_emptied", "redis_failover", "redis_lost_tail")  # what the workers cannot do yet
+SHORT = tuple(name for name in FAULTS if name not in ("quiet", *NOT_YET))

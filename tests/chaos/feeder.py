@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
@@ -73,9 +72,9 @@ class Feeder:
     async def stop(self) -> None:
         """End feeding, and wait for what is under way."""
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            while not self._task.done():  # `wait_for` may lose a cancellation that comes with its result
+                self._task.cancel()
+                await asyncio.wait([self._task], timeout=1.0)
             self._task = None
         if self._producer is not None:
             await self.acknowledged()

@@ -16,6 +16,7 @@ import msgspec
 from tests.chaos.formats import Event, hash64
 from tests.chaos.log import ACTIVITY, ITEMS, REQUESTS, Entry, Place
 from tests.chaos.reading import BadEventError, identity, read
+from tests.chaos.workload import GENRES, REFUSED_BY_INDEX, WRONGED
 
 PopularSet = tuple[int, int, str]
 """(partition, epoch, segment; '' = everybody)"""
@@ -171,6 +172,9 @@ def _activity(result: Expected, entry: Entry, rules: Rules) -> None:
     except BadEventError as code:
         result.letters[entry.place] = entry, str(code)
         return
+    if event["user_id"] == WRONGED:
+        result.letters[entry.place] = entry, "record_unreadable"
+        return
     user = result.users.setdefault(event["user_id"], ExpectedUser())
     if user.take(event, entry, rules.seen_actions):
         _count(result, user, event, entry, rules)
@@ -215,9 +219,13 @@ def _item(result: Expected, entry: Entry) -> None:
     if stands is not None and version is not None and stands.version is not None and version < stands.version:
         result.letters[entry.place] = entry, "stale_version"
         return
+    attributes, deleted = event.get("attributes", {}), entry.value is None or event["op"] == "delete"
+    if item_id.startswith(REFUSED_BY_INDEX) or set(attributes.get("genres", ())) == set(GENRES):
+        code = "index_refused" if item_id.startswith(REFUSED_BY_INDEX) else "tower_output"
+        result.letters[entry.place] = entry, code
+        return
     _superseded(result, stands)
-    deleted = entry.value is None or event["op"] == "delete"
-    result.items[item_id] = ExpectedItem(entry, deleted, version, event.get("attributes", {}))
+    result.items[item_id] = ExpectedItem(entry, deleted, version, attributes)
 
 
 def _superseded(result: Expected, stands: ExpectedItem | None) -> None:

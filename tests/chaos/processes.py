@@ -14,6 +14,7 @@ from workers.local.workers import DRAIN_S, environment
 from workers.settings import AGENT_KINDS, AgentKind, Settings
 
 ROOT = Path(__file__).parents[2]
+PATCHES = ("tests.chaos.patches.towers", "tests.chaos.patches.index")
 GAUGES = (
     "recall_assigned_partitions",
     "recall_lag_records",
@@ -46,6 +47,10 @@ class Worker:
                 return bool(answer.status == 200)
         except OSError:
             return False
+
+    def ended(self) -> bool:
+        """Whether the process is no more."""
+        return self.process.poll() is not None
 
     def gauges(self) -> dict[str, float]:
         """What its /metrics says of itself: partitions, lag, what is in hand. Empty when it does not answer."""
@@ -84,15 +89,18 @@ class Workers:
         (port,) = free_ports(1)
         log = self.settings.data_dir / "logs" / f"{self.settings.namespace}-{kind}-{self.started}.log"
         env = os.environ | environment(self.settings) | {"RECALL_WEB_PORT": str(port)}
-        path = [str(ROOT)]
-        if self.mutant is not None:
-            path.insert(0, str(site_folder()))
-            env[VARIABLE] = self.mutant
-        env["PYTHONPATH"] = os.pathsep.join(path)
+        env["RECALL_CHAOS_TOWERS"] = str(self.towers)
+        env[VARIABLE] = ",".join([*PATCHES, *([] if self.mutant is None else [f"tests.chaos.mutants.{self.mutant}"])])
+        env["PYTHONPATH"] = os.pathsep.join([str(site_folder()), str(ROOT)])
         argv = [sys.executable, "-m", "workers.cli.main", "worker", kind]
         worker = Worker(kind, spawn(argv, log, ROOT, env), port, log)
         self.running.append(worker)
         return worker
+
+    @property
+    def towers(self) -> Path:
+        """The file that orders their towers to misbehave: see tests/chaos/patches/towers.py."""
+        return self.settings.data_dir / f"{self.settings.namespace}-towers"
 
     def of(self, kind: AgentKind) -> list[Worker]:
         """Those of one kind."""

@@ -13,6 +13,7 @@ from tests.chaos.compare import KINDS, Difference, compare, read_answers
 from tests.chaos.faults import FAULTS
 from tests.chaos.log import CANDIDATES, DEAD_LETTERS, INPUTS, read_topics
 from tests.chaos.model import Rules, expected
+from tests.chaos.recovery import too_slow
 from tests.chaos.rig import NotRecoveredError, Rig, say
 from tests.chaos.stored import read_all
 from tests.chaos.vectors import ItemTower
@@ -73,6 +74,10 @@ async def one_by_one(rig: Rig, faults: Sequence[str], report: Report) -> None:
         recovery_s = await rig.recovered()
         report.max_recovery_s = max(report.max_recovery_s, round(recovery_s, 1))
         say(f"  well again after {recovery_s:.1f} s")
+        if line := too_slow([name], recovery_s):
+            say(f"  {line}")
+            if rig.in_time:
+                rig.problems.append(line)
 
 
 async def many_kills(rig: Rig, kills: int, report: Report) -> None:
@@ -103,12 +108,12 @@ async def many_kills(rig: Rig, kills: int, report: Report) -> None:
 async def judge(rig: Rig, report: Report) -> list[Difference]:
     """End the traffic and the workers, and compare everything. Adds up the report."""
     assert rig.view is not None
-    found: list[Difference] = []
+    found = [Difference("wrong_state", line) for line in rig.problems]
     try:
         await rig.finish()
     except NotRecoveredError as error:
         found.append(Difference("lost", str(error)))
-        rig.workers.stop()
+        await asyncio.to_thread(rig.workers.stop)
     settings = rig.settings
     topics = await read_topics(settings.kafka_bootstrap, settings.namespace, settings.partitions)
     tower = ItemTower(rig.bundle.path)

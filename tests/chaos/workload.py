@@ -20,6 +20,8 @@ ONE_USERS = 12
 SPREAD_EVENTS = 48
 GENRES = ("Action", "Comedy", "Drama", "Horror", "Musical", "Mystery", "Romance", "SciFi", "Thriller", "War", "Western")
 HOUR_MS = 3_600_000
+REFUSED_BY_INDEX = "refused-"  # how ids of items begin that the index refuses; films of every genre, the item tower
+WRONGED = "wronged"  # the user in whose place in Redis something else stands
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,15 @@ class Workload:
         if chance.random() < 0.95:
             attributes["year"] = chance.randint(1920, 2020)
         return self._update(item_id, attributes, now_ms - chance.randint(0, HOUR_MS))
+
+    def refused(self, now_ms: int) -> list[Message]:
+        """What a backend refuses, each among good ones and once, and an activity that finds no place in Redis."""
+        messages = [self.item(now_ms) for _ in range(20)]
+        places = self._random.sample(range(len(messages)), 3)
+        for item_id in (f"{REFUSED_BY_INDEX}{self._next()}", f"{REFUSED_BY_INDEX}{self._next()}"):
+            messages.insert(places.pop(), self._update(item_id, {"year": 1999}, now_ms))
+        messages.insert(places.pop(), self._update(f"all-{self._next()}", {"genres": list(GENRES)}, now_ms))
+        return [*messages, self._event(WRONGED, now_ms, best=7)]
 
     def request(self) -> Message:
         """A question, sometimes one that cannot be answered as it is asked, or cannot be read."""
