@@ -162,5 +162,5 @@ FAULTS: dict[str, Fault] = {
     **BACKEND_FAULTS,
     **TOWER_FAULTS,
 }
-NOT_YET = ("redis_emptied", "redis_failover", "redis_lost_tail")  # what the workers cannot do yet
+NOT_YET = ("redis_emptied",)  # what the workers cannot do yet
 SHORT = tuple(name for name in FAULTS if name not in ("quiet", *NOT_YET))

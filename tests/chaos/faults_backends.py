@@ -1,14 +1,10 @@
 """Faults of Redis and Milvus beyond their death and their silence, which stand in faults.py."""
 
 import asyncio
-import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from redis.asyncio import Redis as Client
@@ -17,9 +13,6 @@ from tests.chaos.formats import hash64
 from tests.chaos.log import ITEMS
 from tests.chaos.rig import NotRecoveredError, Rig, say
 from tests.chaos.workload import WRONGED
-from workers.local.process import free_ports
-from workers.local.redis import Redis
-from workers.local.service import Service
 
 STEPS = 100
 SLOWER_S = 0.5
@@ -27,10 +20,6 @@ SLOW_FOR_S = 15.0
 ASKED = 10
 BACKLOG = 200
 REFUSALS = 5
-BEHIND_S = 1.9  # so far a replica is behind: what is two seconds old must not be lost
-TAIL_S = 1.0  # so much of its file a server may lose
-TOLERANCE_S = 0.08
-TRIES = 10
 
 
 @asynccontextmanager
@@ -66,69 +55,6 @@ async def redis_emptied(rig: Rig) -> None:
         at_once.flushall()
         at_once.rpush(wronged_key(rig), "no record")
         await at_once.execute()
-
-
-async def redis_failover(rig: Rig) -> None:
-    """Redis dies, and in its place comes a replica that was cut off a little less than two seconds before."""
-    master = rig.service("redis")
-    replica = Redis(rig.stack.data_dir / "redis-replica", rig.stack.data_dir / "logs" / "redis-replica.log", Path())
-    replica.ports = free_ports(1)
-    replica.start()
-    try:
-        await rig.until(replica.probe, 30.0, "the replica does not answer")
-        async with client(replica.address) as redis:
-            await _until_killed(rig, master, BEHIND_S, partial(_cut_off, rig, redis, master.ports[0]))
-        replica.stop()  # which writes its file
-        shutil.rmtree(master.data)
-        replica.data.rename(master.data)
-    finally:
-        replica.stop()
-        shutil.rmtree(replica.data, ignore_errors=True)
-    await rig.restart(master)
-
-
-async def _cut_off(rig: Rig, replica: Any, port: int) -> None:
-    """Let a replica catch up with its master, and be a master of its own from then on."""
-
-    async def follows() -> bool:
-        replication, persistence = await replica.info("replication"), await replica.info("persistence")
-        rewrites = persistence["aof_rewrite_in_progress"] or persistence["aof_rewrite_scheduled"]
-        return replication["master_link_status"] == "up" and not rewrites
-
-    await replica.replicaof("127.0.0.1", port)
-    await rig.until_async(follows, 60.0, "the replica does not follow")
-    await replica.replicaof("NO", "ONE")
-
-
-async def redis_lost_tail(rig: Rig) -> None:
-    """kill -9 of Redis, and its append-only file has lost the last second, as a crash of its machine may leave it."""
-    redis = rig.service("redis")
-    stood: dict[Path, int] = {}
-
-    async def note() -> None:
-        stood.update((file, file.stat().st_size) for file in redis.data.rglob("*.aof"))
-
-    await rig.feeder.steps_more(rig.random.randint(1, 10))
-    await _until_killed(rig, redis, TAIL_S, note)
-    cut = 0
-    for file, size in stood.items():
-        cut += file.stat().st_size - size
-        os.truncate(file, size)
-    say(f"  {cut} bytes of Redis' file are lost")
-    await rig.restart(redis)
-
-
-async def _until_killed(rig: Rig, redis: Service, after_s: float, last: Callable[[], Awaitable[None]]) -> None:
-    """Kill Redis so long after `last` has begun; where this machine stood still meanwhile, do it once more."""
-    for _ in range(TRIES):
-        await rig.working("activity")
-        began = time.monotonic()
-        await last()
-        await asyncio.sleep(began + after_s - time.monotonic())
-        if time.monotonic() < began + after_s + TOLERANCE_S:
-            redis.kill()
-            return
-    raise NotRecoveredError("this machine is too slow for losses of a known age")
 
 
 async def milvus_slow(rig: Rig) -> None:
@@ -168,8 +94,6 @@ def wronged_key(rig: Rig) -> str:
 BACKEND_FAULTS: dict[str, Callable[[Rig], Awaitable[None]]] = {
     "redis_full": redis_full,
     "redis_emptied": redis_emptied,
-    "redis_failover": redis_failover,
-    "redis_lost_tail": redis_lost_tail,
     "milvus_slow": milvus_slow,
     "refused_row": refused_row,
 }
