@@ -76,7 +76,7 @@ async def refused_row(rig: Rig) -> None:
     """What a backend refuses, among good ones: an item the index, an item the tower, and a user who has no place."""
     await plant(rig)
     for _ in range(REFUSALS):
-        await rig.feeder.send(rig.feeder.workload.refused(rig.now_ms()))
+        await rig.feeder.send(rig.feeder.workload.refused(rig.now_ms(), rig.bundle.version, rig.bundle.dim))
         await rig.feeder.steps_more(1)
 
 

@@ -220,12 +220,21 @@ def _item(result: Expected, entry: Entry) -> None:
         result.letters[entry.place] = entry, "stale_version"
         return
     attributes, deleted = event.get("attributes", {}), entry.value is None or event["op"] == "delete"
-    if item_id.startswith(REFUSED_BY_INDEX) or set(attributes.get("genres", ())) == set(GENRES):
-        code = "index_refused" if item_id.startswith(REFUSED_BY_INDEX) else "tower_output"
+    code = _refusal(item_id, event)
+    if code:
         result.letters[entry.place] = entry, code
         return
     _superseded(result, stands)
     result.items[item_id] = ExpectedItem(entry, deleted, version, attributes)
+
+
+def _refusal(item_id: str, event: dict[str, Any]) -> str:
+    """Which dead letter an update is that a backend refuses, '' for none."""
+    if "embedding" in event:
+        return "invalid_embedding"  # the workload gives none but those whose scores would overflow
+    if item_id.startswith(REFUSED_BY_INDEX):
+        return "index_refused"
+    return "tower_output" if set(event.get("attributes", {}).get("genres", ())) == set(GENRES) else ""
 
 
 def _superseded(result: Expected, stands: ExpectedItem | None) -> None:

@@ -79,10 +79,12 @@ def test_profiles_keep_the_newest_and_of_equal_times_the_greater() -> None:
 def test_what_a_backend_refuses_is_a_dead_letter_and_leaves_nothing() -> None:
     by_tower = update(0, attributes={"genres": list(GENRES)})
     by_index = replace(update(1, item_id=f"{REFUSED_BY_INDEX}1"), key=f"{REFUSED_BY_INDEX}1".encode())
-    must = after(by_tower, by_index, update(2, attributes={"genres": ["War"]}), activity(0, "a", user_id=WRONGED))
+    huge = update(3, attributes={"genres": ["War"]}, embedding=[3e38])
+    must = after(by_tower, by_index, huge, update(2, attributes={"genres": ["War"]}), activity(0, "a", user_id=WRONGED))
     assert {entry.offset: code for entry, code in must.letters.values() if entry.topic == ITEMS} == {
         0: "tower_output",
         1: "index_refused",
+        3: "invalid_embedding",
     }
     assert [code for entry, code in must.letters.values() if entry.topic == ACTIVITY] == ["record_unreadable"]
     assert (list(must.users), {item_id: item.entry.offset for item_id, item in must.items.items()}) == ([], {"i": 2})

@@ -106,14 +106,19 @@ class Workload:
             attributes["year"] = chance.randint(1920, 2020)
         return self._update(item_id, attributes, now_ms - chance.randint(0, HOUR_MS))
 
-    def refused(self, now_ms: int) -> list[Message]:
+    def refused(self, now_ms: int, model: str, dim: int) -> list[Message]:
         """What a backend refuses, each among good ones and once, and an activity that finds no place in Redis."""
-        messages = [self.item(now_ms) for _ in range(20)]
-        places = self._random.sample(range(len(messages)), 3)
-        for item_id in (f"{REFUSED_BY_INDEX}{self._next()}", f"{REFUSED_BY_INDEX}{self._next()}"):
-            messages.insert(places.pop(), self._update(item_id, {"year": 1999}, now_ms))
-        messages.insert(places.pop(), self._update(f"all-{self._next()}", {"genres": list(GENRES)}, now_ms))
-        return [*messages, self._event(WRONGED, now_ms, best=7)]
+        bad = [self._update(f"{REFUSED_BY_INDEX}{self._next()}", {"year": 1999}, now_ms) for _ in range(2)]
+        bad.append(self._update(f"all-{self._next()}", {"genres": list(GENRES)}, now_ms))
+        huge: dict[str, Any] = {
+            "item_id": f"huge-{self._next()}",
+            "op": "upsert",
+            "timestamp_ms": now_ms,
+            "embedding_model": model,
+        }
+        bad.append(Message(ITEMS, huge["item_id"].encode(), _json(huge | {"embedding": [3e38] * dim})))
+        messages = [*bad, *(self.item(now_ms) for _ in range(20))]
+        return [*self._random.sample(messages, len(messages)), self._event(WRONGED, now_ms, best=7)]
 
     def request(self) -> Message:
         """A question, sometimes one that cannot be answered as it is asked, or cannot be read."""
