@@ -55,6 +55,9 @@ async def redis_emptied(rig: Rig) -> None:
         at_once.flushall()
         at_once.rpush(wronged_key(rig), "no record")
         await at_once.execute()
+    say(f"  answer: {await rig.ask()}")
+    writers = [*rig.workers.of("activity"), *rig.workers.of("items")]
+    await rig.until(lambda: all(worker.ended() for worker in writers), 60.0, "a worker goes on in an emptied Redis")
 
 
 async def milvus_slow(rig: Rig) -> None:
