@@ -30,9 +30,9 @@ from workers.local.stack import LocalStack
 from workers.settings import AGENT_KINDS, AgentKind, Settings, load_settings
 
 WORKERS_OF_A_KIND = 2
-READY_WITHIN_S = 120.0
-DRAINED_WITHIN_S = 90.0
-RECOVERED_WITHIN_S = 120.0
+READY_WITHIN_S = 300.0  # these end a run that never comes to an end; a busy machine takes its time
+DRAINED_WITHIN_S = 300.0
+RECOVERED_WITHIN_S = 300.0
 STUCK_AFTER_MS = 15_000
 DATASET = generate(items=100, users=60, events=2500)
 
