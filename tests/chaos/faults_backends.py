@@ -5,13 +5,15 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from redis.asyncio import Redis as Client
 
 from tests.chaos.formats import hash64
 from tests.chaos.log import ITEMS
-from tests.chaos.rig import NotRecoveredError, Rig, say
+from tests.chaos.processes import all_ended
+from tests.chaos.rig import RECOVERED_WITHIN_S, NotRecoveredError, Rig, say
 from tests.chaos.workload import WRONGED
 
 STEPS = 100
@@ -57,7 +59,8 @@ async def redis_emptied(rig: Rig) -> None:
         await at_once.execute()
     say(f"  answer: {await rig.ask()}")
     writers = [*rig.workers.of("activity"), *rig.workers.of("items")]
-    await rig.until(lambda: all(worker.ended() for worker in writers), 60.0, "a worker goes on in an emptied Redis")
+    ended = partial(all_ended, writers)
+    await rig.until(ended, RECOVERED_WITHIN_S, "a worker goes on in an emptied Redis")
 
 
 async def milvus_slow(rig: Rig) -> None:
@@ -67,7 +70,7 @@ async def milvus_slow(rig: Rig) -> None:
         end = time.monotonic() + SLOW_FOR_S
         said = Counter([await rig.ask() for _ in range(ASKED)])
         await asyncio.sleep(end - time.monotonic())
-        await rig.until_async(lambda: rig.lag_below(ITEMS, BACKLOG), 60.0, "items do not go on")
+        await rig.until_async(lambda: rig.lag_below(ITEMS, BACKLOG), RECOVERED_WITHIN_S, "items do not go on")
     finally:
         rig.milvus.delay_s = 0.0
     say(f"  answers: {dict(said)}")

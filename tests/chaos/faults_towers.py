@@ -2,8 +2,10 @@
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
-from tests.chaos.rig import STUCK_AFTER_MS, Rig
+from tests.chaos.processes import all_ended
+from tests.chaos.rig import RECOVERED_WITHIN_S, Rig
 
 STEPS = 50
 MODEL_UNAVAILABLE = "degraded model_unavailable"
@@ -37,8 +39,7 @@ async def hang(rig: Rig) -> None:
     workers = [*rig.workers.of("recall"), *rig.workers.of("items")]
     with ordered(rig, " ".join(["hangs", *(str(worker.process.pid) for worker in workers)])):
         await rig.answered(MODEL_UNAVAILABLE)
-        within_s = STUCK_AFTER_MS / 1000 + 60.0
-        await rig.until(lambda: all(worker.ended() for worker in workers), within_s, "a worker whose tower hangs lives")
+        await rig.until(partial(all_ended, workers), RECOVERED_WITHIN_S, "a worker whose tower hangs lives on")
 
 
 TOWER_FAULTS: dict[str, Callable[[Rig], Awaitable[None]]] = {

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,10 +48,6 @@ class Worker:
                 return bool(answer.status == 200)
         except OSError:
             return False
-
-    def ended(self) -> bool:
-        """Whether the process is no more."""
-        return self.process.poll() is not None
 
     def gauges(self) -> dict[str, float]:
         """What its /metrics says of itself: partitions, lag, what is in hand. Empty when it does not answer."""
@@ -143,3 +140,8 @@ class Workers:
             end(worker.process, DRAIN_S)
         self.running.clear()
         self.leaving.clear()
+
+
+def all_ended(workers: Sequence[Worker]) -> bool:
+    """Whether none of these processes runs any more."""
+    return all(worker.process.poll() is not None for worker in workers)

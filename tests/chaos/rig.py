@@ -170,7 +170,7 @@ class Rig:
         """Seconds until all workers are ready and a request is answered `ok`. Raises NotRecoveredError."""
         begun = time.monotonic()
         await self.until(self.workers.ready, RECOVERED_WITHIN_S, "the workers are not ready")
-        await self.answered("ok", RECOVERED_WITHIN_S)
+        await self.answered("ok")
         return time.monotonic() - begun
 
     async def ask(self) -> str:
@@ -184,13 +184,13 @@ class Rig:
             return "nothing"
         return " ".join([answer.status, *answer.reasons]) if answer.status != "ok" else "ok"
 
-    async def answered(self, wanted: str, within_s: float = 60.0) -> None:
+    async def answered(self, wanted: str) -> None:
         """Ask until that is said. Raises NotRecoveredError."""
 
         async def said() -> bool:
             return await self.ask() == wanted
 
-        await self.until_async(said, within_s, f"requests are not answered `{wanted}`")
+        await self.until_async(said, RECOVERED_WITHIN_S, f"requests are not answered `{wanted}`")
 
     async def working(self, kind: AgentKind) -> None:
         """Wait until all workers of a kind are ready: they have partitions to work on."""
