@@ -26,6 +26,7 @@ class Feeder:
         self._task: asyncio.Task[None] | None = None
         self.steps = 0
         self.failed = 0
+        self._over = False
 
     async def connect(self) -> None:
         """A plain producer: its own retries may write a record twice, which is part of the workload."""
@@ -72,9 +73,8 @@ class Feeder:
     async def stop(self) -> None:
         """End feeding, and wait for what is under way."""
         if self._task is not None:
-            while not self._task.done():  # `wait_for` may lose a cancellation that comes with its result
-                self._task.cancel()
-                await asyncio.wait([self._task], timeout=1.0)
+            self._over = True  # and no cancellation, which `wait_for` may keep to itself
+            await self._task
             self._task = None
         if self._producer is not None:
             await self.acknowledged()
@@ -82,7 +82,7 @@ class Feeder:
             self._producer = None
 
     async def _feed(self) -> None:
-        while True:
+        while not self._over:
             if len(self._pending) < MOST_PENDING:
                 await self.send(self.workload.step(time.time_ns() // 1_000_000))
                 self.steps += 1

@@ -20,7 +20,8 @@ ONE_USERS = 12
 SPREAD_EVENTS = 48
 GENRES = ("Action", "Comedy", "Drama", "Horror", "Musical", "Mystery", "Romance", "SciFi", "Thriller", "War", "Western")
 HOUR_MS = 3_600_000
-REFUSED_BY_INDEX = "refused-"  # how ids of items begin that the index refuses; films of every genre, the item tower
+REFUSED_BY_INDEX = "refused-"  # how ids of items begin that the index refuses
+MOST_GENRES = 7  # the item tower refuses films of more
 WRONGED = "wronged"  # the user in whose place in Redis something else stands
 
 

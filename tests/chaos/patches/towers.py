@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
-from tests.chaos.workload import GENRES
+from tests.chaos.workload import MOST_GENRES
 
 ORDER = Path(os.environ["RECALL_CHAOS_TOWERS"])
 
@@ -24,8 +24,8 @@ def run(self, output_names, input_feed, run_options=None):
         raise Fail("the tower was told to fail")
     if order == "hangs":
         threading.Event().wait()
-    if (input_feed.get("item_genres", np.zeros((0, 1))).sum(axis=1) == len(GENRES)).any():
-        raise Fail("a film of every genre")
+    if (input_feed.get("item_genres", np.zeros((0, 1))).sum(axis=1) > MOST_GENRES).any():
+        raise Fail("a film of too many genres")
     outputs = _run(self, output_names, input_feed, run_options)
     if order == "nan":
         return [np.full_like(output, np.nan) for output in outputs]
