@@ -34,7 +34,7 @@ class Proxy:
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
         try:
-            with suppress(OSError):
+            with suppress(OSError, asyncio.CancelledError):  # asyncio would report it
                 await self._between(reader, writer)
         finally:
             writer.transport.abort()
