@@ -40,6 +40,7 @@ def arguments() -> argparse.Namespace:
         help="workers with one promise broken: these, or all",
     )
     parser.add_argument("--workload", choices=WORKLOADS, default="generated", help="what the users do")
+    parser.add_argument("--in-time", action="store_true", help="a recovery that takes too long breaks a promise")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument(
         "--repeat", type=int, default=1, metavar="N", help="N runs, each with the next seed, until one is red"
@@ -84,8 +85,8 @@ async def everything(asked: argparse.Namespace, seed: int, ground: Ground) -> tu
     report, well = Report(seed), True
     if groups or asked.kills:
         unreachable_s = SHORT_UNREACHABLE_S if asked.short else UNREACHABLE_S
-        rig = Rig(ground.stack, ground.bundle, seed, unreachable_s=unreachable_s, data=ground.data)
-        report, found = await run(rig, groups, asked.kills)
+        own = {"unreachable_s": unreachable_s, "data": ground.data, "in_time": asked.in_time}
+        report, found = await run(Rig(ground.stack, ground.bundle, seed, **own), groups, asked.kills)
         well = not found
     if asked.mutants is not None:
         names = asked.mutants or list(MUTANTS)

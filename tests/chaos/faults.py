@@ -7,7 +7,9 @@ import signal
 from collections.abc import Awaitable, Callable, Sequence
 
 from tests.chaos import redis_losses
+from tests.chaos.faults_backends import BACKEND_FAULTS
 from tests.chaos.faults_kafka import KAFKA_FAULTS
+from tests.chaos.faults_towers import TOWER_FAULTS
 from tests.chaos.processes import Worker
 from tests.chaos.rig import Rig
 from workers.local.service import Service
@@ -165,6 +167,8 @@ FAULTS: dict[str, Fault] = {
     "kafka_stall": stall("kafka", 8.0),
     "milvus_stall": stall("milvus", 4.0, anew=True),  # it may end by itself when it finds that it was away
     **KAFKA_FAULTS,
+    **BACKEND_FAULTS,
+    **TOWER_FAULTS,
 }
 SHORT = tuple(name for name in FAULTS if name != "quiet")
 TOGETHER = [  # on different workers, which do not know of each other

@@ -16,6 +16,7 @@ import msgspec
 from tests.chaos.formats import Event, hash64
 from tests.chaos.log import ACTIVITY, ITEMS, REQUESTS, Entry, Place
 from tests.chaos.reading import BadEventError, identity, read
+from tests.chaos.workload import MOST_GENRES, REFUSED_BY_INDEX, WRONGED
 
 PopularSet = tuple[int, int, str]
 """(partition, epoch, segment; '' = everybody)"""
@@ -172,6 +173,9 @@ def _activity(result: Expected, entry: Entry, rules: Rules) -> None:
     except BadEventError as code:
         result.letters[entry.place] = entry, str(code)
         return
+    if event["user_id"] == WRONGED:
+        result.letters[entry.place] = entry, "record_unreadable"
+        return
     user = result.users.setdefault(event["user_id"], ExpectedUser())
     if user.take(event, entry, rules.seen_actions):
         _count(result, user, event, entry, rules)
@@ -223,9 +227,22 @@ def _item(result: Expected, entry: Entry) -> None:
     elif stands is not None and version is not None and stands.version is not None and version < stands.version:
         result.letters[entry.place] = entry, "stale_version"
         return
+    attributes, deleted = event.get("attributes", {}), entry.value is None or event["op"] == "delete"
+    code = _refusal(item_id, event)
+    if code:
+        result.letters[entry.place] = entry, code
+        return
     _superseded(result, stands)
-    deleted = entry.value is None or event["op"] == "delete"
-    result.items[item_id] = ExpectedItem(entry, deleted, version, event.get("attributes", {}))
+    result.items[item_id] = ExpectedItem(entry, deleted, version, attributes)
+
+
+def _refusal(item_id: str, event: dict[str, Any]) -> str:
+    """Which dead letter an update is that a backend refuses, '' for none."""
+    if "embedding" in event:
+        return "invalid_embedding"  # the workload gives none but those whose scores would overflow
+    if item_id.startswith(REFUSED_BY_INDEX):
+        return "index_refused"
+    return "tower_output" if len(event.get("attributes", {}).get("genres", ())) > MOST_GENRES else ""
 
 
 def last_of_each_key(entries: list[Entry]) -> list[Entry]:

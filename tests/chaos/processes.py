@@ -17,6 +17,7 @@ from workers.local.workers import DRAIN_S, environment
 from workers.settings import AGENT_KINDS, AgentKind, Settings
 
 ROOT = Path(__file__).parents[2]
+PATCHES = ("tests.chaos.patches.towers", "tests.chaos.patches.index")
 GAUGES = (
     "recall_assigned_partitions",
     "recall_lag_records",
@@ -99,15 +100,19 @@ class Workers:
         log = self.settings.data_dir / "logs" / f"{self.settings.namespace}-{kind}-{self.started}.log"
         env = os.environ | environment(self.settings) | {"RECALL_WEB_PORT": str(port)}
         env |= {f"RECALL_{name.upper()}": str(value) for name, value in settings.items()}
-        path = [str(ROOT)]
-        if modules := [*patches, *([] if self.mutant is None else [f"tests.chaos.mutants.{self.mutant}"])]:
-            path.insert(0, str(site_folder()))
-            env[VARIABLE] = ",".join(modules)
-        env["PYTHONPATH"] = os.pathsep.join(path)
+        env["RECALL_CHAOS_TOWERS"] = str(self.towers)
+        mutant = [] if self.mutant is None else [f"tests.chaos.mutants.{self.mutant}"]
+        env[VARIABLE] = ",".join([*PATCHES, *patches, *mutant])
+        env["PYTHONPATH"] = os.pathsep.join([str(site_folder()), str(ROOT)])
         argv = [sys.executable, "-m", "workers.cli.main", "worker", kind]
         worker = Worker(kind, spawn(argv, log, ROOT, env), port, log)
         self.running.append(worker)
         return worker
+
+    @property
+    def towers(self) -> Path:
+        """The file that orders their towers to misbehave: see tests/chaos/patches/towers.py."""
+        return self.settings.data_dir / f"{self.settings.namespace}-towers"
 
     def of(self, kind: AgentKind) -> list[Worker]:
         """Those of one kind."""
@@ -152,3 +157,8 @@ class Workers:
             end(worker.process, DRAIN_S)
         self.running.clear()
         self.leaving.clear()
+
+
+def all_ended(workers: Sequence[Worker]) -> bool:
+    """Whether none of these processes runs any more."""
+    return all(worker.process.poll() is not None for worker in workers)

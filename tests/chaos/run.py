@@ -13,6 +13,7 @@ from tests.chaos.compare import KINDS, Difference, compare, read_answers
 from tests.chaos.faults import FAULTS
 from tests.chaos.log import CANDIDATES, DEAD_LETTERS, INPUTS
 from tests.chaos.model import Rules, expected
+from tests.chaos.recovery import too_slow
 from tests.chaos.rig import NotRecoveredError, Rig, say
 from tests.chaos.stored import read_all
 from tests.chaos.vectors import ItemTower
@@ -75,6 +76,10 @@ async def one_by_one(rig: Rig, groups: Sequence[Sequence[str]], report: Report) 
         recovery_s = await rig.recovered()
         report.max_recovery_s = max(report.max_recovery_s, round(recovery_s, 1))
         say(f"  well again after {recovery_s:.1f} s")
+        if line := too_slow(names, recovery_s):
+            say(f"  {line}")
+            if rig.in_time:
+                rig.problems.append(line)
 
 
 async def _at_once(works: Iterable[Awaitable[None]]) -> None:
@@ -119,7 +124,7 @@ async def judge(rig: Rig, report: Report, *, kills_only: bool = False) -> list[D
         await rig.finish()
     except NotRecoveredError as error:
         found.append(Difference("lost", str(error)))
-        rig.workers.stop()
+        await asyncio.to_thread(rig.workers.stop)
     settings = rig.settings
     topics = await rig.logs.read()
     tower = ItemTower(rig.bundle.path)

@@ -48,7 +48,7 @@ def read_all(redis_url: str, milvus_uri: str, namespace: str, collection: str) -
 def _users(client: "redis.Redis[bytes]", namespace: str, unreadable: list[str]) -> dict[str, User]:
     users = {}
     prefix = f"{namespace}:user:"
-    for key in client.scan_iter(match=f"{prefix}*:record:*", count=1000):
+    for key in client.scan_iter(match=f"{prefix}*:record:*", count=1000, _type="string"):
         tag, _, user_id = key.decode().removeprefix(prefix).partition(":record:")
         record, seen = client.get(key) or b"", client.get(f"{prefix}{tag}:seen:{user_id}") or b""
         try:

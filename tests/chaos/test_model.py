@@ -19,7 +19,7 @@ from tests.chaos.replayed import Replayed
 from tests.chaos.rig import DATASET, fit_bundle
 from tests.chaos.stored import Row, Stored
 from tests.chaos.vectors import ItemTower
-from tests.chaos.workload import Message, Workload
+from tests.chaos.workload import GENRES, REFUSED_BY_INDEX, WRONGED, Message, Workload
 from workers.towers.onnx import open_tower
 
 NOW_MS = 1_700_000_000_000
@@ -75,6 +75,20 @@ def test_forgetting_ends_what_came_before_and_not_what_comes_after() -> None:
 def test_profiles_keep_the_newest_and_of_equal_times_the_greater() -> None:
     events = [activity(n, f"e{n}", at_ms, attributes={"g": value}) for n, (at_ms, value) in enumerate(TIES)]
     assert after(*events).users["u"].profile == after(*reversed(events)).users["u"].profile == {"g": ("M", NOW_MS)}
+
+
+def test_what_a_backend_refuses_is_a_dead_letter_and_leaves_nothing() -> None:
+    by_tower = update(0, attributes={"genres": list(GENRES)})
+    by_index = replace(update(1, item_id=f"{REFUSED_BY_INDEX}1"), key=f"{REFUSED_BY_INDEX}1".encode())
+    huge = update(3, attributes={"genres": ["War"]}, embedding=[3e38])
+    must = after(by_tower, by_index, huge, update(2, attributes={"genres": ["War"]}), activity(0, "a", user_id=WRONGED))
+    assert {entry.offset: code for entry, code in must.letters.values() if entry.topic == ITEMS} == {
+        0: "tower_output",
+        1: "index_refused",
+        3: "invalid_embedding",
+    }
+    assert [code for entry, code in must.letters.values() if entry.topic == ACTIVITY] == ["record_unreadable"]
+    assert (list(must.users), {item_id: item.entry.offset for item_id, item in must.items.items()}) == ([], {"i": 2})
 
 
 TIES = [(NOW_MS - 1, "X"), (NOW_MS, "F"), (NOW_MS, "M"), (NOW_MS, "A")]

@@ -22,6 +22,9 @@ SPREAD_EVENTS = 48
 HOT_ITEMS = 5
 GENRES = ("Action", "Comedy", "Drama", "Horror", "Musical", "Mystery", "Romance", "SciFi", "Thriller", "War", "Western")
 HOUR_MS = 3_600_000
+REFUSED_BY_INDEX = "refused-"  # how ids of items begin that the index refuses
+MOST_GENRES = 7  # the item tower refuses films of more
+WRONGED = "wronged"  # the user in whose place in Redis something else stands
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +138,20 @@ class Workload:
         if chance.random() < 0.95:
             attributes["year"] = chance.randint(1920, 2020)
         return self._update(item_id, attributes, now_ms - chance.randint(0, HOUR_MS))
+
+    def refused(self, now_ms: int, model: str, dim: int) -> list[Message]:
+        """What a backend refuses, each among good ones and once, and an activity that finds no place in Redis."""
+        bad = [self._update(f"{REFUSED_BY_INDEX}{self._next()}", {"year": 1999}, now_ms) for _ in range(2)]
+        bad.append(self._update(f"all-{self._next()}", {"genres": list(GENRES)}, now_ms))
+        huge: dict[str, Any] = {
+            "item_id": f"huge-{self._next()}",
+            "op": "upsert",
+            "timestamp_ms": now_ms,
+            "embedding_model": model,
+        }
+        bad.append(Message(ITEMS, huge["item_id"].encode(), _json(huge | {"embedding": [3e38] * dim})))
+        messages = [*bad, *(self.item(now_ms) for _ in range(20))]
+        return [*self._random.sample(messages, len(messages)), self._event(WRONGED, now_ms, best=7)]
 
     def request(self) -> Message:
         """A question, sometimes one that cannot be answered as it is asked, or cannot be read."""

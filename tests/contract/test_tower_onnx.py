@@ -105,9 +105,28 @@ async def test_one_that_fails_for_whatever_rows_is_unavailable(tmp_path: Path) -
     await tower.close()
 
 
-def table_of_three(folder: Path, shift: int = 0) -> Path:
-    """out = table[code + shift]."""
-    table = numpy_helper.from_array(np.array([[0, 0], [1, 1], [2, 2]], dtype=np.float32), "table")
+async def test_one_that_gives_nan_for_whatever_rows_is_unavailable_and_for_some_it_is_theirs(tmp_path: Path) -> None:
+    inputs, outputs = {"code": Array("int64")}, {"out": Array("float32", (2,))}
+    for nan_at, for_anybody in ((slice(2, 3), False), (slice(0, 3), True)):
+        tower = OnnxTower(table_of_three(tmp_path, nan_at=nan_at), inputs, outputs, 5000)
+        if for_anybody:
+            with pytest.raises(DependencyUnavailable, match="for anybody"):
+                await tower.embed({"code": np.array([1, 2])})
+            with pytest.raises(DependencyUnavailable):
+                await tower.ping()
+        else:
+            out = (await tower.embed({"code": np.array([1, 2])}))["out"]
+            assert np.isfinite(out).all(axis=1).tolist() == [True, False]
+            await tower.ping()
+        assert tower.running is None
+        await tower.close()
+
+
+def table_of_three(folder: Path, shift: int = 0, nan_at: slice = slice(0)) -> Path:
+    """out = table[code + shift], with NaN in some of its rows."""
+    rows = np.array([[0, 0], [1, 1], [2, 2]], dtype=np.float32)
+    rows[nan_at] = np.nan
+    table = numpy_helper.from_array(rows, "table")
     nodes = [
         helper.make_node("Add", ["code", "shift"], ["shifted"]),
         helper.make_node("Gather", ["table", "shifted"], ["out"]),

@@ -180,7 +180,7 @@ async def test_an_embedding_of_this_model_takes_the_place_of_the_towers(view: Vi
     assert np.frombuffer((await view.record("mine")).history_vector, dtype="<f4").tolist() == [-1.0] * DIM
 
 
-@pytest.mark.parametrize("embedding", [[], [1.0], [1.0] * 5, [1.0, 1.0, 1.0, 1e39]])
+@pytest.mark.parametrize("embedding", [[], [1.0], [1.0] * 5, [1.0, 1.0, 1.0, 1e39], [0, 0, 0, -1.1e15]])
 async def test_an_embedding_that_does_not_fit_is_refused_and_the_update_before_it_counts(
     view: View, embedding: list[float]
 ) -> None:

@@ -32,6 +32,7 @@ LogEnds = Callable[[], Awaitable[Mapping[int, int]]]
 """Partition of item-updates -> the offset that its next record will have. Raises DependencyError."""
 
 VECTORS = ("item_embedding", "history_embedding")
+MAX_LENGTH = 1e15  # of a given vector: the scores of a longer one may overflow, and with it whole lists are lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +213,8 @@ class ItemsPipeline:
         errors = {}
         for position, event in enumerate(batch):
             given = self._given(event)
-            if given is not None and (len(given) != self._view.dim or not np.isfinite(given).all()):
-                line = f"{len(given)} values, {self._view.dim} finite ones of 32 bits are needed"
+            if given is not None and (len(given) != self._view.dim or not _length(given) <= MAX_LENGTH):
+                line = f"{len(given)} values, {self._view.dim} finite ones are needed, no longer than {MAX_LENGTH:g}"
                 errors[position] = InvalidInput(ErrorCode.INVALID_EMBEDDING, line, "embedding")
         return errors
 
@@ -276,6 +277,10 @@ class ItemsPipeline:
         self.intent = uuid.uuid4().hex
         for position, error in zip(overtaken, again.errors[len(others) :], strict=True):
             result.errors[position] = error
+
+
+def _length(vector: Float32) -> float:
+    return float(np.linalg.norm(vector.astype(np.float64)))
 
 
 def _attributes(event: ItemEvent) -> Mapping[str, Any]:

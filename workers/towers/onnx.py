@@ -31,7 +31,10 @@ def open_tower(bundle: Bundle, side: Literal["user", "item"], timeout_ms: int) -
 
 
 class OnnxTower:
-    """Tower on an ONNX file. Outputs may hold NaN where inputs do; rows are the caller's to judge."""
+    """Tower on an ONNX file. Outputs may hold NaN where inputs do; rows are the caller's to judge.
+
+    One whose outputs are not finite for anybody has failed.
+    """
 
     def __init__(self, path: Path, inputs: Arrays, outputs: Arrays, timeout_ms: int) -> None:
         """Open and verify the model. Raises ConfigurationError when names, types or shapes are not the bundle's."""
@@ -67,15 +70,19 @@ class OnnxTower:
             raise DependencyUnavailable(DEPENDENCY, str(error)) from error
 
     def _judged(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Float32]:
-        """Run it; where it fails, see whether the rows are to blame."""
+        """Run it; where it fails, or gives no finite vector, see whether the rows are to blame."""
         self.running = object()
         try:
-            return self.run(inputs)
+            outputs = self.run(inputs)
         except Exception as error:  # onnxruntime's exceptions share no base class but this
             line = " ".join(str(error).split())
-            if self._fit(inputs) and self._runs():
+            if self._fit(inputs) and self._works():
                 raise RowRefused(DEPENDENCY, line) from error
             raise DependencyUnavailable(DEPENDENCY, line) from error
+        else:
+            if not _finite(outputs) and not self._works():
+                raise DependencyUnavailable(DEPENDENCY, "it gives no finite vector for anybody")
+            return outputs
         finally:
             self.running = None
 
@@ -86,13 +93,12 @@ class OnnxTower:
             for name, array in self._nothing.items()
         )
 
-    def _runs(self) -> bool:
-        """Whether it works for somebody of whom nothing is known."""
+    def _works(self) -> bool:
+        """Whether it gives a finite vector for somebody of whom nothing is known."""
         try:
-            self.run(self._nothing)
+            return _finite(self.run(self._nothing))
         except Exception:  # noqa: BLE001  # as above
             return False
-        return True
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Float32]:
         """The same in this thread, for evaluation."""
@@ -115,6 +121,10 @@ class OnnxTower:
     async def close(self) -> None:
         """Let the thread end."""
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _finite(outputs: Mapping[str, Float32]) -> bool:
+    return all(bool(np.isfinite(output).all()) for output in outputs.values())
 
 
 def _verify(path: Path, side: str, found: list[Any], expected: Arrays) -> None:
