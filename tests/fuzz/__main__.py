@@ -23,6 +23,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("what", choices=("merge", "stream"))
     parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="of the stream: feed no longer than that")
     return parser.parse_args()
 
 
@@ -32,7 +33,7 @@ def main() -> int:
     seed = random.SystemRandom().randint(1, 10**6) if asked.seed is None else asked.seed
     with redirect_stdout(sys.stderr), own_stack() as stack:
         bundle = fit_bundle(stack.data_dir / "bundles")
-        report = asyncio.run(stream.run(lambda: FuzzRig(stack, bundle, seed), bundle, seed, asked.events))
+        report = asyncio.run(stream.run(FuzzRig(stack, bundle, seed), asked.events, asked.minutes * 60))
     print(json.dumps(report.as_dict()))
     return 0 if report.clean else 1
 

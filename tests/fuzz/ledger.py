@@ -219,6 +219,10 @@ class Ledger:
         for item_id in (stored.items.keys() | stored.rows.keys()) - self.expected.items.keys():
             yield f"item {item_id!r} is stored, and no event made it"
 
+    def size(self, topic: str) -> int:
+        """How many events a topic has."""
+        return sum(len(book.marks) for (name, _), book in self._books.items() if name == topic)
+
     @property
     def events(self) -> dict[str, dict[str, int]]:
         """Topic -> kind -> how many."""

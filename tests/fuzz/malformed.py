@@ -27,7 +27,7 @@ TOO_LARGE_TO_CARRY_BYTES = 1_095_000  # with what says why, more than a topic ta
 HUGE_BYTES = (1_000_001, 1_050_000, 1_080_000)
 OTHERS = [json.dumps(event).encode() for events in SEEDS.values() for event in events]
 MUTATED = 0.1
-RARE = {"too large": 0.02, "too large to carry": 0.02, "index refuses": 0.05}
+RARE = {"too large": 0.02, "too large to carry": 0.02}
 
 Text = Callable[[random.Random, dict[str, Any], str], bytes]
 """(chance, a good event, its topic) -> a value that cannot be read."""
@@ -346,18 +346,12 @@ class Malformed:
             base["embedding"] = chance.choice(([], [1.0], [1e300] * 32, [0.5] * 33, [1.0] * 5000))
             return Event(ITEMS, "", self._key(ITEMS, base), _json(base), letter("invalid_embedding"))
 
-        def refused() -> Event:
-            base = self._base(ITEMS)
-            base["attributes"] = {"genres": ["x" * 1000] * 100}
-            return Event(ITEMS, "", self._key(ITEMS, base), _json(base), letter("index_refused"))
-
         return {
             "key of another": mismatch,
             "null under no id": no_key,
             "wrong partition": elsewhere,
             "older version": stale,
             "wrong embedding": embedding,
-            "index refuses": refused,
             "too large": lambda: self._padded(ITEMS, chance.choice(HUGE_BYTES)),
             "too large to carry": lambda: self._padded(ITEMS, TOO_LARGE_TO_CARRY_BYTES),
         }

@@ -2,16 +2,15 @@
 
 import asyncio
 import contextlib
+import os
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from models.bundle import Bundle
 from tests.chaos.compare import _popular, _users
 from tests.chaos.log import ACTIVITY, CANDIDATES, DEAD_LETTERS, ITEMS, REQUESTS
 from tests.chaos.model import Rules
@@ -23,11 +22,12 @@ from tests.fuzz.ledger import Ledger
 from tests.fuzz.malformed import Malformed
 from tests.fuzz.traffic import BAD, SHARES, Event, Traffic, catalogue
 from workers import topics, views
-from workers.bench.system import peak_rss_mb
+from workers.bench.system import cpu_s, peak_rss_mb
+from workers.kafka_client import admin_client
 from workers.settings import AGENT_KINDS
 
 CHUNK = 2000
-MAX_LAG = {ACTIVITY: 60_000, ITEMS: 6_000, REQUESTS: 2_000}
+MAX_LAG = {ACTIVITY: 60_000, ITEMS: 6_000, REQUESTS: 1_000}
 LOOK_EVERY_S = 0.5
 STUCK_AFTER_S = 120.0
 MOST_MIB = 300.0
@@ -46,6 +46,8 @@ class Report:
     unaccounted: int = 0
     worker_deaths: int = 0
     max_worker_memory_mib: dict[str, float] = field(default_factory=dict)
+    worker_cpu_s: dict[str, float] = field(default_factory=dict)
+    own_memory_mib: float = 0.0
     fed_s: float = 0.0
     duration_s: float = 0.0
 
@@ -102,9 +104,11 @@ class Feed:
         self._ledger = ledger
         self._report = report
         self._looked_s = 0.0
+        self._admin = admin_client(rig.settings)
 
-    async def run(self, events: Iterator[Event], total: int) -> None:
-        """All of them; returns when the workers have taken in everything."""
+    async def run(self, events: Iterator[Event], total: int, within_s: float) -> None:
+        """All of them, or those that there is time for; returns when the workers have taken in everything."""
+        end_s = time.monotonic() + within_s
         producer = AIOKafkaProducer(
             bootstrap_servers=self._rig.settings.kafka_bootstrap,
             acks="all",
@@ -115,10 +119,11 @@ class Feed:
         )
         sent, said_s = 0, time.monotonic()
         await producer.start()
+        await self._admin.start()
         try:
             await self._send(producer, list(islice(events, min(total, CHUNK))))  # the catalogue
             await self._below(dict.fromkeys(MAX_LAG, 1))
-            while chunk := list(islice(events, CHUNK)):
+            while time.monotonic() < end_s and (chunk := list(islice(events, CHUNK))):
                 await self._send(producer, chunk)
                 sent += len(chunk)
                 if time.monotonic() - self._looked_s > LOOK_EVERY_S:
@@ -129,6 +134,7 @@ class Feed:
             await self._below(dict.fromkeys(MAX_LAG, 1))
         finally:
             await producer.stop()
+            await self._admin.close()
 
     async def _send(self, producer: Any, chunk: list[Event]) -> None:
         sent = [await self._sent(producer, event) for event in chunk]
@@ -150,15 +156,26 @@ class Feed:
         while True:
             self._rig.workers.supervise()
             self._rig.measure(self._report.max_worker_memory_mib)
-            lags = await self._rig.lags()
+            lags = await self._lags()
             self._looked_s = time.monotonic()
-            if all(0 <= lags.get(topic, 0) < limit for topic, limit in limits.items()):
+            if all(lags[topic] < limit for topic, limit in limits.items()):
                 return
             if sum(lags.values()) < best:
                 best, since_s = sum(lags.values()), time.monotonic()
             if time.monotonic() - since_s > STUCK_AFTER_S:
                 raise NotRecoveredError(f"nothing is taken in for {STUCK_AFTER_S:.0f} s: {lags}")
             await asyncio.sleep(0.1)
+
+    async def _lags(self) -> dict[str, int]:
+        """Topic -> events that its workers have not committed."""
+        settings, view = self._rig.settings, self._rig.view
+        assert view is not None
+        groups = {ACTIVITY: "recall-activity", ITEMS: f"recall-items.{view.collection}", REQUESTS: "recall-requests"}
+        lags = {}
+        for topic, group in groups.items():
+            offsets = await self._admin.list_consumer_group_offsets(settings.group(group))
+            lags[topic] = self._ledger.size(topic) - sum(max(0, found.offset) for found in offsets.values())
+        return lags
 
 
 async def records(rig: Rig, topic: str) -> AsyncIterator[Any]:
@@ -195,30 +212,30 @@ async def account(rig: FuzzRig, ledger: Ledger) -> list[str]:
     return found
 
 
-async def run(make_rig: Callable[[], FuzzRig], bundle: Bundle, seed: int, events: int) -> Report:
-    """Feed, drain, account."""
-    begun_s, report = time.monotonic(), Report(seed)
-    ledger = Ledger(Rules.read(bundle.path))
-    async with make_rig() as rig:
+async def run(rig: FuzzRig, events: int, within_s: float = float("inf")) -> Report:
+    """Feed for at most so long, drain, account."""
+    begun_s, report = time.monotonic(), Report(rig.seed)
+    ledger = Ledger(Rules.read(rig.bundle.path))
+    async with rig:
         try:
             feed_s = time.monotonic()
-            made = traffic_of(seed, events, rig.settings.partitions, bundle.version)
-            await Feed(rig, ledger, report).run(made, events)
+            made = traffic_of(rig.seed, events, rig.settings.partitions, rig.bundle.version)
+            await Feed(rig, ledger, report).run(made, events, within_s)
             report.fed_s = round(time.monotonic() - feed_s, 1)
             say(f"all taken in after {report.fed_s} s")
         finally:
             rig.measure(report.max_worker_memory_mib)
+            report.worker_cpu_s = {worker.kind: round(cpu_s(worker.process.pid), 1) for worker in rig.workers.running}
             rig.workers.stop()
         found = await account(rig, ledger)
     report.events = ledger.events
     report.effects, report.answers = dict(ledger.effects), dict(ledger.answers)
     report.dead_letters, report.copies = dict(ledger.letters), dict(ledger.copies)
     report.unaccounted, report.worker_deaths = len(found), len(rig.workers.deaths)
+    report.own_memory_mib = peak_rss_mb(os.getpid())
     report.duration_s = round(time.monotonic() - begun_s, 1)
     for line in found[:SHOWN]:
-        say(f"  {line}")
-    for kind, count in Counter(line.partition("(")[2].partition(")")[0] for line in found).items():
-        say(f"  {count} differences, {kind}")
+        say(f"  {line[:500]}")
     for death in rig.workers.deaths:
         say(f"  a worker ended by itself: {death}")
     return report

@@ -145,8 +145,10 @@ class Traffic:
             "event_id": f"e-{self.made}{chance.choice(ENDINGS)}",
             "user_id": user_id,
             "action": chance.choice(("rate", "rate", "rate", "view", "é🎬")),
-            "timestamp_ms": 0 if chance.random() < 0.002 else self.now_ms - back_ms,
+            "timestamp_ms": self.now_ms - back_ms,
         }
+        if chance.random() < 0.005:  # not one that counts as popular: such old counts are dropped in time
+            event |= {"action": "view", "timestamp_ms": chance.choice((0, 1))}
         if chance.random() < 0.9:
             event |= {"item_id": self.item_id(), "value": chance.randint(1, best) / 2}
         elif chance.random() < 0.5:
@@ -205,6 +207,8 @@ class Traffic:
             attributes["year"] = chance.randint(1920, 2020)
         if chance.random() < 0.1:
             attributes |= {"year": chance.choice(VALUES), "genres": chance.choice(VALUES)}
+        if chance.random() < 0.002:
+            attributes["genres"] = ["x" * 1000] * 100
         return {"item_id": item_id, "op": "upsert", "timestamp_ms": self.now_ms, "attributes": attributes}
 
     def _item(self) -> Event:
