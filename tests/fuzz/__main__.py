@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz stream --events 1000000 --seed 1`: fuzz runs that are too long for every test run.
+"""`python -m tests.fuzz merge|stream --events 1000000 --seed 1`: fuzz runs that are too long for every test run.
 
 One JSON object on standard output, progress on standard error. Exit code 0 when nothing was found, else 1.
 """
@@ -13,7 +13,7 @@ from contextlib import redirect_stdout
 
 from tests.chaos.rig import fit_bundle
 from tests.chaos.run import own_stack
-from tests.fuzz import stream
+from tests.fuzz import merges, stream
 from tests.fuzz.stream import FuzzRig
 
 
@@ -31,6 +31,9 @@ def main() -> int:
     """Run what was asked for."""
     asked = arguments()
     seed = random.SystemRandom().randint(1, 10**6) if asked.seed is None else asked.seed
+    if asked.what == "merge":
+        print(json.dumps(merges.run(seed, asked.events)))  # raises with the events that show a difference
+        return 0
     with redirect_stdout(sys.stderr), own_stack() as stack:
         bundle = fit_bundle(stack.data_dir / "bundles")
         report = asyncio.run(stream.run(FuzzRig(stack, bundle, seed), asked.events, asked.minutes * 60))
