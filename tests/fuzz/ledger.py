@@ -23,6 +23,7 @@ Headers = Sequence[tuple[str, bytes]]
 COPIED_BYTES = 4096
 FLOAT32 = struct.Struct(">f")
 NO_LETTER = ""
+EPOCHS_KEPT = 2
 
 
 def fingerprint(key: bytes | None, value: bytes | None, headers: Headers) -> int:
@@ -192,6 +193,15 @@ class Ledger:
         if (status, reasons, answer["error_field"]) != ("rejected", [due.reason], due.field):
             return f"is {status}, {reasons}, {answer['error_field']}, must be rejected, {due.reason}, {due.field}"
         return ""
+
+    def close(self) -> None:
+        """No more events: of popular counts, those of each partition's newest epochs are kept."""
+        popular, newest = self.expected.popular, dict[int, int]()
+        for partition, epoch, _ in popular:
+            newest[partition] = max(epoch, newest.get(partition, 0))
+        for partition, epoch, segment in list(popular):
+            if epoch <= newest[partition] - EPOCHS_KEPT:
+                del popular[partition, epoch, segment]
 
     def differences(self, stored: Stored) -> Iterator[str]:
         """All that was not as it must be: what `letter` and `answer` found, and what is missing."""

@@ -200,6 +200,7 @@ async def account(rig: FuzzRig, ledger: Ledger) -> list[str]:
     """Hold what was stored, answered and given up against the ledger; everything that is not as it must be."""
     settings = rig.settings
     assert rig.view is not None
+    ledger.close()
     async for record in records(rig, DEAD_LETTERS):
         ledger.letter(record.key, record.value, record.headers)
     async for record in records(rig, CANDIDATES):

@@ -113,6 +113,13 @@ def found(letter: DeadLetter | None = LETTER, answer: dict[str, object] | None =
     return next(iter(ledger.differences(stored)), "")
 
 
+def test_of_popular_counts_the_newest_epochs_are_kept() -> None:
+    ledger = Ledger(RULES)
+    ledger.expected.popular = {(0, epoch, ""): {1: 1} for epoch in (0, 41, 42, 43)} | {(1, 0, "F"): {1: 1}}
+    ledger.close()
+    assert sorted(ledger.expected.popular) == [(0, 42, ""), (0, 43, ""), (1, 0, "F")]
+
+
 def changed(**fields: object) -> DeadLetter:
     return DeadLetter(**{name: getattr(LETTER, name) for name in LETTER.__struct_fields__} | fields)  # type: ignore[arg-type]
 

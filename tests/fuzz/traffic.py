@@ -147,7 +147,7 @@ class Traffic:
             "action": chance.choice(("rate", "rate", "rate", "view", "é🎬")),
             "timestamp_ms": self.now_ms - back_ms,
         }
-        if chance.random() < 0.005:  # not one that counts as popular: such old counts are dropped in time
+        if chance.random() < 0.005:  # as old as can be
             event |= {"action": "view", "timestamp_ms": chance.choice((0, 1))}
         if chance.random() < 0.9:
             event |= {"item_id": self.item_id(), "value": chance.randint(1, best) / 2}
