@@ -1,6 +1,7 @@
 """What stands in Redis and in Milvus: all of it, read with the vendors' clients alone."""
 
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import redis
@@ -48,15 +49,19 @@ def read_all(redis_url: str, milvus_uri: str, namespace: str, collection: str) -
 def _users(client: "redis.Redis[bytes]", namespace: str, unreadable: list[str]) -> dict[str, User]:
     users = {}
     prefix = f"{namespace}:user:"
-    for key in client.scan_iter(match=f"{prefix}*:record:*", count=1000, _type="string"):
-        tag, _, user_id = key.decode().removeprefix(prefix).partition(":record:")
-        record, seen = client.get(key) or b"", client.get(f"{prefix}{tag}:seen:{user_id}") or b""
-        try:
-            users[user_id] = read_user(record, seen)
-        except Exception as error:
-            unreadable.append(f"record of user {user_id}: {error}")
-        if tag != f"{{{hash64(user_id):016x}}}":
-            unreadable.append(f"user {user_id} stands under the tag {tag}")
+    pattern = f"{prefix}{{{'?' * 16}}}:record:*"  # an id may look like part of a key
+    found = client.scan_iter(match=pattern, count=1000, _type="string")
+    while keys := [key.decode().removeprefix(prefix) for key in islice(found, 500)]:
+        records = client.mget([f"{prefix}{key}" for key in keys])
+        seen = client.mget([f"{prefix}{key.replace(':record:', ':seen:', 1)}" for key in keys])
+        for key, record, items in zip(keys, records, seen, strict=True):
+            tag, _, user_id = key.partition(":record:")
+            try:
+                users[user_id] = read_user(record or b"", items or b"")
+            except Exception as error:
+                unreadable.append(f"record of user {user_id}: {error}")
+            if tag != f"{{{hash64(user_id):016x}}}":
+                unreadable.append(f"user {user_id} stands under the tag {tag}")
     return users
 
 
