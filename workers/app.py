@@ -11,9 +11,8 @@ A worker that writes waits at start for what it needs; one that answers starts a
 import asyncio
 import gc
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -25,7 +24,7 @@ from models.bundle import Bundle
 from workers import topics, views
 from workers.agents import Context, EventAgent, RecallAgent, attach, decode_activity
 from workers.clock import SystemClock
-from workers.dependencies import Dependencies, Probe
+from workers.dependencies import Dependencies
 from workers.doctor import start
 from workers.ending import or_end_process, stopping_on_signals
 from workers.errors import ConfigurationError
@@ -35,7 +34,6 @@ from workers.index.schema import Collection
 from workers.inflight import BatchPolicy
 from workers.kafka_client import end_offsets
 from workers.late_writes import LateWrites
-from workers.local.ready import READING
 from workers.metrics import Metrics
 from workers.pipelines.activity import ActivityPipeline
 from workers.pipelines.item_order import decode_item
@@ -59,22 +57,17 @@ from workers.stores.markers_redis import RedisMarkers
 from workers.stores.popular_redis import RedisPopularTable
 from workers.stores.same_redis import SameRedis
 from workers.stores.user_redis import RedisUserTable
-from workers.towers.onnx import OnnxTower, open_tower
+from workers.towers.onnx import open_tower
 from workers.transport import (
-    Liveness,
     ask_broker,
     create_app,
     leave_and_end,
-    liveness,
-    oldest_batch,
-    poll_turns,
     run_until,
 )
-from workers.watchdog import Watchdog, Watched
+from workers.watchdog import Watchdog
 from workers.winners import WinnersAgain
+from workers.worker import Worker
 
-LIVE_WITHIN_S = 60.0
-PATIENCE = 10  # a batch may be in hand, and a start take, so many times as long as the loop may stand still
 LOOK_EVERY_S = 0.5
 RESTARTS_VARIABLE = "RECALL_RESTARTS"  # set by the supervisor
 POLICIES: dict[AgentKind, BatchPolicy] = {
@@ -86,85 +79,6 @@ POLICIES: dict[AgentKind, BatchPolicy] = {
 T = TypeVar("T")
 
 log = structlog.get_logger()
-
-
-@dataclass
-class Worker:
-    """One agent kind with everything it holds open. `app` is None until what it needs at start is there."""
-
-    kind: AgentKind
-    settings: Settings
-    metrics: Metrics
-    dependencies: Dependencies
-    opened: AsyncExitStack
-    app: Any = None
-    tower: OnnxTower | None = None
-    probes: dict[str, Probe] = field(default_factory=dict)
-    background: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)
-    waiting: Callable[[], str | None] = lambda: None
-    paused: Callable[[], str | None] = lambda: None
-    filling: Callable[[], str | None] = lambda: None
-    redis_checked: bool = False
-
-    def facts(self) -> Liveness:
-        """What the engine knows of itself; nothing before it runs."""
-        return Liveness() if self.app is None else liveness(self.app)
-
-    def live(self) -> Condition:
-        """Fails when the poll loop has not turned for a minute."""
-        idle_s = self.facts().idle_s
-        return Condition(idle_s < LIVE_WITHIN_S, f"{self.kind}: the poll loop last turned {idle_s:.0f} s ago")
-
-    def ready(self) -> Condition:
-        """Fails when it cannot work, and while it reads what an emptied Redis has lost."""
-        able = self._able()
-        if able.well and (reading := self.filling()) is not None:
-            return Condition(False, f"{self.kind}: {READING} {reading}")
-        return able
-
-    def _able(self) -> Condition:
-        """Fails while partitions or a dependency are missing, and while dead letters are paused."""
-        missing = self.dependencies.missing() or self.waiting() or self.paused()
-        if missing is not None:
-            return Condition(False, f"{self.kind}: waiting for {missing}")
-        if not self.facts().assigned:
-            return Condition(False, f"{self.kind}: waiting for partitions")
-        return Condition(True, "ready")
-
-    def watched(self) -> list[Watched]:
-        """What must go on: while no dependency is away; a tower that hangs in this process does not come back."""
-        limit_s = self.settings.stuck_after_ms / 1000
-        return [
-            Watched(
-                f"{self.kind}: the poll loop has not turned",
-                limit_s,
-                lambda: None if self.dependencies.missing() or self.waiting() else poll_turns(self.app) or None,
-            ),
-            Watched(  # a group waits for a member that was killed until its session is over
-                f"{self.kind}: the poll loop has not begun to turn",
-                limit_s * PATIENCE,
-                lambda: None if self.dependencies.missing() or self.waiting() or poll_turns(self.app) else "waiting",
-            ),
-            Watched(
-                f"{self.kind}: the same batch has been in hand",
-                limit_s * PATIENCE,
-                lambda: oldest_batch(self.app) if self._able().well else None,
-            ),
-            Watched(
-                f"{self.kind}: the tower has been in the same run",
-                limit_s,
-                lambda: None if self.tower is None else self.tower.running,
-            ),
-        ]
-
-    def measure(self) -> None:
-        """Set the gauges to what is so now."""
-        facts = self.facts()
-        self.metrics.assigned.labels(self.kind).set(facts.assigned)
-        self.metrics.lag.labels(self.kind).set(facts.lag)
-        self.metrics.lag_age_ms.labels(self.kind).set(facts.lag_age_ms)
-        self.metrics.in_flight.labels(self.kind).set(facts.in_flight)
-        self.metrics.ready.labels(self.kind).set(self.ready().well)
 
 
 async def run(settings: Settings, kinds: Sequence[AgentKind]) -> None:

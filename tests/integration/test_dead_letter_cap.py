@@ -15,7 +15,7 @@ from aiokafka import TopicPartition
 from schemas import codec
 from schemas.codec import DecodeError, ErrorCode
 from schemas.recall import CandidateList, RecallRequest, Status
-from workers import app, topics
+from workers import topics
 from workers.agents import Context, EventAgent, RecallAgent, attach
 from workers.client import RecallClient
 from workers.clock import SystemClock
@@ -30,6 +30,7 @@ from workers.pipelines.admission import Incoming
 from workers.publisher import Publisher
 from workers.settings import AgentKind, Settings
 from workers.transport import create_app
+from workers.worker import Worker as Whole
 
 CAP = 5
 WITHIN_S = 60.0
@@ -185,7 +186,7 @@ async def test_the_watchdog_leaves_a_paused_worker_alone(capped: Settings) -> No
     async with running("activity", capped) as worker, AsyncExitStack() as opened:
         await until_paused(worker)
         impatient = capped.model_copy(update={"stuck_after_ms": 100})
-        whole = app.Worker("activity", impatient, worker.metrics, worker.context.dependencies, opened, worker.app)
+        whole = Whole("activity", impatient, worker.metrics, worker.context.dependencies, opened, worker.app)
 
         async def complaints() -> set[str]:
             """Of three looks, between which the poll loop turns."""

@@ -11,7 +11,6 @@ import pytest
 
 from workers import app as composition
 from workers import topics
-from workers.app import Worker
 from workers.dependencies import Dependencies
 from workers.health import HealthServer
 from workers.inflight import BatchPolicy
@@ -19,6 +18,7 @@ from workers.local.process import free_ports
 from workers.metrics import Metrics
 from workers.settings import Settings
 from workers.transport import batch_topic, create_app, serve
+from workers.worker import Worker
 
 TURNS_WITHIN_S = 30.0
 

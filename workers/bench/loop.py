@@ -19,7 +19,7 @@ import uvloop
 from schemas import codec
 from schemas.recall import RecallRequest
 from workers import logs
-from workers.app import Worker, open_recall
+from workers.app import open_recall
 from workers.bench.system import own_cpu_s
 from workers.clock import SystemClock
 from workers.dependencies import Dependencies
@@ -29,6 +29,7 @@ from workers.pipelines.admission import Incoming
 from workers.pipelines.recall import RecallPipeline
 from workers.settings import Settings, load_settings
 from workers.stopwatch import unobserved
+from workers.worker import Worker
 
 
 @dataclass
