@@ -1,7 +1,7 @@
 """`python -m tests.chaos`: break the system while it works, then hold everything it stored and said against the model.
 
-One JSON object on standard output, progress on standard error. Exit code 0 when every promise held (and every mutant
-was caught), else 1.
+One JSON object a run on standard output, progress on standard error. Exit code 0 when every promise held (and every
+mutant was caught), else 1.
 """
 
 import argparse
@@ -11,13 +11,19 @@ import logging
 import random
 import sys
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 
 from models.bundle import Bundle
-from tests.chaos.faults import FAULTS, SHORT
+from models.datasets import Dataset, load
+from tests.chaos.faults import FAULTS, SHORT, grouped
 from tests.chaos.mutant_runs import MUTANTS, caught
-from tests.chaos.rig import Rig, fit_bundle, say
+from tests.chaos.rig import DATASET, Rig, fit_bundle, say
 from tests.chaos.run import Report, own_stack, run
 from workers.local.stack import LocalStack
+
+WORKLOADS = ("generated", "movielens-100k", "movielens-1m")
+UNREACHABLE_S = 60.0
+SHORT_UNREACHABLE_S = 15.0  # still longer than a session
 
 
 def arguments() -> argparse.Namespace:
@@ -33,7 +39,11 @@ def arguments() -> argparse.Namespace:
         default=None,
         help="workers with one promise broken: these, or all",
     )
+    parser.add_argument("--workload", choices=WORKLOADS, default="generated", help="what the users do")
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument(
+        "--repeat", type=int, default=1, metavar="N", help="N runs, each with the next seed, until one is red"
+    )
     chosen = parser.parse_args()
     if not (chosen.short or chosen.kills or chosen.faults or chosen.mutants is not None):
         parser.error("one of --short, --kills N, --faults NAME..., --mutants")
@@ -44,28 +54,44 @@ def main() -> int:
     """Run what was asked for."""
     asked = arguments()
     seed = random.SystemRandom().randint(1, 10**6) if asked.seed is None else asked.seed
-    with redirect_stdout(sys.stderr), own_stack() as stack:
-        bundle = fit_bundle(stack.data_dir / "bundles")
-        report, well = asyncio.run(everything(asked, seed, stack, bundle))
-    print(json.dumps(report.as_dict()))
-    say("every promise held" if well else "a promise was broken, see above")
-    return 0 if well else 1
+    data = DATASET if asked.workload == "generated" else load(asked.workload, say)
+    for number in range(asked.repeat):
+        say(f"run {number + 1} of {asked.repeat}, seed {seed + number}")
+        with redirect_stdout(sys.stderr), own_stack() as stack:
+            bundle = fit_bundle(stack.data_dir / "bundles", data)
+            report, well = asyncio.run(everything(asked, seed + number, Ground(stack, bundle, data)))
+        print(json.dumps(report.as_dict()), flush=True)
+        say("every promise held" if well else "a promise was broken, see above")
+        if not well:
+            return 1
+    return 0
 
 
-async def everything(asked: argparse.Namespace, seed: int, stack: LocalStack, bundle: Bundle) -> tuple[Report, bool]:
+@dataclass(frozen=True)
+class Ground:
+    """What a run stands on: servers, a bundle, and the data that it was fitted to."""
+
+    stack: LocalStack
+    bundle: Bundle
+    data: Dataset
+
+
+async def everything(asked: argparse.Namespace, seed: int, ground: Ground) -> tuple[Report, bool]:
     """Faults, then mutants; the report, and whether all is well."""
-    faults = list(asked.faults)
+    groups: list[tuple[str, ...]] = [(name,) for name in asked.faults]
     if asked.short:
-        faults += random.Random(seed).sample(SHORT, len(SHORT))
+        groups += grouped(SHORT, random.Random(seed))
     report, well = Report(seed), True
-    if faults or asked.kills:
-        report, found = await run(Rig(stack, bundle, seed), faults, asked.kills)
+    if groups or asked.kills:
+        unreachable_s = SHORT_UNREACHABLE_S if asked.short else UNREACHABLE_S
+        rig = Rig(ground.stack, ground.bundle, seed, unreachable_s=unreachable_s, data=ground.data)
+        report, found = await run(rig, groups, asked.kills)
         well = not found
     if asked.mutants is not None:
         names = asked.mutants or list(MUTANTS)
         report.mutants_caught = 0
         for name in names:
-            report.mutants_caught += await caught(stack, bundle, name, seed, report)
+            report.mutants_caught += await caught(ground.stack, ground.bundle, name, seed, report)
         well = well and report.mutants_caught == len(names)
     return report, well
 

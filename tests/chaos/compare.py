@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tests.chaos.formats import User
-from tests.chaos.log import CANDIDATES, DEAD_LETTERS, Entry, Place
+from tests.chaos.log import CANDIDATES, DEAD_LETTERS, Entry, Place, source_topic
 from tests.chaos.model import Expected, ExpectedUser
 from tests.chaos.stored import Stored
 from tests.chaos.vectors import ItemTower
@@ -40,6 +40,16 @@ class Answers:
         """Answers beyond one per record of a request."""
         asked = Counter(request_id for _, _, request_id in expected.requests.values())
         return sum(max(0, len(found) - asked[request_id]) for request_id, found in self.by_request.items())
+
+    def busiest(self, within_ms: int) -> int:
+        """The most answers that the broker took within so long."""
+        times = sorted(entry.taken_ms for found in self.by_request.values() for entry, _ in found)
+        most = first = 0
+        for last, taken_ms in enumerate(times):
+            while taken_ms - times[first] > within_ms:
+                first += 1
+            most = max(most, last - first + 1)
+        return most
 
 
 def read_answers(entries: list[Entry]) -> Answers:
@@ -215,8 +225,7 @@ def _letters(expected: Expected, entries: list[Entry]) -> Iterator[Difference]:
     found: dict[Place, list[tuple[str, Entry]]] = {}
     for entry in entries:
         headers = {name: value.decode() for name, value in entry.headers}
-        topic = headers["dlq.topic"].rpartition(".")[2]
-        place = topic, int(headers["dlq.partition"]), int(headers["dlq.offset"])
+        place = source_topic(entry), entry.log, int(headers["dlq.partition"]), int(headers["dlq.offset"])
         found.setdefault(place, []).append((headers["dlq.error.code"], entry))
     for place, (entry, code) in expected.letters.items():
         letters = found.pop(place, [])

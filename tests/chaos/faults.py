@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import random
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
+from tests.chaos.faults_kafka import KAFKA_FAULTS
 from tests.chaos.processes import Worker
 from tests.chaos.rig import Rig
 from workers.local.service import Service
@@ -71,7 +73,8 @@ async def _backlog(rig: Rig, kind: AgentKind) -> None:
     """More of a kind's events than it can do at once."""
     workload, now_ms = rig.feeder.workload, rig.now_ms()
     if kind == "items":
-        messages = [workload.item(now_ms) for _ in range(2000)]
+        messages = [message for _ in range(40) for message in workload.race(now_ms)]
+        messages += [workload.item(now_ms) for _ in range(1200)]
     elif kind == "activity":
         messages = [message for _ in range(20) for message in workload.burst(now_ms)]
     else:
@@ -87,12 +90,13 @@ async def _taken_over(rig: Rig, kind: AgentKind) -> None:
 
 
 async def storm(rig: Rig) -> None:
-    """Workers of every kind join and leave in quick succession."""
+    """Workers of every kind join and leave in quick succession, while versions of the same items come."""
     for _ in range(3):
         joined = [rig.workers.start(kind) for kind in AGENT_KINDS]
         await rig.feeder.steps_more(rig.random.randint(5, 40))
         for worker in rig.random.sample(joined, len(joined)):
             rig.workers.terminate(worker)
+            await rig.feeder.send(rig.feeder.workload.race(rig.now_ms()))
             await rig.feeder.steps_more(rig.random.randint(0, 10))
 
 
@@ -157,5 +161,17 @@ FAULTS: dict[str, Fault] = {
     "redis_stall_and_kill": stall_and_kill,
     "kafka_stall": stall("kafka", 8.0),
     "milvus_stall": stall("milvus", 4.0, anew=True),  # it may end by itself when it finds that it was away
+    **KAFKA_FAULTS,
 }
 SHORT = tuple(name for name in FAULTS if name != "quiet")
+TOGETHER = [  # on different workers, which do not know of each other
+    {f"{name}_{kind}" for kind in AGENT_KINDS} for name in ("kill", "terminate", "freeze", "letters_paused")
+]
+
+
+def grouped(names: Sequence[str], chance: random.Random) -> list[tuple[str, ...]]:
+    """All of these in an order made from the seed; those that may come together do."""
+    groups = [tuple(name for name in names if name in together) for together in TOGETHER]
+    groups += [(name,) for name in names if not any(name in together for together in TOGETHER)]
+    found = [group for group in groups if group]
+    return chance.sample(found, len(found))

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
@@ -27,6 +26,8 @@ class Feeder:
         self._task: asyncio.Task[None] | None = None
         self.steps = 0
         self.failed = 0
+        self._over = False
+        self.held: set[str] = set()  # topics that get nothing for the time being
 
     async def connect(self) -> None:
         """A plain producer: its own retries may write a record twice, which is part of the workload."""
@@ -49,6 +50,8 @@ class Feeder:
         """Hand messages to the producer; returns before they are acknowledged."""
         assert self._producer is not None
         for message in messages:
+            if message.topic in self.held:
+                continue
             try:
                 future = await asyncio.wait_for(
                     self._producer.send(
@@ -66,16 +69,21 @@ class Feeder:
             future.add_done_callback(self._delivered)
 
     async def acknowledged(self) -> None:
-        """Wait until the broker has taken, or refused for good, all that was sent."""
-        while self._pending:
+        """Wait until the broker has taken, or refused for good, all that was sent until now."""
+        if self._pending:
             await asyncio.wait(set(self._pending))
+
+    async def knows(self, topic: str, partitions: int) -> None:
+        """Learn of new partitions."""
+        assert self._producer is not None
+        while len(await self._producer.partitions_for(f"{self._namespace}.{topic}")) < partitions:
+            await self._producer.client.force_metadata_update()
 
     async def stop(self) -> None:
         """End feeding, and wait for what is under way."""
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            self._over = True  # and no cancellation, which `wait_for` may keep to itself
+            await self._task
             self._task = None
         if self._producer is not None:
             await self.acknowledged()
@@ -83,7 +91,7 @@ class Feeder:
             self._producer = None
 
     async def _feed(self) -> None:
-        while True:
+        while not self._over:
             if len(self._pending) < MOST_PENDING:
                 await self.send(self.workload.step(time.time_ns() // 1_000_000))
                 self.steps += 1

@@ -38,7 +38,7 @@ async def caught(stack: LocalStack, bundle: Bundle, name: str, seed: int, total:
     for attempt in range(ROUNDS):
         say(f"mutant {name}, {', '.join(exposure.faults)}")
         rig = Rig(stack, bundle, seed + attempt, name, exposure.rates)
-        report, found = await run(rig, exposure.faults)
+        report, found = await run(rig, [(name,) for name in exposure.faults])
         total.faults = dict(Counter(total.faults) + Counter(report.faults))
         total.events += report.events
         if any(difference.kind == exposure.shows for difference in found):

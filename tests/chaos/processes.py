@@ -4,7 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +50,16 @@ class Worker:
         except OSError:
             return False
 
+    def waits_for(self) -> str:
+        """What its /readyz says that it waits for; empty when it is ready, or does not answer."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.web_port}/readyz", timeout=2):
+                return ""
+        except urllib.error.HTTPError as answer:
+            return answer.read().decode()
+        except OSError:
+            return ""
+
     def gauges(self) -> dict[str, float]:
         """What its /metrics says of itself: partitions, lag, what is in hand. Empty when it does not answer."""
         try:
@@ -77,17 +90,19 @@ class Workers:
     started: int = 0
     deaths: list[str] = field(default_factory=list)
     leaving: list[Worker] = field(default_factory=list)
+    ended: Counter[AgentKind] = field(default_factory=Counter)  # without a commit
 
-    def start(self, kind: AgentKind) -> Worker:
-        """One more process."""
+    def start(self, kind: AgentKind, patches: Sequence[str] = (), **settings: object) -> Worker:
+        """One more process; `patches` are modules that it imports before its first line, `settings` its own."""
         self.started += 1
         (port,) = free_ports(1)
         log = self.settings.data_dir / "logs" / f"{self.settings.namespace}-{kind}-{self.started}.log"
         env = os.environ | environment(self.settings) | {"RECALL_WEB_PORT": str(port)}
+        env |= {f"RECALL_{name.upper()}": str(value) for name, value in settings.items()}
         path = [str(ROOT)]
-        if self.mutant is not None:
+        if modules := [*patches, *([] if self.mutant is None else [f"tests.chaos.mutants.{self.mutant}"])]:
             path.insert(0, str(site_folder()))
-            env[VARIABLE] = self.mutant
+            env[VARIABLE] = ",".join(modules)
         env["PYTHONPATH"] = os.pathsep.join(path)
         argv = [sys.executable, "-m", "workers.cli.main", "worker", kind]
         worker = Worker(kind, spawn(argv, log, ROOT, env), port, log)
@@ -101,6 +116,7 @@ class Workers:
     def kill(self, worker: Worker) -> None:
         """kill -9, and forget it."""
         self.running.remove(worker)
+        self.ended[worker.kind] += 1
         worker.kill()
 
     def terminate(self, worker: Worker) -> None:
@@ -116,6 +132,7 @@ class Workers:
             if code is not None:
                 self.deaths.append(f"{worker.kind} ended with code {code}:\n{tail(worker.log, 5)}")
                 self.running.remove(worker)
+                self.ended[worker.kind] += 1
                 self.start(worker.kind)
 
     def ready(self) -> bool:

@@ -5,32 +5,35 @@ import random
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.bundle import Bundle
+from models.datasets import Dataset
 from models.datasets.generated import generate
 from models.fit import FitOptions, fit
 from models.spec import builtin_spec, load_spec
 from schemas.recall import RecallRequest
 from tests.chaos.feeder import Feeder
+from tests.chaos.log import ACTIVITY, ITEMS, REQUESTS, Logs
 from tests.chaos.processes import Workers
+from tests.chaos.replayed import Replayed
 from tests.chaos.workload import Rates, Workload
 from workers import topics, views
 from workers.client import RecallClient
 from workers.errors import RecallError
-from workers.kafka_client import group_lag
+from workers.kafka_client import admin_client, connected, end_offsets, group_lag
 from workers.local.discover import with_local_stack
 from workers.local.service import Service
 from workers.local.stack import LocalStack
 from workers.settings import AGENT_KINDS, AgentKind, Settings, load_settings
 
 WORKERS_OF_A_KIND = 2
-READY_WITHIN_S = 120.0
-DRAINED_WITHIN_S = 90.0
-RECOVERED_WITHIN_S = 120.0
+READY_WITHIN_S = 300.0  # these limits end a red run; how long it took is in the report
+DRAINED_WITHIN_S = 300.0
+RECOVERED_WITHIN_S = 300.0
 DATASET = generate(items=100, users=60, events=2500)
 
 
@@ -52,6 +55,8 @@ class Rig:
     seed: int
     mutant: str | None = None
     rates: Rates = field(default_factory=Rates)
+    unreachable_s: float = 60.0
+    data: Dataset = DATASET
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -59,10 +64,13 @@ class Rig:
         own = load_settings(namespace=namespace, data_dir=self.stack.data_dir)
         self.settings: Settings = with_local_stack(own)
         self.workers = Workers(self.settings, self.mutant)
-        catalogue = [(update.item_id, update.attributes or {}) for update in DATASET.items(DATASET.test_ms)]
-        workload = Workload(self.seed, self.settings.partitions, catalogue, self.rates)
+        catalogue = [(update.item_id, update.attributes or {}) for update in self.data.items(self.data.test_ms)]
+        given = self.seed, self.settings.partitions, catalogue, self.rates
+        workload = Workload(*given) if self.data is DATASET else Replayed(*given, data=self.data)
         self.feeder = Feeder(self.settings.kafka_bootstrap, namespace, workload)
+        self.logs = Logs(self.settings.kafka_bootstrap, namespace)
         self.view: views.ActiveView | None = None
+        self.problems: list[str] = []
 
     async def __aenter__(self) -> "Rig":
         try:
@@ -128,20 +136,57 @@ class Rig:
 
     async def lags(self) -> dict[str, int]:
         """Topic -> records that its group has not committed; those with none are left out."""
-        assert self.view is not None
-        groups = {
-            "user-activity": "recall-activity",
-            "item-updates": f"recall-items.{self.view.collection}",
-            "recall-requests": "recall-requests",
-        }
         found = {}
-        for topic, group in groups.items():
+        for topic, group in self._groups().items():
             try:
-                found[topic] = await group_lag(self.settings, self.settings.group(group), self.settings.topic(topic))
+                found[topic] = await group_lag(self.settings, group, self.settings.topic(topic))
             except RecallError as error:
                 found[topic] = -1
                 say(f"  {error}")
         return {topic: lag for topic, lag in found.items() if lag}
+
+    def _groups(self) -> dict[str, str]:
+        assert self.view is not None
+        names = {
+            ACTIVITY: "recall-activity",
+            ITEMS: f"recall-items.{self.view.collection}",
+            REQUESTS: "recall-requests",
+        }
+        return {topic: self.settings.group(name) for topic, name in names.items()}
+
+    async def ends(self, topic: str) -> dict[int, int]:
+        """Partition -> its end now."""
+        return await end_offsets(self.settings, self.settings.topic(topic))
+
+    async def committed(self, topic: str) -> dict[int, int]:
+        """Partition -> what its group has committed."""
+        admin = admin_client(self.settings)
+        async with connected(self.settings, admin):
+            offsets = await admin.list_consumer_group_offsets(self._groups()[topic])
+        own = self.settings.topic(topic)
+        return {place.partition: entry.offset for place, entry in offsets.items() if place.topic == own}
+
+    async def taken_in(self, topics: Sequence[str], within_s: float) -> None:
+        """Wait until all that stands in these topics now is committed. Raises NotRecoveredError."""
+        left = {topic: await self.ends(topic) for topic in topics}
+
+        async def done() -> bool:
+            for topic, ends in list(left.items()):
+                with suppress(RecallError):
+                    committed = await self.committed(topic)
+                    if all(committed.get(partition, 0) >= end for partition, end in ends.items()):
+                        del left[topic]
+            return not left
+
+        await self.until_async(done, within_s, f"not all of {' and '.join(topics)} is committed")
+
+    async def apply_topics(self, partitions: int) -> None:
+        """`recall topics apply`, with so many partitions."""
+        await topics.apply(self.settings.model_copy(update={"partitions": partitions}))
+
+    def wrong(self, line: str) -> None:
+        """Something was not as it must be: it is a difference of the kind `wrong_state`."""
+        self.problems.append(line)
 
     async def lag_below(self, topic: str, records: int) -> bool:
         """Whether a topic's group is nearly up to date."""
@@ -186,8 +231,8 @@ class Rig:
         self.stack.write()
 
 
-def fit_bundle(folder: Path) -> Bundle:
-    """A small closed-form bundle on made-up films."""
-    spec = builtin_spec(DATASET.spec)
-    log, catalogue = DATASET.log.before(DATASET.test_ms), DATASET.catalogue(DATASET.test_ms)
+def fit_bundle(folder: Path, data: Dataset = DATASET) -> Bundle:
+    """A small closed-form bundle, on made-up films unless told otherwise."""
+    spec = builtin_spec(data.spec)
+    log, catalogue = data.log.before(data.test_ms), data.catalogue(data.test_ms)
     return fit(log, catalogue, load_spec(spec), spec.read_text(), folder, FitOptions(dim=32), lambda *_: None)

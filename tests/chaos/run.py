@@ -4,14 +4,14 @@ import asyncio
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tests.chaos.compare import KINDS, Difference, compare, read_answers
 from tests.chaos.faults import FAULTS
-from tests.chaos.log import CANDIDATES, DEAD_LETTERS, INPUTS, read_topics
+from tests.chaos.log import CANDIDATES, DEAD_LETTERS, INPUTS
 from tests.chaos.model import Rules, expected
 from tests.chaos.rig import NotRecoveredError, Rig, say
 from tests.chaos.stored import read_all
@@ -20,6 +20,8 @@ from workers.local.stack import LocalStack
 from workers.settings import AGENT_KINDS
 
 SHOWN = 10
+UNCOMMITTED_MS = 500 + 500  # the commit interval, and `wait_for_event_ms`
+IN_HAND = 2 * 64  # requests, of one worker
 
 
 @dataclass
@@ -65,14 +67,24 @@ def own_stack() -> Iterator[LocalStack]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def one_by_one(rig: Rig, faults: Sequence[str], report: Report) -> None:
-    """Each fault, and after each the time until the system is well again."""
-    for name in faults:
-        say(f"fault {name}")
-        await FAULTS[name](rig)
+async def one_by_one(rig: Rig, groups: Sequence[Sequence[str]], report: Report) -> None:
+    """Each group of faults at once, and after each the time until the system is well again."""
+    for names in groups:
+        say(f"fault {', '.join(names)}")
+        await _at_once(FAULTS[name](rig) for name in names)
         recovery_s = await rig.recovered()
         report.max_recovery_s = max(report.max_recovery_s, round(recovery_s, 1))
         say(f"  well again after {recovery_s:.1f} s")
+
+
+async def _at_once(works: Iterable[Awaitable[None]]) -> None:
+    """All of them; when one fails, the others are given up."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def many_kills(rig: Rig, kills: int, report: Report) -> None:
@@ -91,37 +103,42 @@ async def many_kills(rig: Rig, kills: int, report: Report) -> None:
                 await FAULTS[f"terminate_{kind}"](rig)
                 report.faults[f"terminate_{kind}"] = report.faults.get(f"terminate_{kind}", 0) + 1
 
-    tasks = [asyncio.create_task(of_kind(number)) for number in range(len(AGENT_KINDS))]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
+    await _at_once(of_kind(number) for number in range(len(AGENT_KINDS)))
     report.max_recovery_s = round(await rig.recovered(), 1)
 
 
-async def judge(rig: Rig, report: Report) -> list[Difference]:
-    """End the traffic and the workers, and compare everything. Adds up the report."""
+async def judge(rig: Rig, report: Report, *, kills_only: bool = False) -> list[Difference]:
+    """End the traffic and the workers, and compare everything. Adds up the report.
+
+    Where nothing but kills has happened, duplicate answers are what was not committed: those of the commit interval,
+    of a request that waits for its event and holds others back, and of what was in hand.
+    """
     assert rig.view is not None
-    found: list[Difference] = []
+    found = [Difference("wrong_state", line) for line in rig.problems]
     try:
         await rig.finish()
     except NotRecoveredError as error:
         found.append(Difference("lost", str(error)))
         rig.workers.stop()
     settings = rig.settings
-    topics = await read_topics(settings.kafka_bootstrap, settings.namespace, settings.partitions)
+    topics = await rig.logs.read()
     tower = ItemTower(rig.bundle.path)
     must = expected(topics, Rules.read(rig.bundle.path))
     redis_url = settings.redis_url.get_secret_value()
     stored = await asyncio.to_thread(read_all, redis_url, settings.milvus_uri, settings.namespace, rig.view.collection)
     found += compare(must, stored, topics, tower)
+    report.events += sum(len(topics[topic]) for topic in INPUTS)
+    report.dead_letters += len(topics[DEAD_LETTERS])
+    answers = read_answers(topics[CANDIDATES])
+    report.duplicate_answers += answers.duplicates(must)
+    ended = rig.workers.ended["recall"]
+    bound = ended * (answers.busiest(UNCOMMITTED_MS) + IN_HAND)
+    say(f"{report.duplicate_answers} duplicate answers; {ended} recall workers that were killed allow {bound}")
+    if kills_only and report.duplicate_answers > bound:
+        found.append(Difference("wrong_state", f"{report.duplicate_answers} duplicate answers, at most {bound} may be"))
     counts = Counter(difference.kind for difference in found)
     for kind in KINDS:
         setattr(report, kind, getattr(report, kind) + counts[kind])
-    report.events += sum(len(topics[topic]) for topic in INPUTS)
-    report.dead_letters += len(topics[DEAD_LETTERS])
-    report.duplicate_answers += read_answers(topics[CANDIDATES]).duplicates(must)
     say(
         f"{report.events} events, {len(must.users)} users, {len(must.items)} items, {len(must.requests)} requests, "
         f"{len(must.letters)} dead letters due, {len(found)} differences; not sent: {rig.feeder.failed}"
@@ -133,18 +150,18 @@ async def judge(rig: Rig, report: Report) -> list[Difference]:
     return found
 
 
-async def run(rig: Rig, faults: Sequence[str], kills: int = 0) -> tuple[Report, list[Difference]]:
-    """Faults one by one, or many kills; the report, and every difference."""
-    report = Report(rig.seed, dict(Counter(faults)))
+async def run(rig: Rig, groups: Sequence[Sequence[str]], kills: int = 0) -> tuple[Report, list[Difference]]:
+    """Groups of faults one by one, or many kills; the report, and every difference."""
+    report = Report(rig.seed, dict(Counter(name for names in groups for name in names)))
     failure: list[Difference] = []
     async with rig:
         try:
-            await one_by_one(rig, faults, report)
+            await one_by_one(rig, groups, report)
             if kills:
                 await many_kills(rig, kills, report)
         except NotRecoveredError as error:
             say(f"  {error}")
             failure = [Difference("wrong_state", str(error))]
             report.wrong_state += 1
-        found = failure + await judge(rig, report)
+        found = failure + await judge(rig, report, kills_only=not groups)
     return report, found

@@ -11,10 +11,11 @@ from aiokafka.partitioner import murmur2
 
 from models.tensors import item_inputs
 from schemas import codec
-from tests.chaos.compare import Difference, compare
+from tests.chaos.compare import Difference, compare, read_answers
 from tests.chaos.formats import ITEM_HEAD, ROW, SEEN, USER_HEAD, Item, User, hash64, read_item, read_user
 from tests.chaos.log import ACTIVITY, CANDIDATES, DEAD_LETTERS, ITEMS, REQUESTS, Entry
 from tests.chaos.model import HISTORY, Expected, Rules, expected
+from tests.chaos.replayed import Replayed
 from tests.chaos.rig import DATASET, fit_bundle
 from tests.chaos.stored import Row, Stored
 from tests.chaos.vectors import ItemTower
@@ -96,8 +97,8 @@ def test_the_later_offset_wins_and_a_lower_version_does_not() -> None:
     assert result.items["i"].entry.offset == 3
     assert result.letters == {}
     assert set(result.may_be_letters.values()) == {"stale_version"}
-    assert after(update(0, 5), update(1, 3)).letters[ITEMS, 0, 1][1] == "stale_version"
-    assert after(update(0), update(1, partition=1)).letters[ITEMS, 1, 1][1] == "wrong_partition"
+    assert after(update(0, 5), update(1, 3)).letters[update(1).place][1] == "stale_version"
+    assert after(update(0), update(1, partition=1)).letters[update(1, partition=1).place][1] == "wrong_partition"
 
 
 @pytest.mark.parametrize(
@@ -211,6 +212,10 @@ SPOILED = {
     "too many items": (lambda w: w.answers.append(answer(item_ids=["a", "b", "c"], scores=[3, 2, 1])), ["wrong_state"]),
     "expired too early": (lambda w: w.answers.append(answer(status="expired")), ["wrong_state"]),
     "no dead letter": (lambda w: w.letters.clear(), ["lost"]),
+    "a dead letter of the same place in an earlier log": (
+        lambda w: w.letters.__setitem__(0, replace(LETTER, log=1)),
+        ["lost", "wrong_state"],
+    ),
     "other dead letter": (lambda w: w.letters.__setitem__(0, replace(LETTER, value=b"[")), ["wrong_state"]),
     "needless dead letter": (
         lambda w: w.letters.append(
@@ -276,3 +281,33 @@ def test_the_workload_is_the_same_for_the_same_seed_and_holds_everything() -> No
     assert any(user.floor > (0, 0) for user in result.users.values())
     assert any(item.deleted for item in result.items.values())
     assert "rejected" in {status for _, status, _ in result.requests.values()}
+
+
+def test_answers_at_the_busiest_moment() -> None:
+    entries = [
+        replace(answer(request_id=f"r{n}"), taken_ms=taken_ms) for n, taken_ms in enumerate((0, 900, 1000, 1500))
+    ]
+    assert read_answers(entries).busiest(600) == 3
+    assert read_answers([]).busiest(600) == 0
+
+
+def test_a_data_set_is_replayed_in_its_order_between_what_is_made_up() -> None:
+    catalogue = [(update.item_id, update.attributes or {}) for update in DATASET.items()]
+    workload = Replayed(5, 4, catalogue, data=DATASET)
+    messages = [message for _ in range(30) for message in workload.step(NOW_MS) if message.topic == ACTIVITY]
+    replayed = {event_id: None for message in messages if (event_id := real(message)) is not None}
+    events = sorted(
+        [*DATASET.profile_activities(), *DATASET.activities(range(600))], key=lambda each: each.timestamp_ms
+    )
+    assert [*replayed] == [event.event_id for event in events][: len(replayed)]
+    assert len(replayed) > 300
+    after(*(Entry(m.topic, routed(m), n, NOW_MS, m.key, m.value) for n, m in enumerate(messages)))
+
+
+def real(message: Message) -> str | None:
+    """The event of the data set that it is; None for what is made up."""
+    try:
+        event_id = json.loads(message.value or b"")["event_id"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return None if str(event_id).startswith("e-") else str(event_id)

@@ -1,15 +1,16 @@
 """Made-up traffic on the three topics, the same for the same seed but for the times: good, bad, twice and out of order.
 
-Users `one-N` are routed by their key and have any number of events. Users `spread-N` get a burst of at most as many
-events as a history holds through every partition at once, copies included, so that several workers write them at the
-same moment; what they name is not liked, because two copies at one moment may count twice in popularity. Everything
-that depends on which of two partitions was read first is left out: it has no right answer.
+Users `one-N` stay in one partition, that of their key at first, and have any number of events. Users `spread-N` get a
+burst of at most as many events as a history holds through every partition at once, copies included, so that several
+workers write them at the same moment; what they name is not liked, because two copies at one moment may count twice in
+popularity. Users `moved-N` are likewise, and routed by their key: another partition once partitions were added.
+Everything that depends on which of two partitions was read first is left out: it has no right answer.
 """
 
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aiokafka.partitioner import murmur2
@@ -18,6 +19,7 @@ from tests.chaos.log import ACTIVITY, ITEMS, REQUESTS
 
 ONE_USERS = 12
 SPREAD_EVENTS = 48
+HOT_ITEMS = 5
 GENRES = ("Action", "Comedy", "Drama", "Horror", "Musical", "Mystery", "Romance", "SciFi", "Thriller", "War", "Western")
 HOUR_MS = 3_600_000
 
@@ -44,7 +46,7 @@ class Rates:
 
 @dataclass
 class Workload:
-    """`catalogue` first, then one `step` after the other."""
+    """`catalogue` first, then one `step` after the other. `partitions` is what the topics had at first."""
 
     seed: int
     partitions: int
@@ -57,6 +59,8 @@ class Workload:
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
         self._items = [item_id for item_id, _ in self.items]
+        self._hot = [item_id for item_id in self._items if ord(item_id[-1]) % 2][:HOT_ITEMS]
+        self.activity_partitions = self.partitions
 
     def catalogue(self, now_ms: int) -> list[Message]:
         """Every item once. It is to be taken in before anything else comes."""
@@ -75,12 +79,40 @@ class Workload:
     def burst(self, now_ms: int) -> list[Message]:
         """All events of one user, of each partition some, a quarter of them again through another one."""
         user = f"spread-{self._next()}"
-        partitions = range(self.partitions)
+        partitions = range(self.activity_partitions)
         events = [self._event(user, now_ms, best=7) for _ in range(SPREAD_EVENTS)]
         copies = self._random.sample(events, SPREAD_EVENTS // 4)
         return [
             Message(each.topic, each.key, each.value, self._random.choice(partitions)) for each in [*events, *copies]
         ]
+
+    def moving(self, now_ms: int) -> list[Message]:
+        """Events of users who are routed by their key alone; twice as many of a user still fit into a history."""
+        users = [f"moved-{self._next()}" for _ in range(20)]
+        return [self._event(user, now_ms, best=7) for user in users for _ in range(SPREAD_EVENTS // 2)]
+
+    def moved(self, messages: Sequence[Message], now_ms: int) -> list[Message]:
+        """The same events once more, and as many new ones of these users."""
+        users = dict.fromkeys(message.key for message in messages)
+        new = [self._event(key.decode(), now_ms, best=7) for key in users if key for _ in range(SPREAD_EVENTS // 2)]
+        return self._random.sample([*messages, *new], len(messages) + len(new))
+
+    def race(self, now_ms: int) -> list[Message]:
+        """Updates of a few items at once, versions going up and down."""
+        messages = []
+        for _ in range(4):
+            for item_id in self._hot:
+                known = self._versions.get(item_id, 10)
+                version = known + self._random.choice((-3, -1, 0, 1, 2))
+                attributes = {"title": f"Film {self._next()}", "year": self._random.randint(1920, 2020)}
+                update = {"item_id": item_id, "op": "upsert", "timestamp_ms": now_ms, "attributes": attributes}
+                messages.append(Message(ITEMS, item_id.encode(), _json(update | {"version": version})))
+                self._versions[item_id] = max(known, version)
+        return messages
+
+    def rubbish(self, topic: str, count: int) -> list[Message]:
+        """What nobody can read, through all partitions."""
+        return [Message(topic, f"rubbish-{self._next()}".encode(), b"{") for _ in range(count)]
 
     def item(self, now_ms: int) -> Message:
         """An update: of a known item, of a new one, a deletion, or one that is to be refused."""
@@ -107,7 +139,7 @@ class Workload:
     def request(self) -> Message:
         """A question, sometimes one that cannot be answered as it is asked, or cannot be read."""
         chance, number = self._random, self._next()
-        user = f"one-{chance.randint(0, ONE_USERS)}"
+        user = self._asking()
         asked: dict[str, Any] = {"request_id": f"r-{self.seed}-{number}", "user_id": user, "k": chance.randint(1, 50)}
         roll = chance.random()
         if roll < 0.02:
@@ -120,20 +152,38 @@ class Workload:
             asked["exclude_items"] = chance.sample(self._items, min(5, len(self._items)))
         if chance.random() < 0.1:
             asked["timeout_ms"] = 500
+        if chance.random() < 0.1:
+            asked["after_event_id"] = f"e-{chance.randint(1, 2 * number)}"  # of anybody, or of nobody
         return Message(REQUESTS, user.encode(), _json(asked))
 
     def _activity(self, now_ms: int) -> Message:
         chance, roll = self._random, self._random.random()
-        user = f"one-{min(int(chance.expovariate(0.25)), ONE_USERS - 1)}"
+        user = self._acting()
         if roll < 0.02:
             return self._bad_activity(user, now_ms)
         if roll < 0.022:
-            return Message(ACTIVITY, user.encode(), None)
+            return Message(ACTIVITY, user.encode(), None, self._home(user))
         sent = self._sent.setdefault(user, [])
         if roll < 0.15 and sent:
             return chance.choice(sent)  # once more, as it was, however long ago
-        sent.append(self._event(user, now_ms))
+        sent.append(replace(self._act(user, now_ms), partition=self._home(user)))
         return sent[-1]
+
+    def _acting(self) -> str:
+        """Whose turn it is to do something."""
+        return f"one-{min(int(self._random.expovariate(0.25)), ONE_USERS - 1)}"
+
+    def _asking(self) -> str:
+        """Who asks for a list."""
+        return f"one-{self._random.randint(0, ONE_USERS)}"
+
+    def _act(self, user: str, now_ms: int) -> Message:
+        """What it does."""
+        return self._event(user, now_ms)
+
+    def _home(self, name: str) -> int:
+        """The partition of a key, as the topics were at first."""
+        return (murmur2(name.encode()) & 0x7FFFFFFF) % self.partitions
 
     def _event(self, user: str, now_ms: int, best: int = 10) -> Message:
         chance = self._random
@@ -179,8 +229,7 @@ class Workload:
         update = {"item_id": item_id, "op": "upsert", "timestamp_ms": now_ms, "attributes": {}}
         roll = self._random.randint(0, 5)
         if roll == 5:
-            home = (murmur2(item_id.encode()) & 0x7FFFFFFF) % self.partitions
-            return Message(ITEMS, item_id.encode(), _json(update), (home + 1) % self.partitions)
+            return Message(ITEMS, item_id.encode(), _json(update), (self._home(item_id) + 1) % self.partitions)
         if roll == 0:
             return Message(ITEMS, b"another", _json(update))
         if roll == 1:

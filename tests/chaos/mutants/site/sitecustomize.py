@@ -1,4 +1,4 @@
-"""Imported by the interpreter at its start: breaks this worker as the environment says, or ends it when it cannot."""
+"""Imported by the interpreter at its start: patches this worker as the environment says, or ends it when it cannot."""
 
 import importlib
 import os
@@ -6,8 +6,9 @@ import sys
 import traceback
 
 try:
-    importlib.import_module(f"tests.chaos.mutants.{os.environ['RECALL_CHAOS_MUTANT']}")
+    for module in os.environ["RECALL_CHAOS_PATCHES"].split(","):
+        importlib.import_module(module)
 except BaseException:
     traceback.print_exc()
     sys.stderr.flush()
-    os._exit(3)  # Python would go on without the mutant
+    os._exit(3)  # Python would go on without the patch
