@@ -117,7 +117,7 @@ def letters_paused(kind: AgentKind) -> Callable[[Rig], Awaitable[None]]:
         usual, topic = rig.workers.of(kind), TOPIC_OF[kind]
         capped = [rig.workers.start(kind, dead_letters_per_minute=LETTERS_PER_MINUTE) for _ in usual]
         await _instead(rig, usual, capped)
-        await rig.feeder.send(rig.feeder.workload.rubbish(topic, 6 * LETTERS_PER_MINUTE))
+        await rig.feeder.send(rig.feeder.workload.rubbish(topic, 3 * LETTERS_PER_MINUTE))
         await rig.feeder.acknowledged()
         sent = await rig.ends(topic)
 
@@ -128,7 +128,8 @@ def letters_paused(kind: AgentKind) -> Callable[[Rig], Awaitable[None]]:
         if not all(worker.live() for worker in capped):
             rig.wrong(f"a paused {kind} worker is not alive")
         await rig.feeder.steps_more(10)
-        if all((await rig.committed(topic)).get(partition, 0) >= end for partition, end in sent.items()):
+        done = await rig.committed(topic)
+        if all(done.get(partition, 0) >= end for partition, end in sent.items()):
             rig.wrong(f"paused {kind} workers have gone on")
 
         async def through() -> bool:

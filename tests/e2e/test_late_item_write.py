@@ -45,7 +45,9 @@ async def test_the_new_owner_mends_what_a_zombie_wrote_before_it_died(stack: Sta
     variables = {name: value for name, value in environment(settings).items() if name != "RECALL_DATA_DIR"}
     place = Place(tmp_path, variables | {"PYTHONPATH": str(ROOT)})
     topic = settings.topic("item-updates")
-    zombie = place.with_(**{VARIABLE: "late_upsert", "PYTHONPATH": f"{site_folder()}:{ROOT}"}).start("worker", "items")
+    zombie = place.with_(
+        **{VARIABLE: "tests.chaos.mutants.late_upsert", "PYTHONPATH": f"{site_folder()}:{ROOT}"}
+    ).start("worker", "items")
     workers = [zombie]
     try:
         await said(zombie, "worker ready")

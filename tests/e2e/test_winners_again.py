@@ -73,7 +73,9 @@ async def test_the_winner_is_produced_again(stack: Stack, tmp_path: Path) -> Non
     topic = settings.topic(ITEMS)
 
     # a worker that dies between the copy and the record
-    doomed = fed.place.with_(**{VARIABLE: "dies_after_copies", "PYTHONPATH": f"{site_folder()}:{ROOT}"})
+    doomed = fed.place.with_(
+        **{VARIABLE: "tests.chaos.mutants.dies_after_copies", "PYTHONPATH": f"{site_folder()}:{ROOT}"}
+    )
     worker = await fed.ready(doomed)
     await produce(settings, topic, item_messages([HIGH]))
     await wait_for_items(settings)

@@ -31,12 +31,12 @@ async def admin(flow: Flow) -> AsyncIterator[AIOKafkaAdminClient]:
         await client.close()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(500)
 async def test_workers_read_new_partitions_by_themselves(flow: Flow) -> None:
     flow.spawn()
     flow.spawn()
     await flow.feed(200, 1000)
-    await flow.all_through()
+    await flow.all_through(within_s=240)
     async with admin(flow) as client:
         await client.create_partitions({flow.source: NewPartitions(PARTITIONS + 2)})
     while len(await flow.producer.partitions_for(flow.source)) < PARTITIONS + 2:
@@ -44,15 +44,15 @@ async def test_workers_read_new_partitions_by_themselves(flow: Flow) -> None:
     for partition in (PARTITIONS, PARTITIONS + 1):
         await flow.producer.send_and_wait(flow.source, b"%d" % flow.sent, partition=partition)
         flow.sent += 1
-    assert set((await flow.all_through(within_s=60)).values()) == {1}
+    assert set((await flow.all_through(within_s=240)).values()) == {1}
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(500)
 async def test_a_topic_that_is_made_anew_is_read_from_its_beginning(flow: Flow) -> None:
     """Whoever notices ends, and is started again; nothing of the new topic is taken for read."""
     flow.spawn()
     await flow.feed(2000, 5000)
-    await flow.all_through()
+    await flow.all_through(within_s=240)
     async with admin(flow) as client:
         await client.delete_topics([flow.source])
         while flow.source in await client.list_topics():
@@ -62,12 +62,12 @@ async def test_a_topic_that_is_made_anew_is_read_from_its_beginning(flow: Flow) 
     await flow.feed(100, 1000)
     supervisor = asyncio.create_task(start_again(flow))
     try:
-        await flow.all_through(within_s=120)
+        await flow.all_through(within_s=240)
     finally:
         supervisor.cancel()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(500)
 async def test_what_was_committed_behind_the_end_of_a_topic_is_of_another_one(flow: Flow) -> None:
     """As when a worker commits what it has in hand just after the topic was made anew."""
     await flow.feed(100, 1000)
@@ -75,7 +75,7 @@ async def test_what_was_committed_behind_the_end_of_a_topic_is_of_another_one(fl
     flow.spawn()
     supervisor = asyncio.create_task(start_again(flow))
     try:
-        values = await flow.all_through(within_s=120)
+        values = await flow.all_through(within_s=240)
     finally:
         supervisor.cancel()
     assert set(values.values()) == {1}
