@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from models.bundle import Bundle
 from models.datasets import Dataset
@@ -66,11 +67,11 @@ class Rig:
         self.random = random.Random(self.seed)
         namespace = f"c{uuid.uuid4().hex[:8]}"
         own = load_settings(namespace=namespace, data_dir=self.stack.data_dir, stuck_after_ms=STUCK_AFTER_MS)
+        self.settings: Settings = with_local_stack(own)
         (port,) = free_ports(1)
-        self.milvus = Proxy(port, self.service("milvus").ports[0])
+        self.milvus = Proxy(port, urlsplit(self.settings.milvus_uri).port or 0)
         through_proxy = {"milvus_uri": f"http://127.0.0.1:{port}"}
-        self.settings: Settings = with_local_stack(own).model_copy(update=through_proxy)
-        self.workers = Workers(self.settings, self.mutant)
+        self.workers = Workers(self.settings.model_copy(update=through_proxy), self.mutant)
         catalogue = [(update.item_id, update.attributes or {}) for update in self.data.items(self.data.test_ms)]
         given = self.seed, self.settings.partitions, catalogue, self.rates
         workload = Workload(*given) if self.data is DATASET else Replayed(*given, data=self.data)
