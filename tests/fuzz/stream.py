@@ -174,7 +174,9 @@ class Feed:
         lags = {}
         for topic, group in groups.items():
             offsets = await self._admin.list_consumer_group_offsets(settings.group(group))
-            lags[topic] = self._ledger.size(topic) - sum(max(0, found.offset) for found in offsets.values())
+            committed = {place.partition: max(0, found.offset) for place, found in offsets.items()}
+            ends = self._ledger.ends(topic)
+            lags[topic] = sum(max(0, end - committed.get(partition, 0)) for partition, end in ends.items())
         return lags
 
 

@@ -39,6 +39,7 @@ class Taken:
     timestamp: int
     partition: int = 0
     offset: int = 0
+    headers: tuple[tuple[str, bytes], ...] = ()
 
 
 def read_request(record: Taken) -> object:
