@@ -47,9 +47,13 @@ class Logs:
         self._letters: dict[str, dict[tuple[int, int], int]] = {}  # source topic -> place of a letter -> log
 
     async def read(self) -> dict[str, list[Entry]]:
-        """Every record of each topic, in the order in which the broker took them."""
+        """Every record of each topic, in the order in which the broker took them; of the last one letters alone.
+
+        A word to paused workers stands there too.
+        """
         found = await self._read(*TOPICS)
-        found[DEAD_LETTERS] = [replace(entry, log=self._source_log(entry)) for entry in found[DEAD_LETTERS]]
+        letters = [entry for entry in found[DEAD_LETTERS] if source_topic(entry)]
+        found[DEAD_LETTERS] = [replace(letter, log=self._source_log(letter)) for letter in letters]
         return {topic: self._earlier[topic] + entries for topic, entries in found.items()}
 
     async def keep(self, topic: str) -> None:
