@@ -203,11 +203,11 @@ async def _items(worker: Worker) -> None:
     worker.opened.push_async_callback(tower.close)
     worker.probes["tower"] = tower.ping
     context = _context(worker, group, Refill(RedisMarkers(client, settings, group), worker.dependencies), same)
-    items = ItemsView(bundle.dim, bundle.version, tuple(bundle.spec.filterable))
-    inputs = partial(tensors.item_inputs, encoding=bundle.encoding)
     topic = settings.topic("item-updates")
     log_ends = partial(end_offsets, settings, topic)
     ends = await until_done(lambda: _noted_ends(client, settings, view.collection), worker.dependencies)
+    items = ItemsView(bundle.dim, bundle.version, tuple(bundle.spec.filterable), partitions=len(ends))
+    inputs = partial(tensors.item_inputs, encoding=bundle.encoding)
     winners = WinnersAgain(partial(context.publish, topic), context.count_events, ends)
     pipeline = ItemsPipeline(items, table, index, tower, inputs, context.observe, winners.produce, log_ends)
     attach(worker.app, topic, EventAgent(context, decode_item, lambda batch, _: pipeline.run(batch)))

@@ -187,12 +187,12 @@ class ItemTable(Protocol):
         ...
 
     async def write(
-        self, records: Sequence[ItemRecord], expected: Sequence[int | None], intent: str | None = None
+        self, records: Sequence[ItemRecord], expected: Sequence[ItemRecord | None], intent: str | None = None
     ) -> list[bool]:
         """Write each record and tell the feed, no item twice in a batch.
 
-        `expected` are the offsets of the records that were read before (None = there was none). False where another
-        record stands by now, of another offset or partition. Idempotent: the record's own offset is no conflict.
+        `expected` are the records that were read before (None = there was none). False where another record stands by
+        now, of another partition or offset. Idempotent: the record's own place is no conflict.
         When all were written, the intent of that name is taken back.
         """
         ...

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from aiokafka.partitioner import murmur2
 
 from tests.chaos.formats import Event, hash64
 from tests.chaos.log import ACTIVITY, ITEMS, REQUESTS, Entry, Place
@@ -146,6 +147,7 @@ class Expected:
     letters: dict[Place, tuple[Entry, str]] = field(default_factory=dict)
     may_be_letters: dict[Place, str] = field(default_factory=dict)
     popular: dict[PopularSet, dict[int, int]] = field(default_factory=dict)
+    item_partitions: int = 4  # they never grow
 
 
 def expected(topics: dict[str, list[Entry]], rules: Rules) -> Expected:
@@ -198,6 +200,8 @@ def _count(result: Expected, user: ExpectedUser, event: dict[str, Any], entry: E
 def _item(result: Expected, entry: Entry) -> None:
     """The later offset wins; a lower version, another partition or another key is refused.
 
+    An item moves to the partition that the usual partitioner gives its key, once an update comes through that.
+
     A winner that was produced again wins whatever its version, unless another update was accepted behind what it names.
     """
     event: dict[str, Any] = {}
@@ -218,8 +222,10 @@ def _item(result: Expected, entry: Entry) -> None:
             return
     stands, version = result.items.get(item_id), event.get("version")
     if stands is not None and stands.entry.partition != entry.partition:
-        result.letters[entry.place] = entry, "wrong_partition"
-        return
+        if entry.partition != usual_partition(item_id, result.item_partitions):
+            result.letters[entry.place] = entry, "wrong_partition"
+            return
+        stands = None  # it moves
     after = next((int(value) for name, value in entry.headers if name == AFTER), None)
     if after is not None:
         if stands is not None and stands.entry.offset > after:
@@ -234,6 +240,11 @@ def _item(result: Expected, entry: Entry) -> None:
         return
     _superseded(result, stands)
     result.items[item_id] = ExpectedItem(entry, deleted, version, attributes)
+
+
+def usual_partition(item_id: str, partitions: int) -> int:
+    """Murmur2 of the key, its sign left out."""
+    return int(murmur2(item_id.encode()) & 0x7FFFFFFF) % partitions
 
 
 def _refusal(item_id: str, event: dict[str, Any]) -> str:

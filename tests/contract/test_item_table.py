@@ -53,6 +53,11 @@ def item(name: str, offset: int = 0, *, value: float = 1.0, partition: int = 0, 
     )
 
 
+def stood(*offsets: int | None) -> list[ItemRecord | None]:
+    """What was read before: in partition 0, whatever the item."""
+    return [None if offset is None else item("whatever", offset) for offset in offsets]
+
+
 def hashes(*names: str) -> UInt64:
     return np.array([hash64(name) for name in names], dtype=np.uint64)
 
@@ -84,26 +89,26 @@ async def test_hostile_ids(table: ItemTable) -> None:
 async def test_a_write_needs_the_record_that_was_read(table: ItemTable) -> None:
     assert await table.write([item("a", 5)], [None]) == [True]
     assert await table.write([item("a", 7)], [None]) == [False]
-    assert await table.write([item("a", 7)], [4]) == [False]
-    assert await table.write([item("a", 7, partition=1)], [5]) == [False]
+    assert await table.write([item("a", 7)], stood(4)) == [False]
+    assert await table.write([item("a", 7, partition=1)], [item("a", 5, partition=1)]) == [False]
     assert await table.read(hash64_each(["a"])) == [item("a", 5)]
-    assert await table.write([item("a", 7)], [5]) == [True]
-    assert await table.write([item("b", 9), item("a", 6), item("c", 9)], [None, 5, None]) == [True, False, True]
+    assert await table.write([item("a", 7)], stood(5)) == [True]
+    assert await table.write([item("b", 9), item("a", 6), item("c", 9)], stood(None, 5, None)) == [True, False, True]
     assert await table.read(hash64_each(["a"])) == [item("a", 7)]
 
 
 @pytest.mark.parametrize("offset", [0, 255, 256, 2**32 - 1, 2**32, 2**53 + 1, 2**62])
 async def test_offsets_of_every_size(table: ItemTable, offset: int) -> None:
     assert await table.write([item("a", offset)], [None]) == [True]
-    assert await table.write([item("a", offset + 1)], [offset + 1]) == [False]
-    assert await table.write([item("a", offset + 1)], [offset]) == [True]
+    assert await table.write([item("a", offset + 1)], stood(offset + 1)) == [False]
+    assert await table.write([item("a", offset + 1)], stood(offset)) == [True]
     assert (await table.read(hash64_each(["a"])))[0] == item("a", offset + 1)
 
 
 async def test_the_same_write_again_is_no_conflict(table: ItemTable) -> None:
     assert await table.write([item("a", 5)], [None]) == [True]
     assert await table.write([item("a", 5)], [None]) == [True]
-    assert await table.write([item("a", 5)], [5]) == [True]
+    assert await table.write([item("a", 5)], stood(5)) == [True]
 
 
 async def test_vectors_of_live_items_only(table: ItemTable) -> None:
@@ -130,7 +135,7 @@ async def test_the_feed_tells_what_changed_since(table: ItemTable) -> None:
     assert len(beginning.hashes) == 0
     assert beginning.complete
     await table.write([item("a", 1), item("b", 2, deleted=True)], [None, None])
-    await table.write([item("a", 1)], [9])  # the same again
+    await table.write([item("a", 1)], stood(9))  # the same again
     await table.write([item("b", 1), item("c", 3)], [None, None])  # b is refused
     first = await table.changes(beginning.cursor)
     assert first.complete
@@ -138,7 +143,7 @@ async def test_the_feed_tells_what_changed_since(table: ItemTable) -> None:
     assert first.deleted.tolist() == [False, True, False, False]
     again = await table.changes(first.cursor)
     assert (again.hashes.tolist(), again.complete, again.cursor) == ([], True, first.cursor)
-    await table.write([item("c", 4, deleted=True)], [3])
+    await table.write([item("c", 4, deleted=True)], stood(3))
     second = await table.changes(first.cursor)
     assert (second.hashes.tolist(), second.deleted.tolist()) == (hashes("c").tolist(), [True])
     assert len((await table.changes(None)).hashes) == 0
@@ -164,12 +169,12 @@ async def test_a_reader_that_was_away_too_long_is_told(table: ItemTable, monkeyp
     one = await table.changes(empty.cursor)
     assert one.complete
     for offset in range(1, 400):
-        await table.write([item("a", offset)], [offset - 1])
+        await table.write([item("a", offset)], stood(offset - 1))
     for cursor in (empty.cursor, one.cursor):
         late = await table.changes(cursor)
         assert not late.complete
         assert len(late.hashes) == 0
-        await table.write([item("a", 400)], [399])
+        await table.write([item("a", 400)], stood(399))
         assert (await table.changes(late.cursor)).hashes.tolist() == hashes("a").tolist()
 
 
@@ -197,13 +202,13 @@ async def test_an_intent_stands_until_everything_is_written(table: ItemTable) ->
     assert standing["mine"].hashes.tolist() == hashes("a", "b").tolist()
     assert standing["mine"].partitions.tolist() == [0, 7]
     assert abs(standing["mine"].since_ms - time.time() * 1000) < 60_000
-    assert await table.write([item("a", 2), item("b", 2, partition=7)], [9, None], "mine") == [False, True]
+    assert await table.write([item("a", 2), item("b", 2, partition=7)], stood(9, None), "mine") == [False, True]
     assert set(await table.intents()) == {"mine", "another's"}
-    assert await table.write([item("a", 2)], [1]) == [True]
+    assert await table.write([item("a", 2)], stood(1)) == [True]
     assert set(await table.intents()) == {"mine", "another's"}
-    assert await table.write([item("a", 2)], [1], "mine") == [True]
+    assert await table.write([item("a", 2)], stood(1), "mine") == [True]
     assert set(await table.intents()) == {"another's"}
-    assert await table.write([], [], "another's") == []
+    assert await table.write([], stood(), "another's") == []
     assert await table.intents() == {}
 
 
@@ -240,9 +245,9 @@ async def test_only_deleted_records_expire(redis_settings: Settings) -> None:
     key = keys.item_record(redis_settings, COLLECTION, hash64("a"))
     await table.write([item("a", 0)], [None])
     assert await client.pttl(key) == -1
-    await table.write([item("a", 1, deleted=True)], [0])
+    await table.write([item("a", 1, deleted=True)], stood(0))
     assert 0 < await client.pttl(key) <= item_redis.DELETED_TTL_MS
-    await table.write([item("a", 2)], [1])
+    await table.write([item("a", 2)], stood(1))
     assert await client.pttl(key) == -1
     await table.close()
 
@@ -285,7 +290,7 @@ async def test_a_feed_that_vanished_is_incomplete(redis_settings: Settings) -> N
     await client.delete(keys.item_feed(redis_settings, COLLECTION))
     assert not (await table.changes(cursor)).complete
     await asyncio.sleep(0.002)  # an entry's id is its millisecond: within that of the first one it could be the same
-    await table.write([item("a", 1)], [0])
+    await table.write([item("a", 1)], stood(0))
     assert not (await table.changes(cursor)).complete
     await table.close()
 

@@ -134,7 +134,7 @@ class System:
         """Delete an item from the table, and tell it; the index has it still."""
         (stored,) = await self.table.read(hash64_each([item_id]))
         assert stored is not None
-        await self.table.write([ItemRecord(item_id, 0, 1000, deleted=True)], [stored.offset])
+        await self.table.write([ItemRecord(item_id, 0, 1000, deleted=True)], [stored])
         await self.follower.refresh()
 
     def nearest(self, vector: Float32) -> list[str]:

@@ -244,7 +244,7 @@ async def test_a_last_list_is_held_against_what_its_items_are_now(system: System
     assert stored is not None
     update = ItemUpdate(item_id=changed, op="upsert", timestamp_ms=1, attributes={"year": 1950})
     record = ItemRecord(changed, 0, 2000, history_vector=stored.history_vector, update=codec.encode_event(update))
-    await system.table.write([record], [stored.offset])
+    await system.table.write([record], [stored])
     await system.follower.refresh()
     (cached,) = await system.pipeline(last=last, index=Broken()).run([ask(filter=YEAR)])
     assert set(cached.sources) == {"cached"}

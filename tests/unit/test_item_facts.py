@@ -54,7 +54,7 @@ def deleted(name: str, offset: int) -> ItemRecord:
 
 async def put(table: CountedTable, *records: ItemRecord) -> None:
     stored = await MemoryItemTable.read(table, hashes(*(record.item_id for record in records)))
-    assert all(await table.write(records, [None if record is None else record.offset for record in stored]))
+    assert all(await table.write(records, stored))
 
 
 def hashes(*names: str) -> UInt64:

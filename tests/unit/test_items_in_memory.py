@@ -17,6 +17,7 @@ from schemas.records import ItemRecord, hash64_each
 from workers.errors import ConfigurationError, DependencyUnavailable, RowRefused
 from workers.index.memory import MemoryItemIndex
 from workers.index.schema import Collection
+from workers.pipelines.item_order import usual_partition
 from workers.pipelines.items import ItemEvent, ItemsPipeline, ItemsResult, ItemsView
 from workers.ports import Float32, Hits, IndexRows
 from workers.stores.item_memory import MemoryItemTable
@@ -61,11 +62,12 @@ class PickyIndex(MemoryItemIndex):
 
 
 class View:
-    def __init__(self) -> None:
+    def __init__(self, partitions: int | None = None) -> None:
         self.table = MemoryItemTable(DIM)
         self.index = PickyIndex(Collection("items", DIM, "IP", MODEL))
         self.tower = ScaleTower()
-        self.pipeline = ItemsPipeline(ItemsView(DIM, MODEL, ("value",)), self.table, self.index, self.tower, inputs)
+        fields = ItemsView(DIM, MODEL, ("value",), partitions)
+        self.pipeline = ItemsPipeline(fields, self.table, self.index, self.tower, inputs)
 
     async def run(self, *events: ItemEvent) -> ItemsResult:
         return await self.pipeline.run(events)
@@ -167,6 +169,28 @@ async def test_an_item_stays_in_its_partition(view: View) -> None:
     assert codes == [None, "wrong_partition", None]
     assert await view.codes(tombstone("a", 100, partition=1)) == ["wrong_partition"]
     assert await view.values() == {"a": 3}
+
+
+@given(data=st.data())
+def test_in_whatever_order_partitions_are_read_an_item_is_that_of_the_usual_one(data: st.DataObject) -> None:
+    usual = usual_partition("a", 4)
+    logs = {usual: [upsert("a", 10 + n, n, partition=usual) for n in range(3)]}
+    logs |= {other: [upsert("a", 20 + other, 7, partition=other)] for other in range(4) if other != usual}
+    left, events = {partition: list(log) for partition, log in logs.items()}, []
+    while any(left.values()):
+        partition = data.draw(st.sampled_from([partition for partition, log in left.items() if log]))
+        events.append(left[partition].pop(0))
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(events) - 1))))
+
+    async def run() -> None:
+        view = View(partitions=4)
+        for start, end in pairwise([0, *cuts, len(events)]):
+            await view.run(*events[start:end])
+        assert await view.values() == {"a": 12}
+        assert (await view.record("a")).partition == usual
+        assert await view.codes(logs[(usual + 1) % 4][0]) == ["wrong_partition"]
+
+    asyncio.run(run())
 
 
 async def test_an_embedding_of_this_model_takes_the_place_of_the_towers(view: View) -> None:

@@ -10,7 +10,7 @@ from models.spec import FilterType
 from schemas import codec
 from schemas.items import ItemUpdate
 from schemas.recall import FilterClause
-from schemas.records import ItemRecord, hash64
+from schemas.records import ItemRecord, hash64, hash64_each
 from workers.errors import DependencyUnavailable
 from workers.filters import Filter, checked
 from workers.popularity import EVERYBODY
@@ -65,7 +65,7 @@ class World:
     async def put(self, name: str, offset: int = 0, *, gone: bool = False, **attributes: Any) -> None:
         update = ItemUpdate(item_id=name, op="upsert", timestamp_ms=1, attributes=attributes)
         record = ItemRecord(name, 0, offset, deleted=gone, update=b"" if gone else codec.encode_event(update))
-        assert await self.items.write([record], [offset - 1 if offset else None]) == [True]
+        assert await self.items.write([record], await self.items.read(hash64_each([name]))) == [True]
         await self.follower.refresh()
 
     async def count(self, segment: str, amounts: Mapping[str, int]) -> None:

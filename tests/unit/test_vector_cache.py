@@ -57,7 +57,7 @@ def item(name: str, value: float, offset: int = 0, *, deleted: bool = False) -> 
 
 async def put(table: CountedTable, *records: ItemRecord) -> None:
     stored = await table.read(hash64_each([record.item_id for record in records]))
-    assert all(await table.write(records, [None if record is None else record.offset for record in stored]))
+    assert all(await table.write(records, stored))
 
 
 def hashes(*names: str | None) -> UInt64:

@@ -1,7 +1,9 @@
 """Which event of each item counts: the order of item updates, decided purely.
 
-The later offset wins. An item lives in the partition of its first accepted update, two ids with one hash cannot both be
-stored, and a version may not go down. Versions are compared with the last accepted update and not with the highest ever
+The later offset wins. An item lives in the partition of its first accepted update, but moves to the one that the usual
+partitioner gives its key, should an update come through that: which update of several partitions is read first depends
+on chance when a topic is read from its beginning. Two ids with one hash cannot both be stored, and a version may not go
+down. Versions are compared with the last accepted update and not with the highest ever
 seen, and a tombstone carries none: so a rebuild from the compacted topic, where only the last update of each key is
 left, decides the same.
 
@@ -14,6 +16,8 @@ again behind it in turn. With no more than one copy of an item for a batch this 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from aiokafka.partitioner import murmur2
 
 from schemas import codec
 from schemas.codec import ErrorCode
@@ -76,10 +80,21 @@ class Order:
     again: dict[int, int] = field(default_factory=dict)
 
 
-def decide(batch: Sequence[ItemEvent], stored: Mapping[int, ItemRecord], refused: Mapping[int, InvalidInput]) -> Order:
+def usual_partition(item_id: str, partitions: int) -> int:
+    """Where the Java client's default partitioner, and those that follow it, send a key: murmur2, its sign left out."""
+    return int(murmur2(item_id.encode()) & 0x7FFFFFFF) % partitions
+
+
+def decide(
+    batch: Sequence[ItemEvent],
+    stored: Mapping[int, ItemRecord],
+    refused: Mapping[int, InvalidInput],
+    partitions: int | None = None,
+) -> Order:
     """Order a batch on top of the stored records, by item hash; `refused` events are as if they had not come.
 
-    An event at the stored offset is that same event again, and counts again.
+    An event at the stored offset is that same event again, and counts again. The topic has so many `partitions`; where
+    that is not known, items never move.
     """
     groups: dict[int, list[int]] = {}
     for position, event in enumerate(batch):
@@ -87,13 +102,21 @@ def decide(batch: Sequence[ItemEvent], stored: Mapping[int, ItemRecord], refused
             groups.setdefault(hash64(event.item_id), []).append(position)
     order = Order([], dict(refused))
     for item_hash, positions in groups.items():
-        _decide_item(batch, positions, stored.get(item_hash), order)
+        _decide_item(batch, positions, stored.get(item_hash), order, partitions)
     return order
 
 
-def _decide_item(batch: Sequence[ItemEvent], positions: Sequence[int], record: ItemRecord | None, order: Order) -> None:
+def _decide_item(
+    batch: Sequence[ItemEvent],
+    positions: Sequence[int],
+    record: ItemRecord | None,
+    order: Order,
+    partitions: int | None,
+) -> None:
     """Add one item's winner and errors to `order`."""
-    home = batch[positions[0]] if record is None else record
+    home = _home([batch[position] for position in positions], record, partitions)
+    if record is not None and record.partition != home.partition:
+        record = None  # it moves
     stands: ItemEvent | ItemRecord | None = record
     passed: list[ItemEvent] = []  # of the item, and of its partition, and without effect
     winner: int | None = None
@@ -114,6 +137,16 @@ def _decide_item(batch: Sequence[ItemEvent], positions: Sequence[int], record: I
         order.winners.append(winner)
     if stands is not None and any(_misleads(event, stands) for event in passed):
         order.again[hash64(home.item_id)] = max(stands.offset, *(event.offset for event in passed))
+
+
+def _home(events: Sequence[ItemEvent], record: ItemRecord | None, partitions: int | None) -> ItemEvent | ItemRecord:
+    """Whose id and partition the item has: the first one's, or that of one through the usual partition."""
+    first = events[0] if record is None else record
+    moved = [event for event in events if event.item_id == first.item_id and event.partition != first.partition]
+    if not moved or partitions is None:
+        return first
+    usual = usual_partition(first.item_id, partitions)
+    return first if first.partition == usual else next((event for event in moved if event.partition == usual), first)
 
 
 def _is_outdated(event: ItemEvent, stands: ItemEvent | ItemRecord | None) -> bool:

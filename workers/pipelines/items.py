@@ -37,11 +37,15 @@ MAX_LENGTH = 1e15  # of a given vector: the scores of a longer one may overflow,
 
 @dataclass(frozen=True, slots=True)
 class ItemsView:
-    """What one bundle fixes for its items. `fields` are the attributes that can be filtered on."""
+    """What one bundle fixes for its items. `fields` are the attributes that can be filtered on.
+
+    `partitions`: how many the topic has (see item_order).
+    """
 
     dim: int
     model_version: str
     fields: tuple[str, ...]
+    partitions: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +127,7 @@ class ItemsPipeline:
         stored, refused = await self._records(batch)
         await self._require_one_log(batch, stored)
         refused |= self._invalid_embeddings(batch)
-        order = decide(batch, stored, refused)
+        order = decide(batch, stored, refused, self._view.partitions)
         watch.lap_ms("records")
         history: dict[int, bytes] = {}  # position -> history vector, of the events whose vector is in the index
         while waiting := [position for position in order.winners if position not in history]:
@@ -152,7 +156,8 @@ class ItemsPipeline:
             history |= {position: vectors.history[n].tobytes() for n, position in enumerate(upserts)}
             history |= dict.fromkeys(deletes, b"")
             watch.lap_ms("index")
-            order = decide(batch, stored, refused)  # behind a refused event, the one before it counts
+            # behind a refused event, the one before it counts
+            order = decide(batch, stored, refused, self._view.partitions)
 
         # 4. winners that compaction would lose
         records = [_record(batch[position], history[position]) for position in order.winners]
@@ -161,7 +166,7 @@ class ItemsPipeline:
             await self._produce([Standing(stands[item_hash], after) for item_hash, after in order.again.items()])
 
         # 5. item table, and its feed
-        expected = [stored[h].offset if h in stored else None for h in (hash64(r.item_id) for r in records)]
+        expected = [stored.get(hash64(record.item_id)) for record in records]
         written = await self._table.write(records, expected, done)
         watch.lap_ms("table")
         result = _result(batch, order)

@@ -16,6 +16,7 @@ from workers.reconcile.topic import open_topic
 from workers.settings import Settings
 from workers.stores.connect import connect
 from workers.stores.item_redis import RedisItemTable
+from workers.topics import partition_count
 from workers.towers.onnx import open_tower
 
 PATIENT = {"store_timeout_ms": 10_000, "index_timeout_ms": 30_000, "tower_timeout_ms": 30_000}  # at least
@@ -42,7 +43,8 @@ async def open_reconciliation(
     opened.push_async_callback(table.close)
     tower = open_tower(bundle, "item", settings.tower_timeout_ms)
     opened.push_async_callback(tower.close)
-    fields = ItemsView(bundle.dim, bundle.version, tuple(bundle.spec.filterable))
+    partitions = await partition_count(settings, settings.topic("item-updates"))
+    fields = ItemsView(bundle.dim, bundle.version, tuple(bundle.spec.filterable), partitions)
     inputs = partial(tensors.item_inputs, encoding=bundle.encoding)
     parts = Parts(fields, view.collection, bundle.metric, table, index, tower, inputs)
     topic = await opened.enter_async_context(open_topic(settings, view.collection))

@@ -33,16 +33,16 @@ class MemoryItemTable:
         return await self.read(hashes)
 
     async def write(
-        self, records: Sequence[ItemRecord], expected: Sequence[int | None], intent: str | None = None
+        self, records: Sequence[ItemRecord], expected: Sequence[ItemRecord | None], intent: str | None = None
     ) -> list[bool]:
         """Compare and set each record, and announce it."""
         written = []
-        for record, offset in zip(records, expected, strict=True):
+        for record, stood in zip(records, expected, strict=True):
             item_hash = hash64(record.item_id)
             data = self._records.get(item_hash)
             stored = None if data is None else ItemRecord.decode(data)
             fence = None if stored is None else (stored.partition, stored.offset)
-            was_read = None if offset is None else (record.partition, offset)
+            was_read = None if stood is None else (stood.partition, stood.offset)
             done = fence in {was_read, (record.partition, record.offset)}
             if done:
                 self._records[item_hash] = record.encode()

@@ -61,7 +61,7 @@ class RedisItemTable:
         return read_each(values)
 
     async def write(
-        self, records: Sequence[ItemRecord], expected: Sequence[int | None], intent: str | None = None
+        self, records: Sequence[ItemRecord], expected: Sequence[ItemRecord | None], intent: str | None = None
     ) -> list[bool]:
         """Compare and set each record, then announce those that were written, and take the intent back."""
         if not records:
@@ -72,12 +72,12 @@ class RedisItemTable:
             (
                 (self._key(hash64(record.item_id)),),
                 (
-                    b"" if offset is None else item_fence(record.partition, offset),
+                    b"" if stood is None else item_fence(stood.partition, stood.offset),
                     record.encode(),
                     DELETED_TTL_MS if record.deleted else 0,
                 ),
             )
-            for record, offset in zip(records, expected, strict=True)
+            for record, stood in zip(records, expected, strict=True)
         ]
         with translated():
             written = [result == 1 for result in await self._write.call_each(calls)]
