@@ -289,7 +289,7 @@ def _context(worker: Worker, group: str, refill: Refill | None = None, same: Sam
     worker.app = create_app(settings.group(group), settings, POLICIES[worker.kind], refill)
     if refill is not None:
         worker.filling = refill.missing
-        worker.background.append(lambda: or_end_process(refill.watch()))
+        worker.background.append(lambda: or_end_process(refill.watch(), partial(leave_and_end, worker.app)))
     if same is not None:
         worker.app.recall_before_commit = same.check
     worker.probes["kafka"] = partial(ask_broker, worker.app)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
 import structlog
@@ -25,8 +25,9 @@ def stopping_on_signals() -> asyncio.Event:
     return stopping
 
 
-async def or_end_process(work: Awaitable[None]) -> None:
-    """Work that must not raise. If it does, the process ends without a commit.
+async def or_end_process(work: Awaitable[None], leave: Callable[[], Awaitable[None]] | None = None) -> None:
+    """Work that must not raise. If it does, the process ends without a commit; what a store has lost, others will have
+    to read again, and `leave` lets them begin at once.
 
     A supervisor starts it again, and nothing is lost; not after a ConfigurationError, which somebody has to mend.
     """
@@ -34,6 +35,8 @@ async def or_end_process(work: Awaitable[None]) -> None:
         await work
     except StoreLost as error:
         log.error("ending without a commit, to read again what kafka retains", why=str(error))  # noqa: TRY400
+        if leave is not None:
+            await leave()
         end_process()
     except ConfigurationError as error:
         log.error("worker cannot go on, ending it without a commit", why=str(error))  # noqa: TRY400  # one line

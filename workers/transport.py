@@ -19,6 +19,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 import aiokafka
@@ -307,7 +308,7 @@ async def serve(stream: Any, handle: Callable[[Batch], Awaitable[None]], backlog
         if batch.void:  # a rebalance took its partitions while it lay in the agent's queue
             continue
         batch.started = True
-        task = asyncio.create_task(or_end_process(handle(batch)))
+        task = asyncio.create_task(or_end_process(handle(batch), partial(leave_and_end, stream.app)))
         running.add(task)
         task.add_done_callback(running.discard)
 
