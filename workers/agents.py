@@ -122,7 +122,7 @@ class EventAgent(Generic[E]):
         spans = {partition: span for (_, partition), span in batch.spans.items()}
         result = await until_done(lambda: self._run(events, spans), context.dependencies)
         problems += [(r, error) for r, error in zip(records, result.errors, strict=True) if error is not None]
-        held = await context.giving_up.write(problems)
+        held = await context.giving_up.write([each for each in problems if not batch.repeats(each[0])])
         for record, _ in held:
             batch.hold(record)
         batch.done(settles_in_ms=context.settings.redis_durability_ms)

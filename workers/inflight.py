@@ -136,6 +136,10 @@ class Batch:
         self.hold(record)
         self._flight.finish(record)
 
+    def repeats(self, record: Record) -> bool:
+        """Whether a record was committed before: it is read again for its effects, and is no dead letter once more."""
+        return record.offset < self._flight.repeats_before.get((record.topic, record.partition), 0)
+
     @property
     def void(self) -> bool:
         """Whether it was given up before anybody started it: its records will be polled again, here or elsewhere."""
@@ -174,6 +178,7 @@ class InFlight:
         self._changed = changed
         self._now_ms = now_ms
         self._settled_ms = now_ms()  # from then on, all that is finished may be committed
+        self.repeats_before: dict[Partition, int] = {}  # what stands before this offset was committed once
         self._order: dict[Partition, deque[_Run]] = {}
         self._next: dict[Partition, int] = {}
         self._confirmed: dict[Partition, int] = {}
@@ -271,7 +276,11 @@ class InFlight:
                 if order[0]:
                     break
                 order.popleft()
-        return {p: offset for p, offset in self._next.items() if self._confirmed.get(p) != offset}
+        return {
+            partition: offset
+            for partition, offset in self._next.items()
+            if self._confirmed.get(partition) != offset > self.repeats_before.get(partition, 0)
+        }
 
     def is_finished(self, partition: Partition) -> bool:
         """Whether every record that was polled of a partition is finished, and may be committed by now."""

@@ -85,7 +85,8 @@ class Positions:
         consumer, assignment = self._consumer, self._assignment
         assigned = {each.partition: each for each in consumer.assignment()}
         if assigned:
-            starts = await self._starts(refill, assigned)
+            committed = {n: consumer._read_offset[each] for n, each in assigned.items()}
+            starts = await self._starts(refill, assigned, committed)
             if assignment != self._assignment:
                 return
             await consumer._thread.seek_wait({assigned[n]: start.offset for n, start in starts.items()})
@@ -93,12 +94,15 @@ class Positions:
                 return
             for n, start in starts.items():
                 consumer._read_offset[assigned[n]] = start.offset
+                if start.offset < (before := committed[n] or 0):
+                    consumer.flight.repeats_before[assigned[n].topic, n] = before
             self._filling = {assigned[n]: s.complete_at for n, s in starts.items() if s.complete_at is not None}
         self._settled, self._look_at_s = True, 0.0
 
-    async def _starts(self, refill: Refill, assigned: Mapping[int, Any]) -> dict[int, Start]:
+    async def _starts(
+        self, refill: Refill, assigned: Mapping[int, Any], committed: Mapping[int, int | None]
+    ) -> dict[int, Start]:
         consumer = self._consumer
-        committed = {n: consumer._read_offset[each] for n, each in assigned.items()}
 
         async def extents() -> dict[int, Extent]:
             first, end = await consumer._thread.call_thread(self._ends, list(assigned.values()))

@@ -38,6 +38,7 @@ class Place:
         self.counts = MemoryPopularTable()
         self.markers = RedisMarkers(self.client, settings, GROUP)
         self.taken: list[bytes] = []
+        self.repeated: list[bytes] = []
         self.spans: list[tuple[int, int, int]] = []
         self.finished = asyncio.Event()  # batches are done when it is set
         self.finished.set()
@@ -62,6 +63,7 @@ class Place:
         async def handle(batch: Batch) -> None:
             await self.finished.wait()
             self.taken += [record.value for record in batch.records]  # type: ignore[attr-defined]
+            self.repeated += [record.value for record in batch.records if batch.repeats(record)]  # type: ignore[attr-defined]
             spans = [(partition, *span) for (_, partition), span in batch.spans.items()]
             expected = await self.counts.add([PopularChange(*span, {}) for span in spans])
             assert all(at >= first for at, (_, first, _) in zip(expected, spans, strict=True)), "there is a gap"
@@ -133,6 +135,7 @@ async def test_without_markers_all_is_read_again_and_complete_when_it_is_done(pl
         await place.until(lambda: len(place.taken) == 35)
         assert refill.missing() is None
     assert sorted(place.taken) == values(range(35))
+    assert sorted(place.repeated) == values(range(24)), "what was committed"
     place.taken.clear()
     async with place.reading():  # it goes on from there
         await place.send(range(40, 41), partition=1)
