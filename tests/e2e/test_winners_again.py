@@ -13,7 +13,7 @@ from models.datasets.generated import generate
 from schemas import codec
 from schemas.items import AFTER
 from schemas.records import ItemRecord, hash64_each
-from tests.chaos.log import DEAD_LETTERS, ITEMS, Entry, read_topics
+from tests.chaos.log import DEAD_LETTERS, ITEMS, Entry, Logs
 from tests.chaos.model import last_of_each_key
 from tests.chaos.mutants import VARIABLE, site_folder
 from tests.conftest import Stack
@@ -40,8 +40,7 @@ class Fed:
     place: Place
 
     async def entries(self, topic: str) -> list[Entry]:
-        topics = await read_topics(self.settings.kafka_bootstrap, self.settings.namespace, self.settings.partitions)
-        return topics[topic]
+        return (await Logs(self.settings.kafka_bootstrap, self.settings.namespace).read())[topic]
 
     async def record(self, bundle: Bundle) -> ItemRecord | None:
         collection = self.settings.collection(bundle.version)

@@ -150,6 +150,7 @@ async def test_a_batch_that_comes_again_adds_only_what_is_new() -> None:
     async def take(*events: ActivityEvent) -> int:
         return await popular.add(events, [(each, ()) for each in events])
 
+    await table.expect({0: 5})
     assert await take(event(5), event(6), event(0, partition=1)) == 3
     assert await take(event(4), event(5), event(6), event(7), event(0, partition=1)) == 1, (
         "what stands below a counted offset was decided on then"
