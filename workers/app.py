@@ -202,7 +202,8 @@ async def _items(worker: Worker) -> None:
     worker.tower = tower
     worker.opened.push_async_callback(tower.close)
     worker.probes["tower"] = tower.ping
-    context = _context(worker, group, Refill(RedisMarkers(client, settings, group), worker.dependencies), same)
+    refill = Refill(RedisMarkers(client, settings, group), worker.dependencies, deletions_ms=topics.DELETE_RETENTION_MS)
+    context = _context(worker, group, refill, same)
     topic = settings.topic("item-updates")
     log_ends = partial(end_offsets, settings, topic)
     ends = await until_done(lambda: _noted_ends(client, settings, view.collection), worker.dependencies)

@@ -18,7 +18,9 @@ from workers.ports import PopularTable
 from workers.stores.markers_redis import RedisMarkers
 
 LOOK_EVERY_S = 1.0
+DAY_MS = 86_400_000
 EMPTIED = "redis was emptied, or is another one"
+MISSED = "nobody has fed this view for longer than its topic keeps deletions: items that are gone may still be listed"
 
 log = structlog.get_logger()
 
@@ -43,16 +45,24 @@ class Start:
 class Refill:
     """Of one consumer group's topic. `counts` are its popular counts, if it has any, which follow the rule `rule`.
 
+    A topic that is compacted forgets deletions after `deletions_ms`: who was away for longer may have missed some.
+
     A marker's value is the rule whose counts have followed the partition last: those of another one have stood still.
     """
 
     def __init__(
-        self, markers: RedisMarkers, dependencies: Dependencies, counts: PopularTable | None = None, rule: str = ""
+        self,
+        markers: RedisMarkers,
+        dependencies: Dependencies,
+        counts: PopularTable | None = None,
+        rule: str = "",
+        deletions_ms: int | None = None,
     ) -> None:
         self.dependencies = dependencies
         self._markers = markers
         self._counts = counts
         self._rule = rule
+        self._deletions_ms = deletions_ms
         self._filling: dict[int, Start] = {}
         self._since_s = 0.0
 
@@ -64,6 +74,10 @@ class Refill:
         Counts that do not fit are told what to expect: after a change of the rule, where records are gone that were
         never counted, and where they expect more than the topic holds, because it was made anew.
         """
+        away_ms = 0 if self._deletions_ms is None else await self._markers.away_ms()
+        if self._deletions_ms is not None and away_ms > self._deletions_ms:
+            days, kept = round(away_ms / DAY_MS, 1), self._deletions_ms // DAY_MS
+            log.error(MISSED, away_days=days, kept_days=kept, todo="recall items reconcile --repair")
         markers = await self._markers.open(of)
         expected: dict[int, int] = {}
         if self._counts is not None:

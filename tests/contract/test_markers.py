@@ -75,6 +75,6 @@ async def test_an_unreachable_server_is_a_dependency_error(namespace: str, clust
         redis_url="redis://127.0.0.1:1", redis_cluster=cluster, namespace=namespace, store_timeout_ms=300
     )
     markers = RedisMarkers(connect(unreachable), unreachable, GROUP)
-    for call in (markers.open(1), markers.stand(), markers.mark(0, "")):
+    for call in (markers.open(1), markers.stand(), markers.away_ms(), markers.mark(0, "")):
         with pytest.raises(DependencyError):
             await call

@@ -1,7 +1,8 @@
 """Which partitions a Redis holds all retained events of: what an emptied one does not say, and a filled one does.
 
-A hash per consumer group: a field for every partition that is complete, `partitions`, how many there are, and `id`,
-made at random with the hash: so whoever knows the id can tell whether this is still the Redis that it has written to.
+A hash per consumer group: a field for every partition that is complete, `partitions`, how many there are, `fed_ms`,
+when a worker of the group was there last by the clock of Redis, and `id`, made at random with the hash: whoever knows
+the id can tell whether this is still the Redis that it has written to.
 Beside it a string says that every partition is complete: one key more for whoever reads user records.
 """
 
@@ -28,6 +29,19 @@ if whole then redis.call('SET', KEYS[2], ARGV[1]) else redis.call('DEL', KEYS[2]
 return redis.call('HGETALL', KEYS[1])
 """
 
+# KEYS hash. ARGV id. Whether the hash has that id; then somebody is there now.
+STAND = """
+if redis.call('HGET', KEYS[1], 'id') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'fed_ms', redis.call('TIME')[1] * 1000)
+return 1
+"""
+
+# KEYS hash. How long ago somebody was there, in milliseconds.
+AWAY = """
+local now_ms = redis.call('TIME')[1] * 1000
+return now_ms - tonumber(redis.call('HGET', KEYS[1], 'fed_ms') or now_ms)
+"""
+
 
 class RedisMarkers:
     """The markers of one consumer group, on one Redis server or a Redis Cluster. They never expire."""
@@ -39,7 +53,7 @@ class RedisMarkers:
         self._client = client
         self._whole = keys.filled_whole(settings, group)
         self._partitions = 0
-        self._update = Script(client, UPDATE)
+        self._update, self._stand, self._away = (Script(client, text) for text in (UPDATE, STAND, AWAY))
 
     async def open(self, partitions: int) -> dict[int, str]:
         """Values of the partitions that are complete, of so many that the topic has."""
@@ -53,9 +67,15 @@ class RedisMarkers:
         return bool(await self._call(self.id, self._partitions, partition, value.encode()))
 
     async def stand(self) -> bool:
-        """Whether this is still the Redis that was opened, and not emptied since."""
+        """Whether this is still the Redis that was opened, and not emptied since. Notes that somebody is there."""
         with translated():
-            return bool(await self._client.hget(self.key, "id") == self.id)
+            return await self._stand.call_each([((self.key,), (self.id,))]) == [1]
+
+    async def away_ms(self) -> int:
+        """For how long nobody of the group was there; 0 where that is not known."""
+        with translated():
+            [away_ms] = await self._away.call_each([((self.key,), ())])
+        return int(away_ms)
 
     async def _call(self, *arguments: bytes | int) -> dict[bytes, bytes]:
         with translated():
