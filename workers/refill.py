@@ -63,6 +63,7 @@ class Refill:
         self._counts = counts
         self._rule = rule
         self._deletions_ms = deletions_ms
+        self._begun = False
         self._filling: dict[int, Start] = {}
         self._since_s = 0.0
 
@@ -90,6 +91,7 @@ class Refill:
         for partition in partitions:
             if markers.get(partition, self._rule) != self._rule:
                 await self._mark(partition)
+        self._begun = True
         self._filling = {n: start for n, start in starts.items() if start.complete_at is not None}
         self._say(places)
         return starts
@@ -114,6 +116,8 @@ class Refill:
 
     def missing(self) -> str | None:
         """What is still read again, in one line; None when nothing is."""
+        if not self._begun:
+            return "where its partitions begin"
         if not self._filling:
             return None
         return f"the retained events of {len(self._filling)} partitions, which redis did not have"
