@@ -71,7 +71,7 @@ class Worker:
             raise DecodeError(ErrorCode.NOT_JSON, "bad")
         return record
 
-    async def _count(self, events: Sequence[Any]) -> Result:
+    async def _count(self, events: Sequence[Any], spans: Any) -> Result:
         return Result([None] * len(events))
 
     async def run(self, batch: Sequence[Incoming]) -> list[CandidateList]:
