@@ -188,7 +188,11 @@ def test_ctrl_c_ends_a_stack_that_is_starting(home: Home) -> None:
     up.communicate(timeout=30)
     assert up.returncode == 130
     assert running(home.data_dir) is None
-    assert not [pid for pid in Path("/proc").glob("[0-9]*") if home.data_dir in working_directory(pid).parents]
+
+    def nobody_left() -> bool:  # the kernel ends who was being started
+        return not [pid for pid in Path("/proc").glob("[0-9]*") if home.data_dir in working_directory(pid).parents]
+
+    wait_for(nobody_left, 30, "every server has ended")
 
 
 def test_a_data_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
