@@ -116,12 +116,22 @@ class System:
                 service.stop()
 
     def bring_back(self, case: Case) -> None:
+        before = self._restarts()
         for service in self._of(case):
             if case.hangs:  # and start it anew: Milvus ends by itself when it finds that it was away for long
                 service.process.kill()
                 service.stop()
             self.stack.restart(service.name)
+        if "redis" in case.down:  # who has written to it ends: the new one may have lost writes
+            end = time.monotonic() + WITHIN_S
+            while any(self._restarts()[kind] == before[kind] for kind in ("activity", "items")):
+                self.workers.supervise()
+                assert time.monotonic() < end, "a worker goes on with another Redis"
+                time.sleep(0.1)
         wait_ready(self.workers)
+
+    def _restarts(self) -> dict[str, int]:
+        return {state.kind: state.restarts for state in self.workers.states}
 
     def _of(self, case: Case) -> list[Any]:
         return [service for service in self.stack.services if service.name in case.down]
