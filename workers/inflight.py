@@ -87,6 +87,11 @@ class _Run:
             last = offsets.popleft()
         return None if last is None else last + 1
 
+    @property
+    def first(self) -> int:
+        """The first offset that is not finished; there must be one."""
+        return self._offsets[0]
+
     def __len__(self) -> int:
         return len(self._offsets)
 
@@ -282,10 +287,11 @@ class InFlight:
             if self._confirmed.get(partition) != offset > self.repeats_before.get(partition, 0)
         }
 
-    def is_finished(self, partition: Partition) -> bool:
-        """Whether every record that was polled of a partition is finished, and may be committed by now."""
+    def unfinished_from(self, partition: Partition) -> int | None:
+        """The first offset that was polled of a partition and may not be committed yet; None where there is none."""
         self.committable()
-        return not self._order.get(partition)
+        order = self._order.get(partition)
+        return order[0].first if order else None
 
     def confirm(self, committed: Mapping[Partition, int]) -> None:
         """The broker has taken these offsets."""

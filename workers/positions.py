@@ -117,15 +117,16 @@ class Positions:
         return await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
 
     async def _look(self, refill: Refill) -> None:
-        """Tell of partitions that were read to where they ended at first, and are done up to there."""
+        """Tell of partitions that are done up to where they ended when reading began, whatever came since."""
         self._look_at_s = time.monotonic() + LOOK_EVERY_S
         consumer, assignment = self._consumer, self._assignment
-        done = [each for each in self._filling if consumer.flight.is_finished((each.topic, each.partition))]
-        if not done:
-            return
-        positions = await consumer._thread.call_thread(self._positions, done)
-        for each, position in positions.items():
-            if assignment == self._assignment and position >= self._filling[each]:
+        begun = {each: consumer.flight.unfinished_from((each.topic, each.partition)) for each in self._filling}
+        reached = {each: first for each, first in begun.items() if first is not None}
+        if len(reached) < len(begun):  # all that was polled of the others is done
+            others = [each for each in begun if each not in reached]
+            reached |= await consumer._thread.call_thread(self._positions, others)
+        for each, offset in reached.items():
+            if assignment == self._assignment and offset >= self._filling[each]:
                 await refill.complete(each.partition)
                 self._filling.pop(each, None)
 

@@ -9,8 +9,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from workers import app as composition
 from workers import topics
+from workers import worker as composition
 from workers.dependencies import Dependencies
 from workers.health import HealthServer
 from workers.inflight import BatchPolicy

@@ -23,7 +23,8 @@ from workers.settings import Settings
 from workers.stores.connect import connect
 from workers.stores.item_follower import ItemFollower
 from workers.stores.item_redis import RedisItemTable
-from workers.stores.user_redis import RedisUserTable
+from workers.stores.markers_redis import RedisMarkers
+from workers.stores.user_redis import GROUP, RedisUserTable
 from workers.stores.vector_cache import VectorCache
 from workers.towers.onnx import OnnxTower
 
@@ -36,6 +37,9 @@ async def test_a_marketplace_is_served(settings: Settings, tmp_path: Path) -> No
     collection = Collection(settings.collection(bundle.version), dim, bundle.metric, bundle.version)
     table = RedisItemTable(connect(settings), settings, collection.name, dim)
     users = RedisUserTable(connect(settings), settings)
+    markers = RedisMarkers(connect(settings), settings, GROUP)
+    await markers.open(1)
+    assert await markers.mark(0, "")  # nobody's record is missing
     index = await prepare_index(settings, collection, 300)
     item_tower = OnnxTower(bundle.item_tower, signature.item_inputs(encoding), signature.item_outputs(dim), 5000)
     user_tower = OnnxTower(bundle.user_tower, signature.user_inputs(encoding, dim), signature.user_outputs(dim), 5000)
