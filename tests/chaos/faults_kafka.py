@@ -40,6 +40,7 @@ async def unreachable(rig: Rig) -> None:
 async def topic_recreated(rig: Rig) -> None:
     """Activity and requests are deleted, once taken in, and created again while their workers run."""
     anew = (ACTIVITY, REQUESTS)
+    await rig.feeder.steps_more(50)  # so that there are offsets to go back from
     rig.feeder.held |= {*anew}
     await rig.feeder.steps_more(1)
     await rig.feeder.acknowledged()
