@@ -23,6 +23,7 @@ from workers.settings import Settings
 
 SCRIPT = Path(__file__).with_name("passthrough.py")
 PARTITIONS = 4
+SIGTERMS = 12
 both_ways = pytest.mark.parametrize("flow", ["whole", "apart"], indirect=True)
 """Batches that are finished as they came, and records that wait in an intake: see passthrough.py."""
 
@@ -154,7 +155,7 @@ async def test_a_joining_worker_loses_and_repeats_nothing(flow: Flow) -> None:
 
 @both_ways
 @pytest.mark.timeout(600)
-async def test_thirty_sigterms_under_load_repeat_nothing(flow: Flow) -> None:
+async def test_many_sigterms_under_load_repeat_nothing(flow: Flow) -> None:
     stayer = flow.spawn()
     done = asyncio.Event()
 
@@ -165,7 +166,7 @@ async def test_thirty_sigterms_under_load_repeat_nothing(flow: Flow) -> None:
     feeding = asyncio.create_task(feed())
     await flow.passing()
     codes = []
-    for _ in range(30):
+    for _ in range(SIGTERMS):
         leaver = flow.spawn()
         await _ready(flow, leaver)
         leaver.send_signal(signal.SIGTERM)
@@ -173,7 +174,7 @@ async def test_thirty_sigterms_under_load_repeat_nothing(flow: Flow) -> None:
     done.set()
     await feeding
     values = await flow.all_through()
-    assert codes == [0] * 30
+    assert codes == [0] * SIGTERMS
     assert stayer.poll() is None
     assert (len(values), repeats(values)) == (flow.sent, 0)
 
