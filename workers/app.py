@@ -56,6 +56,7 @@ from workers.stores.item_redis import RedisItemTable
 from workers.stores.markers_redis import RedisMarkers
 from workers.stores.popular_redis import RedisPopularTable
 from workers.stores.same_redis import SameRedis
+from workers.stores.user_redis import GROUP as ACTIVITY_GROUP
 from workers.stores.user_redis import RedisUserTable
 from workers.towers.onnx import open_tower
 from workers.transport import (
@@ -179,10 +180,10 @@ async def _activity(worker: Worker) -> None:
     bundle, _ = await until_done(lambda: _active_bundle(worker), worker.dependencies)
     client, same = await _kept_redis(worker)
     settings, spec = worker.settings, bundle.spec
-    markers, popularity = RedisMarkers(client, settings, "recall-activity"), Popularity(bundle.encoding)
+    markers, popularity = RedisMarkers(client, settings, ACTIVITY_GROUP), Popularity(bundle.encoding)
     counts = RedisPopularTable(client, settings, popularity.definition)
     refill = Refill(markers, worker.dependencies, counts, popularity.definition)
-    context = _context(worker, "recall-activity", refill, same)
+    context = _context(worker, ACTIVITY_GROUP, refill, same)
     users, popular = RedisUserTable(client, settings, markers), PopularCounts(counts, popularity)
     pipeline = ActivityPipeline(users, spec.seen_actions, spec.actions, context.observe, popular)
     attach(worker.app, settings.topic("user-activity"), EventAgent(context, decode_activity, pipeline.run))

@@ -92,16 +92,6 @@ async def _at_once(works: Iterable[Awaitable[None]]) -> None:
             task.cancel()
 
 
-async def _at_once(works: Iterable[Awaitable[None]]) -> None:
-    """All of them; when one fails, the others are given up."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
 async def many_kills(rig: Rig, kills: int, report: Report) -> None:
     """kill -9 of workers of all kinds at once, again and again, with a worker that joins and leaves in between."""
 
