@@ -1,4 +1,7 @@
-"""Far more requests than a worker can answer in time: each is answered once, the newest are served first."""
+"""Far more requests than a worker can answer in time: each is answered once.
+
+That the newest are served first is proven where no clock decides it: `tests/unit/test_intake.py`.
+"""
 
 import asyncio
 import time
@@ -16,7 +19,7 @@ from workers.client import RecallClient
 from workers.kafka_client import group_lag
 
 BACKLOG = 3000
-OFFERED = (1.7, 2.5, 1.4, 4.0)  # times what can be done
+OFFERED = 2.5  # times what can be done
 WAVES = 40
 BETWEEN_S = 0.1
 TIMEOUT_MS = 500
@@ -61,28 +64,19 @@ async def reader(live: Live) -> AsyncIterator[Reader]:
 
 
 @pytest.mark.timeout(300)
-async def test_more_than_can_be_done_is_answered_in_full_and_the_newest_come_first(
+async def test_more_than_can_be_done_is_answered_in_full_and_in_time(
     live: Live, client: RecallClient, reader: Reader
 ) -> None:
-    """What is too much, and yet not too much to be read, depends on the machine and on what else it does now."""
     await client.ask(request(new("u")))  # the worker is warm
-    capacity = await capacity_per_s(live, reader)
-    asked: list[RecallRequest] = []
-    for times in OFFERED:
-        wave = int(times * BETWEEN_S * capacity)
-        some = [different(f"{times}-{n}", TIMEOUT_MS) for n in range(WAVES * wave)]
-        asked += some
-        await send(live, some, wave)
-        answers = {answer.request_id: answer for answer in await reader.until({one.request_id for one in some})}
-        assert {answer.status for answer in answers.values()} <= {"ok", "rejected", "expired", "degraded"}
-        refused = [answer for answer in answers.values() if answer.reasons == ["overloaded"]]
-        assert all(answer.timings_ms.total < TIMEOUT_MS for answer in refused), "before their deadlines"
-        served = [answer for answer in answers.values() if answer.status == "ok"]
-        assert all(answer.timings_ms.total <= TIMEOUT_MS and len(answer.item_ids) == 20 for answer in served)
-        if overtaken([answers[one.request_id] for one in some]):
-            break
-    else:
-        pytest.fail("no newer request was served while older ones waited in vain")
+    wave = int(OFFERED * BETWEEN_S * await capacity_per_s(live, reader))
+    asked = [different(f"{n}", TIMEOUT_MS) for n in range(WAVES * wave)]
+    await send(live, asked, wave)
+    answers = await reader.until({one.request_id for one in asked})
+    assert {answer.status for answer in answers} <= {"ok", "rejected", "expired", "degraded"}
+    refused = [answer for answer in answers if answer.reasons == ["overloaded"]]
+    assert all(answer.timings_ms.total < TIMEOUT_MS for answer in refused), "before their deadlines"
+    served = [answer for answer in answers if answer.status == "ok"]
+    assert all(answer.timings_ms.total <= TIMEOUT_MS and len(answer.item_ids) == 20 for answer in served)
 
     topic, group = live.settings.topic("recall-requests"), live.settings.group("recall-requests")
     async with asyncio.timeout(WITHIN_S):
@@ -93,17 +87,6 @@ async def test_more_than_can_be_done_is_answered_in_full_and_the_newest_come_fir
     await reader.until({last.request_id})
     ids = Counter(answer.request_id for answer in reader.answers)
     assert {ids[one.request_id] for one in asked} == {1}, "each is answered once"
-
-
-def overtaken(answers: Sequence[CandidateList]) -> bool:
-    """Whether one was refused after another was served that had been asked much later; in the order of asking."""
-    newest = 0
-    for number, answer in sorted(enumerate(answers), key=lambda pair: pair[1].timestamp_ms):
-        if answer.reasons == ["overloaded"] and number + 1000 < newest:
-            return True
-        if answer.status == "ok":
-            newest = max(newest, number)
-    return False
 
 
 def different(request_id: str, timeout_ms: int) -> RecallRequest:

@@ -210,6 +210,7 @@ async def test_a_partition_that_is_added_is_complete_once_it_is_read(place: Plac
     await place.mark_all()
     await place.send(range(3))
     await place.commit({0: 3})
+    await place.counts.expect({0: 3})
     admin = AIOKafkaAdminClient(bootstrap_servers=place.settings.kafka_bootstrap)
     await admin.start()
     await admin.create_partitions({place.topic: NewPartitions(3)})
