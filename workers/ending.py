@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
@@ -40,6 +41,8 @@ async def or_end_process(work: Awaitable[None], leave: Callable[[], Awaitable[No
         end_process()
     except ConfigurationError as error:
         log.error("worker cannot go on, ending it without a commit", why=str(error))  # noqa: TRY400  # one line
+        sys.stderr.write(f"recall: {error}\n")  # as every command says what it cannot do
+        sys.stderr.flush()
         end_process(WRONG_CONFIGURATION)
     except Exception:
         log.exception("an agent raised; ending without a commit")

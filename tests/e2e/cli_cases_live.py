@@ -15,6 +15,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from models.bundle import Bundle
 from models.datasets.generated import generate
+from schemas.records import ItemRecord
 from tests.conftest import Stack
 from tests.e2e.cli import Done, Place, case
 from tests.e2e.cli_cases import FIT, write_events
@@ -24,6 +25,8 @@ from workers.kafka_client import admin_client, connected
 from workers.local.process import free_ports
 from workers.local.workers import environment
 from workers.settings import AGENT_KINDS, Settings
+from workers.stores.connect import connect
+from workers.stores.item_redis import RedisItemTable
 
 KAFKA_COMMANDS = (
     ("ask", "u"),
@@ -192,6 +195,22 @@ def _(ready: Ready) -> list[Done]:
 @case("`worker`", "the topics do not exist")
 def _(ready: Ready) -> list[Done]:
     return ready.fresh().each(*(["worker", kind] for kind in AGENT_KINDS))
+
+
+@case("`worker`", "`item-updates` was made anew under an item table that knows more of it")
+def _(ready: Ready) -> list[Done]:
+    asyncio.run(store_item(ready, ItemRecord("i0", partition=0, offset=900)))
+    sent = ready.place.recall("send", "items", "items.jsonl")
+    assert sent.code == 0, sent
+    return ready.place.each(["worker", "items"])
+
+
+async def store_item(ready: Ready, record: ItemRecord) -> None:
+    """As an items worker that had read so far."""
+    client = connect(ready.settings)
+    table = RedisItemTable(client, ready.settings, ready.settings.collection(ready.bundle.version))
+    assert await table.write([record], [None]) == [True]
+    await client.aclose()
 
 
 @case("`worker`, `worker all --one-process`", "`web_port` is taken")
