@@ -20,7 +20,7 @@ from workers.local.state import WorkerState
 from workers.local.workers import WorkerProcesses
 from workers.settings import Settings, load_settings
 
-LATE_S = 30.0
+LATE_S = 12.0  # longer than a session
 DEGRADED = {"redis": ["features_unavailable"], "milvus": ["index_unavailable"]}
 
 
@@ -68,9 +68,7 @@ def until_not_ready(worker: WorkerState, dependency: str) -> None:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("late", ["kafka", "redis", "milvus"])
-def test_a_start_with_a_backend_down_that_comes_up_30_s_later(
-    late: str, own_stack: LocalStack, settings: Settings
-) -> None:
+def test_a_start_with_a_backend_down_that_comes_up_later(late: str, own_stack: LocalStack, settings: Settings) -> None:
     next(service for service in own_stack.services if service.name == late).stop()
     came_up = False
     workers = WorkerProcesses(settings)

@@ -190,24 +190,13 @@ def test_workers_and_commands_that_work(guarded: Guarded) -> None:
             assert events.count(life) == 1, (name, events)
 
 
-def test_all_kinds_in_one_process(guarded: Guarded) -> None:
-    worker = guarded.place.start("worker", "all", "--one-process")
-    for _ in AGENT_KINDS:
-        worker.until('"worker ready"')
-    done = ended(worker, "worker all --one-process")
-    events = [(line["event"], line.get("kind")) for line in lines_of(done.err)]
-    for life in ("worker starts", "worker ready", "worker ends"):
-        assert [events.count((life, kind)) for kind in AGENT_KINDS] == [1, 1, 1], events
-
-
-@pytest.mark.parametrize("debug", [[], ["--debug"]])
-def test_credentials_that_are_refused(guarded: Guarded, debug: list[str]) -> None:
+def test_credentials_that_are_refused(guarded: Guarded) -> None:
     place = guarded.place.with_(RECALL_REDIS_URL=guarded.redis_url(quote(REFUSED, safe="")))
-    for command in (["items", "load", "items.jsonl", "--wait"], ["doctor"]):
-        done = place.recall(*command, *debug)
+    for command in (["items", "load", "items.jsonl", "--wait", "--debug"], ["doctor"]):
+        done = place.recall(*command)
         assert done.code == 1
         assert_nothing_leaks(done.out + done.err, " ".join(command))
-    workers = {kind: place.start("worker", kind, *debug) for kind in AGENT_KINDS}
+    workers = {kind: place.start("worker", kind, "--debug") for kind in AGENT_KINDS}  # which says more than without
     for kind, worker in workers.items():
         worker.until("dependency failed")
         refused = [line for line in lines_of(ended(worker, kind).err) if line["event"] == "dependency failed"]
@@ -256,7 +245,7 @@ def test_a_crash_is_told_with_its_place_and_without_secrets(guarded: Guarded) ->
         assert ("Traceback" in said[3]) == bool(debug)
 
 
-def test_a_log_does_not_grow_with_events(guarded: Guarded) -> None:
+def test_the_log_of_all_kinds_in_one_process_does_not_grow_with_events(guarded: Guarded) -> None:
     worker = guarded.place.start("worker", "all", "--one-process")
     for _ in AGENT_KINDS:
         worker.until('"worker ready"')
@@ -270,8 +259,12 @@ def test_a_log_does_not_grow_with_events(guarded: Guarded) -> None:
 
     asyncio.run(send())
     done = ended(worker, "worker all --one-process")
-    after = [line["event"] for line in lines_of(done.err)[before:]]
+    lines = lines_of(done.err)
+    after = [line["event"] for line in lines[before:]]
     assert len(after) <= 10, after
+    events = [(line["event"], line.get("kind")) for line in lines]
+    for life in ("worker starts", "worker ready", "worker ends"):
+        assert [events.count((life, kind)) for kind in AGENT_KINDS] == [1, 1, 1], events
 
 
 def test_an_outage_names_its_dependency_and_libraries_speak_json_too(guarded: Guarded) -> None:

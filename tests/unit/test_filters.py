@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import random
 import re
 from typing import Any
@@ -14,7 +15,7 @@ from workers.index import effort, predicate
 
 DECLARED: dict[str, Any] = {"year": "number", "lang": "string", "used": "bool", "genres": "strings"}
 HOSTILE_CHARACTERS = "\"'\\\n\r\t\0\b\f\x7f\u2028[](){}=!<>&|,.$%_*# aonriébc1🎬"
-FUZZED = 1_000_000
+FUZZED = int(os.environ.get("FUZZED", "100000"))
 
 
 def clause(field: str, op: str, value: Any) -> FilterClause:
@@ -87,7 +88,7 @@ def lite_text(literal: str) -> str:
     return re.sub(r"\\(.)", lambda found: known[found[1]], literal[1:-1], flags=re.DOTALL)
 
 
-def test_a_million_hostile_values_stay_literals() -> None:
+def test_hostile_values_stay_literals() -> None:
     """Each expression is read back: the frame that its op has, and inside it one literal that is the value."""
     rng = random.Random(4)
     start, end = 'json_contains(attributes["genres"], ', ")"

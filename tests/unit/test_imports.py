@@ -13,7 +13,7 @@ PACKAGES = ("schemas", "models", "workers")
 ALLOWED = {"schemas": {"schemas"}, "models": {"schemas", "models"}, "workers": {"schemas", "models", "workers"}}
 VENDORS = {
     "redis": {"workers/stores"},
-    "pymilvus": {"workers/index", "workers/local/probes.py"},
+    "pymilvus": {"workers/index"},
     "grpc": {"workers/index", "workers/local/probes.py"},
     "onnxruntime": {"workers/towers"},
     "pyarrow": {"workers/parquet.py"},
@@ -78,6 +78,12 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+
+
+def test_a_worker_loads_none_of_what_pymilvus_is_made_for() -> None:
+    code = "import sys, workers.app, workers.recall_parts; print({'pymilvus', 'pandas', 'requests'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "set()\n", done.stdout + done.stderr
 
 
 def test_no_file_outgrows_its_subject() -> None:

@@ -5,9 +5,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
-from pymilvus.grpc_gen import milvus_pb2_grpc
 
 from workers.errors import ConfigurationError, DependencyTimeout, DependencyUnavailable, RowRefused
+from workers.index.milvus_protocol import milvus_pb2_grpc
 from workers.settings import Settings
 
 DEPENDENCY = "milvus"

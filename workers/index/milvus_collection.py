@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 import structlog
-from pymilvus.grpc_gen import milvus_pb2, schema_pb2
 
 from workers.errors import ConfigurationError, DependencyUnavailable, RowRefused
 from workers.index import milvus_wire as wire
 from workers.index.milvus import MilvusItemIndex
 from workers.index.milvus_client import DEPENDENCY, NOT_FOUND, NOT_FOUND_BEFORE_2_3, MilvusClient
+from workers.index.milvus_protocol import milvus_pb2, schema_pb2
 from workers.index.schema import ATTRIBUTES, EMBEDDING, ITEM_HASH, ITEM_ID, SCHEMA_FORMAT, Collection
 from workers.settings import Settings
 

@@ -3,11 +3,10 @@
 import re
 from dataclasses import dataclass
 
-from pymilvus.grpc_gen import common_pb2, milvus_pb2
-
 from workers.index import milvus_wire as wire
 from workers.index.milvus_client import MilvusClient
 from workers.index.milvus_collection import verified_index
+from workers.index.milvus_protocol import common_pb2, milvus_pb2
 from workers.index.schema import Collection
 from workers.settings import Settings
 

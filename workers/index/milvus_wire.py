@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import orjson
-from pymilvus.grpc_gen import common_pb2, milvus_pb2, schema_pb2
 
 from workers.index import predicate
+from workers.index.milvus_protocol import common_pb2, milvus_pb2, schema_pb2
 from workers.index.schema import ATTRIBUTES, EMBEDDING, ITEM_HASH, ITEM_ID, encode_attributes, signed_hash
 from workers.ports import Float32, Hits, IndexRows, UInt64
 

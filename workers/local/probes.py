@@ -30,7 +30,8 @@ def kafka_answers(bootstrap: str) -> bool:
 def milvus_answers(target: str) -> bool:
     """One health check."""
     import grpc
-    from pymilvus.grpc_gen import milvus_pb2, milvus_pb2_grpc
+
+    from workers.index.milvus_protocol import milvus_pb2, milvus_pb2_grpc
 
     with grpc.insecure_channel(target) as channel:
         try:
