@@ -112,9 +112,13 @@ async def _instead(rig: Rig, old: list[Worker], new: list[Worker]) -> None:
 
 
 def letters_paused(kind: AgentKind) -> Callable[[Rig], Awaitable[None]]:
-    """More dead letters than the cap allows: the workers pause until they are told to go on."""
+    """More dead letters than the cap allows: the workers pause until they are told to go on.
+
+    To go on is told to workers of all kinds: nobody tells them before all that are meant to have paused.
+    """
 
     async def fault(rig: Rig) -> None:
+        rig.to_pause.add(kind)
         usual, topic = rig.workers.of(kind), TOPIC_OF[kind]
         capped = [rig.workers.start(kind, dead_letters_per_minute=LETTERS_PER_MINUTE) for _ in usual]
         await _instead(rig, usual, capped)
@@ -132,6 +136,8 @@ def letters_paused(kind: AgentKind) -> Callable[[Rig], Awaitable[None]]:
         done = await rig.committed(topic)
         if all(done.get(partition, 0) >= end for partition, end in sent.items()):
             rig.wrong(f"paused {kind} workers have gone on")
+        rig.to_pause.discard(kind)
+        await rig.until(lambda: not rig.to_pause, TAKEN_IN_WITHIN_S, "workers of another kind have not paused")
 
         async def through() -> bool:
             await _resume(rig)

@@ -65,6 +65,7 @@ class Rig:
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
+        self.to_pause: set[AgentKind] = set()  # kinds whose workers are to pause, and have not yet
         namespace = f"c{uuid.uuid4().hex[:8]}"
         own = load_settings(namespace=namespace, data_dir=self.stack.data_dir, stuck_after_ms=STUCK_AFTER_MS)
         self.settings: Settings = with_local_stack(own)
