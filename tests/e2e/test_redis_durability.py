@@ -1,4 +1,7 @@
-"""Nothing is lost with Redis' writes of the last moments: their offsets are not committed yet, so they come again."""
+"""Redis' writes of the last moments may be lost: their offsets are not committed yet.
+
+That nothing is lost then is proven by `redis_tail_lost` and `redis_failover` of `tests/chaos`.
+"""
 
 import asyncio
 import os
@@ -15,8 +18,6 @@ import pytest
 from models.datasets.generated import generate
 from schemas import codec
 from schemas.activity import UserActivity
-from tests.chaos.rig import Rig, fit_bundle
-from tests.chaos.run import own_stack, run
 from tests.conftest import Stack
 from tests.e2e.conftest import fit_small, prepare
 from workers.kafka_client import group_lag, produce
@@ -27,7 +28,6 @@ from workers.stores.connect import connect
 from workers.stores.user_redis import RedisUserTable
 
 WITHIN_S = 240.0
-ENDED = ("redis is another one", "to read again what kafka retains")  # whichever is noticed first
 
 
 @pytest.fixture
@@ -87,17 +87,3 @@ def test_an_offset_is_committed_when_its_write_is_old_enough_also_at_the_end(
     assert worker.wait(60.0) == 0
     assert time.monotonic() - sent_s >= durable_s
     assert asyncio.run(lag(settings)) == 0, "a drain waits until all is committed"
-
-
-@pytest.mark.timeout(600)
-def test_a_lost_tail_and_a_failover_to_a_replica_that_lags_change_nothing() -> None:
-    with own_stack() as stack:
-        rig = Rig(stack, fit_bundle(stack.data_dir / "bundles"), seed=5)
-        assert rig.settings.redis_durability_ms == 2000
-        report, found = asyncio.run(run(rig, [("redis_tail_lost",), ("redis_failover",)]))
-        logs = [path.read_text() for path in sorted((stack.data_dir / "logs").glob(f"{rig.settings.namespace}-*.log"))]
-    assert found == []
-    ended = [death.splitlines()[0] for death in rig.workers.deaths]
-    assert sorted(set(ended)) == ["activity ended with code 1:", "items ended with code 1:"]
-    assert sum(any(line in log for line in ENDED) for log in logs) == len(ended) >= 8, "both of a kind, at each fault"
-    assert report.events > 1000
