@@ -6,6 +6,7 @@ a tower may refuse numbers that nobody sends, and other fields only hold what th
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,13 @@ def items(encoding: Encoding, rows: int, *, numbers: bool, seed: int = 0) -> Inp
     codes[1 : 1 + len(drawn)] = drawn
     codes[1:2] = known
     return {"item_code": codes} | _fields("item", encoding.spec.item, encoding, rows, rng, numbers=numbers)
+
+
+def different(inputs: Inputs) -> Inputs:
+    """The rows that no earlier one is equal to."""
+    columns = [column.reshape(len(column), -1).astype(np.float64) for column in inputs.values()]
+    rows = np.sort(np.unique(np.hstack(columns), axis=0, return_index=True)[1])
+    return {name: column[rows] for name, column in inputs.items()}
 
 
 def users(encoding: Encoding, vectors: NDArray[np.float32], rows: int, *, numbers: bool, seed: int = 0) -> Inputs:
@@ -104,7 +112,7 @@ def _fields(
     for name, field in fields.items():
         known = len(encoding.vocabularies.values.get(f"{section}.{name}", ()))
         if field.kind == "multi":
-            column = np.zeros((rows, known), dtype=np.float32)
+            column: NDArray[Any] = np.zeros((rows, known), dtype=np.float32)
             if known:
                 column[np.arange(rows), rng.integers(0, known, rows)] = 1
             column[:1] = 0

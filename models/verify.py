@@ -21,7 +21,7 @@ TOLERANCE = 1e-5  # of a batch's rows against the same rows alone, relative to a
 MAX_LENGTH = 1e15  # of a vector: scores of longer ones may overflow 32 bits
 DISTINCT_SHARE = 0.5  # of different items' vectors that differ
 FOUND_SHARE = 0.25  # of users nearest to themselves a minute later; chance is 1 of the sample
-SEEN_MARGIN = 0.1  # how far from chance, .5, what was seen has to move its item
+CHANCE_SD = 12**-0.5  # of one place between 0 and 1 that chance gives; means have to be 3 of their own below .5
 PLACES = 4  # digits of the largest value by which vectors are told apart
 
 Float32 = NDArray[np.float32]
@@ -84,10 +84,11 @@ def check_batch(run: Run, inputs: Inputs, alone: int = BATCH) -> str:
             if single[name].shape != among[row : row + 1].shape:
                 shapes = f"{list(single[name].shape)} at batch 1, {list(among.shape)} at batch {rows}"
                 raise Unfit(f"output {name!r} has a shape that depends on the batch: {shapes}")
-            differs = np.abs(single[name][0] - among[row]).max(initial=0)
-            worst = max(worst, float(differs / max(1.0, np.abs(among[row]).max(initial=0))))
-            if not worst <= TOLERANCE:
-                line = f"differs by {worst:.2g} between batch 1 and batch {rows}, {TOLERANCE:.0e} is allowed"
+            differs, largest = (float(np.abs(each).max()) for each in (single[name][0] - among[row], among[row]))
+            differs /= max(1.0, largest)
+            worst = max(worst, differs)
+            if not differs <= TOLERANCE:
+                line = f"differs by {differs:.2g} between batch 1 and batch {rows}, {TOLERANCE:.0e} is allowed"
                 raise Unfit(f"output {name!r} {line}")
     return f"batch 1 and batch {rows} differ by {worst:.1g}, {TOLERANCE:.0e} is allowed"
 
@@ -109,20 +110,18 @@ def check_metric(metric: Metric, users: Float32, items: Float32) -> str:
     return f"{metric}; item vectors have lengths {lengths.min():.3g} to {lengths.max():.3g}"
 
 
-def check_items_differ(inputs: Inputs, outputs: Mapping[str, Float32]) -> str:
-    """Different items have different vectors."""
-    columns = [column.reshape(len(column), -1).astype(np.float64) for column in inputs.values()]
-    different = len(np.unique(np.hstack(columns), axis=0))
-    if different < 2:
+def check_items_differ(items: int, outputs: Mapping[str, Float32]) -> str:
+    """Different items have different vectors; `items` is how many there are, each with other inputs."""
+    if items < 2:
         raise Unfit("all items of the sample have the same inputs: neither vocabulary nor fields tell them apart")
     said = []
     for name, vectors in outputs.items():
-        scale = max(float(np.abs(vectors).max(initial=0)), np.finfo(np.float32).tiny)
+        scale = max(float(np.abs(vectors).max(initial=0)), float(np.finfo(np.float32).tiny))
         distinct = len(np.unique(np.round(vectors.astype(np.float64) / scale, PLACES), axis=0))
-        if distinct < max(2.0, DISTINCT_SHARE * different):
-            raise Unfit(f"{different} different items have {distinct} different vectors in {name!r}")
+        if distinct < max(2.0, DISTINCT_SHARE * items):
+            raise Unfit(f"{items} different items have {distinct} different vectors in {name!r}")
         said.append(f"{distinct} in {name!r}")
-    return f"{different} different items have different vectors: {', '.join(said)}"
+    return f"{items} different items have different vectors: {', '.join(said)}"
 
 
 def check_users_found(before: Float32, after: Float32) -> str:
@@ -138,20 +137,20 @@ def check_users_found(before: Float32, after: Float32) -> str:
 
 
 def check_seen_counts(metric: Metric, users: Float32, items: Float32) -> str:
-    """What a user has seen moves its item: up, or for towers that foretell what is new, down.
+    """What a user has seen speaks for its item, more than chance would.
 
     User n has seen item n alone. For every item, where does its user stand among all, by score? 0 first, .5 by chance.
     Popularity and lengths of user vectors are no help: it is one item, compared between users. Towers of different
-    trainings, whose vectors have nothing in common, stand at chance.
+    trainings, whose vectors have nothing in common, do not reach it.
     """
     scores = _scores(metric, users, items)
     own = np.diagonal(scores)
     above = (scores > own).sum(axis=0) + 0.5 * ((scores == own).sum(axis=0) - 1)
     place = float((above / max(1, len(items) - 1)).mean())
-    margin = max(SEEN_MARGIN, 3 * 0.289 / len(items) ** 0.5)
+    needed = 0.5 - 3 * CHANCE_SD / len(items) ** 0.5
     line = f"the users who have just seen an item stand at {place:.2f} of all by its score (0 first, 0.50 chance)"
-    if abs(place - 0.5) < margin:
-        raise Unfit(f"{line}: user tower and history vectors do not fit the item vectors")
+    if place >= needed:
+        raise Unfit(f"{line}, below {needed:.2f} is needed: user tower and history do not fit the item vectors")
     return line
 
 

@@ -1,8 +1,9 @@
-"""All checks of a bundle, in order, as a table. What they check stands in `models/verify.py`, which a start uses too."""
+"""All checks of a bundle, in order, as a table. The checks stand in `models/verify.py`, which a start uses too."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,9 @@ SAMPLE = 256  # items, and users who have seen one of them
 MAX_KNOWN = 100_000  # items of the vocabulary that are looked at one by one
 LATENCY_RUNS = 20
 LATENCY_S = 2.0  # at most, of each side and batch
-SIDES: tuple[Literal["user", "item"], ...] = ("user", "item")
+
+Say = Callable[[str], None]
+Side = Literal["user", "item"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Report:
             self.checks.append(Check(name, "failed", str(error)))
 
 
-def verify_bundle(path: Path, catalogue: Catalogue | None = None, say: Callable[[str], None] = lambda _: None) -> Report:
+def verify_bundle(path: Path, catalogue: Catalogue | None = None, say: Say = lambda _: None) -> Report:
     """Check a bundle's folder. `catalogue`: sample its items, in place of ones that are made up from the spec."""
     report = Report()
 
@@ -76,9 +79,7 @@ def verify_bundle(path: Path, catalogue: Catalogue | None = None, say: Callable[
 class _Examination:
     """The towers of a whole bundle."""
 
-    def __init__(
-        self, report: Report, bundle: Bundle, catalogue: Catalogue | None, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, report: Report, bundle: Bundle, catalogue: Catalogue | None, say: Say) -> None:
         self._report = report
         self._bundle = bundle
         self._catalogue = catalogue if catalogue is not None and len(catalogue) else None
@@ -94,43 +95,44 @@ class _Examination:
     def run(self) -> None:
         """Item tower first: its vectors are what users' histories are made of."""
         do = self._report.do
-        for side in reversed(SIDES):
+        sides: tuple[Side, ...] = ("item", "user")
+        for side in sides:
             self._say(f"{side} tower")
-            do(f"{side} tower", lambda side=side: self._open(side))
-            do(f"{side} inputs", lambda side=side: self._declared(side, "input"), f"{side} tower")
-            do(f"{side} outputs", lambda side=side: self._declared(side, "output"), f"{side} tower")
-        do("item finite", lambda: self._finite("item"), "item tower", "item inputs", "item outputs")
-        do("user finite", lambda: self._finite("user"), "user tower", "user inputs", "user outputs", "item finite")
-        for side in reversed(SIDES):
-            do(f"{side} batch", lambda side=side: self._batch(side), f"{side} finite")
+            do(f"{side} tower", partial(self._open, side))
+            do(f"{side} inputs", partial(self._declared, side, "input"), f"{side} tower")
+            do(f"{side} outputs", partial(self._declared, side, "output"), f"{side} tower")
+        do("item finite", partial(self._finite, "item"), "item tower", "item inputs", "item outputs")
+        do("user finite", partial(self._finite, "user"), "user tower", "user inputs", "user outputs", "item finite")
+        for side in sides:
+            do(f"{side} batch", partial(self._batch, side), f"{side} finite")
         do("metric", self._metric, "item finite", "user finite")
         self._say("the floor")
         do("floor: items", self._items_differ, "item finite")
         do("floor: users", self._users_found, "user finite")
         do("floor: seen", self._seen_counts, "user finite")
-        for side in reversed(SIDES):
+        for side in sides:
             self._say(f"latency of the {side} tower")
-            do(f"{side} latency", lambda side=side: self._latency(side), f"{side} finite")
+            do(f"{side} latency", partial(self._latency, side), f"{side} finite")
 
-    def _open(self, side: str) -> str:
+    def _open(self, side: Side) -> str:
         self._sessions[side] = open_session(self._paths[side])
         return f"opens, {self._paths[side].stat().st_size / 1e6:.1f} MB"
 
-    def _declared(self, side: str, what: Literal["input", "output"]) -> str:
+    def _declared(self, side: Side, what: Literal["input", "output"]) -> str:
         session = self._sessions[side]
         nodes, expected = (
             (session.get_inputs(), self._inputs) if what == "input" else (session.get_outputs(), self._outputs)
         )
         return verify.check_declared(what, declared(nodes), expected[side])
 
-    def _finite(self, side: Literal["user", "item"]) -> str:
+    def _finite(self, side: Side) -> str:
         """The rows of a start, ones with numbers, and of the item tower every item of the vocabulary."""
         bundle, inputs, outputs = self._bundle, self._inputs[side], self._outputs[side]
         tower = self._towers[side] = OnnxTower(self._paths[side], inputs, outputs, TIMEOUT_MS)
         verify.check_runs(tower.run, verify.start_inputs(side, bundle.encoding, bundle.dim), outputs)
         if side == "item":
             verify.check_runs(tower.run, self._known(inputs), outputs)
-            self._probes[side] = self._sample()
+            self._probes[side] = probes.different(self._sample())
         else:
             vectors = self._item_vectors()[signature.HISTORY_EMBEDDING]
             self._probes[side] = probes.users(bundle.encoding, vectors, verify.BATCH, numbers=True)
@@ -154,7 +156,7 @@ class _Examination:
     def _embedded(self, inputs: Inputs) -> Float32:
         return self._towers["user"].run(inputs)[signature.USER_EMBEDDING]
 
-    def _batch(self, side: str) -> str:
+    def _batch(self, side: Side) -> str:
         first = {name: column[: verify.BATCH] for name, column in self._probes[side].items()}
         return verify.check_batch(self._towers[side].run, first)
 
@@ -163,7 +165,7 @@ class _Examination:
         return verify.check_metric(self._bundle.metric, users, self._item_vectors()[signature.ITEM_EMBEDDING])
 
     def _items_differ(self) -> str:
-        return verify.check_items_differ(self._probes["item"], self._item_vectors())
+        return verify.check_items_differ(len(self._probes["item"]["item_code"]), self._item_vectors())
 
     def _users_found(self) -> str:
         users = self._probes["user"]
@@ -174,11 +176,11 @@ class _Examination:
         seen = probes.just_seen(self._bundle.encoding, self._inputs["user"], vectors[signature.HISTORY_EMBEDDING])
         return verify.check_seen_counts(self._bundle.metric, self._embedded(seen), vectors[signature.ITEM_EMBEDDING])
 
-    def _latency(self, side: str) -> str:
+    def _latency(self, side: Side) -> str:
         found = {}
         for batch in (1, verify.BATCH):
             rows = {name: column[:batch] for name, column in self._probes[side].items()}
-            found[str(batch)] = round(_median_ms(lambda rows=rows: self._towers[side].run(rows)), 3)
+            found[str(batch)] = round(_median_ms(partial(self._towers[side].run, rows)), 3)
         self._report.latency_ms[side] = found
         return f"{found['1']:.2f} ms at batch 1, {found[str(verify.BATCH)]:.2f} ms at batch {verify.BATCH} (median)"
 
@@ -191,8 +193,3 @@ def _median_ms(work: Callable[[], object]) -> float:
         work()
         took.append((time.perf_counter() - started_s) * 1000)
     return float(np.median(took))
-
-
-def failures(checks: Sequence[Check]) -> str:
-    """One line of those that failed."""
-    return "; ".join(f"{each.check}: {each.line}" for each in checks)
