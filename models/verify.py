@@ -52,7 +52,7 @@ def check_declared(side: Literal["input", "output"], found: Mapping[str, Declare
             raise Unfit(f"{side} {name!r} is {there or 'missing'}, the bundle says {_described(wanted)}")
         if not there.shape or isinstance(there.shape[0], int):
             raise Unfit(f"{side} {name!r} is {there}, its batch must be free: a dynamic first axis")
-    return f"{len(expected)}: names, types and shapes are the bundle's, the batch is free"
+    return f"{len(expected)} {side}s: names, types and shapes are the bundle's, the batch is free"
 
 
 def check_runs(run: Run, inputs: Inputs, outputs: Arrays) -> str:

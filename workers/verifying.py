@@ -12,7 +12,6 @@ import numpy as np
 from models import probes, signature, verify
 from models.bundle import Bundle, BundleError, load_bundle
 from models.event_log import Catalogue
-from models.signature import Arrays
 from models.tensors import Inputs, item_inputs
 from models.verify import Float32, Unfit
 from workers.towers.onnx import OnnxTower, declared, open_session
@@ -130,18 +129,15 @@ class _Examination:
         bundle, inputs, outputs = self._bundle, self._inputs[side], self._outputs[side]
         tower = self._towers[side] = OnnxTower(self._paths[side], inputs, outputs, TIMEOUT_MS)
         verify.check_runs(tower.run, verify.start_inputs(side, bundle.encoding, bundle.dim), outputs)
-        if side == "item":
-            verify.check_runs(tower.run, self._known(inputs), outputs)
-            self._probes[side] = probes.different(self._sample())
-        else:
+        if side == "user":
             vectors = self._item_vectors()[signature.HISTORY_EMBEDDING]
             self._probes[side] = probes.users(bundle.encoding, vectors, verify.BATCH, numbers=True)
-        return verify.check_runs(tower.run, self._probes[side], outputs)
-
-    def _known(self, inputs: Arrays) -> Inputs:
-        """Every item of the vocabulary by its code alone, code 0 first."""
-        codes = np.arange(min(len(self._bundle.encoding.vocabularies.item_ids), MAX_KNOWN) + 1)
-        return probes.nothing(inputs, len(codes)) | {"item_code": codes}
+            return verify.check_runs(tower.run, self._probes[side], outputs)
+        codes = np.arange(min(len(bundle.encoding.vocabularies.item_ids), MAX_KNOWN) + 1)
+        verify.check_runs(tower.run, probes.nothing(inputs, len(codes)) | {"item_code": codes}, outputs)
+        self._probes[side] = probes.different(self._sample())
+        line = verify.check_runs(tower.run, self._probes[side], outputs)
+        return f"{line}, and for {len(codes) - 1} items of the vocabulary by their codes alone"
 
     def _sample(self) -> Inputs:
         encoding, catalogue = self._bundle.encoding, self._catalogue

@@ -1,0 +1,139 @@
+"""The towers of docs/examples/own_towers, built, packed and served by a worker as docs/towers.md tells."""
+
+import asyncio
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnxruntime
+import pytest
+
+from models.bundle import Bundle, load_bundle
+from models.datasets import Dataset
+from models.datasets.generated import generate
+from schemas.activity import UserActivity
+from schemas.recall import CandidateList, RecallRequest
+from tests.conftest import Stack
+from tests.e2e.cli import Place
+from tests.e2e.conftest import load
+from workers import topics
+from workers.client import RecallClient
+from workers.demo.sender import Sender
+from workers.local.ready import wait_ready
+from workers.local.workers import WorkerProcesses, environment
+from workers.settings import Settings
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "own_towers"
+WITHIN_S = 60.0
+LIKED, SEEN = 5.0, 2.0
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return generate(items=150, users=80, events=4000)
+
+
+@pytest.fixture(scope="module")
+def towers(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the example's script writes."""
+    folder = tmp_path_factory.mktemp("towers")
+    for name, events in (("items", dataset.items()), ("activity", dataset.activities(range(len(dataset.user))))):
+        (folder / f"{name}.jsonl").write_bytes(b"".join(msgspec.json.encode(event) + b"\n" for event in events))
+    files = [str(folder / "items.jsonl"), str(folder / "activity.jsonl"), str(folder)]
+    subprocess.run([sys.executable, str(EXAMPLE / "build.py"), *files], check=True, cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    namespace = f"t{uuid.uuid4().hex[:12]}"
+    return stack.settings(namespace=namespace, data_dir=tmp_path_factory.mktemp("own") / "data")
+
+
+@pytest.fixture(scope="module")
+def bundle(settings: Settings, towers: Path) -> Bundle:
+    """Packed and made active by the command."""
+    asyncio.run(topics.apply(settings))
+    place = Place(settings.data_dir.parent, environment(settings))
+    files = ["--user-tower", str(towers / "user.onnx"), "--item-tower", str(towers / "item.onnx")]
+    words = ["--spec", str(EXAMPLE / "features.toml"), "--vocabularies", str(towers / "vocabularies.json")]
+    done = place.recall("model", "pack", *files, *words, "--json")
+    assert done.code == 0, done
+    said = msgspec.json.decode(done.out)
+    assert said["ok"]
+    assert {check["result"] for check in said["checks"]} == {"ok"}
+    assert [note.partition(".onnx ")[2] for note in said["notes"]] == [
+        "does not read history_age_s, event_count, gap_s",
+        "has no history_embedding: item_embedding stands for it",
+    ]
+    verified = place.recall("model", "verify", said["version"])
+    assert verified.code == 0, verified
+    return load_bundle(Path(said["path"]))
+
+
+@pytest.fixture(scope="module")
+def served(settings: Settings, bundle: Bundle, dataset: Dataset) -> Iterator[Settings]:
+    """One process of all kinds, the catalogue in."""
+    workers = WorkerProcesses(settings, one_process=True)
+    workers.start()
+    try:
+        wait_ready(workers)
+        asyncio.run(load(settings, dataset))
+        yield settings
+        assert workers.dead() is None, "a worker ended during the test"
+    finally:
+        workers.stop()
+
+
+async def ask(client: RecallClient, after: str | None = None) -> CandidateList:
+    end_at = time.monotonic() + WITHIN_S
+    while True:
+        request = RecallRequest(
+            request_id=uuid.uuid4().hex, user_id="new", k=20, timeout_ms=20_000, after_event_id=after
+        )
+        answer = await client.ask(request)
+        if answer.status == "ok" and len(answer.item_ids) == 20:
+            return answer
+        assert time.monotonic() < end_at, answer
+
+
+async def clicks(served: Settings, dataset: Dataset) -> tuple[CandidateList, CandidateList]:
+    """A new user's list, and the one after a film was liked and another rated."""
+    async with RecallClient(served) as client, Sender(served) as sender:
+        before = await ask(client)
+        rated = zip(dataset.item_ids[3:5], (LIKED, SEEN), strict=True)
+        events = [
+            UserActivity(
+                event_id=f"e{n}", user_id="new", action="rate", timestamp_ms=1000 * n, item_id=item_id, value=value
+            )
+            for n, (item_id, value) in enumerate(rated)
+        ]
+        await sender.activities(events)
+        return before, await ask(client, after="e1")
+
+
+def test_a_worker_serves_the_examples_towers(served: Settings, dataset: Dataset, towers: Path) -> None:
+    before, after = asyncio.run(clicks(served, dataset))
+    words = msgspec.json.decode((towers / "vocabularies.json").read_bytes())
+    item_ids = words["item_ids"]
+    item = onnxruntime.InferenceSession(towers / "item.onnx")
+    genres = np.zeros((len(item_ids), len(words["values"]["item.genres"])), dtype=np.float32)
+    (vectors,) = item.run(None, {"item_code": np.arange(len(item_ids)) + 1, "item_genres": genres})
+    user = onnxruntime.InferenceSession(towers / "user.onnx")
+    seen = [item_ids.index(item_id) for item_id in dataset.item_ids[3:5]]
+    for answer, history, code in ((before, [], []), (after, seen, [1, 2])):
+        rows = np.zeros((1, 20, 32), dtype=np.float32)
+        codes = np.zeros((1, 20), dtype=np.int64)
+        if history:
+            rows[0, -2:], codes[0, -2:] = vectors[history], code
+        (embedded,) = user.run(None, {"history_vectors": rows, "history_codes": codes})
+        scores = {item_id: float(score) for item_id, score in zip(item_ids, vectors @ embedded[0], strict=True)}
+        allowed = sorted((score for item_id, score in scores.items() if item_ids.index(item_id) not in history))[::-1]
+        np.testing.assert_allclose([scores[item_id] for item_id in answer.item_ids], allowed[:20], atol=1e-5)
+        np.testing.assert_allclose(answer.scores, allowed[:20], atol=1e-5)
+    assert before.item_ids != after.item_ids
