@@ -112,11 +112,12 @@ def complete(model: onnx.ModelProto, inputs: Arrays, outputs: Arrays) -> Complet
     declared = {node.name for node in model.graph.input}
     unread = [name for name in inputs if name not in declared]
     model.graph.input.extend(_value(name, inputs[name]) for name in unread)
-    produced = {node.name for node in model.graph.output}
-    one_vector = HISTORY_EMBEDDING in outputs and produced == {ITEM_EMBEDDING}
+    produced = {node.name: node for node in model.graph.output}
+    one_vector = HISTORY_EMBEDDING in outputs and ITEM_EMBEDDING in produced and HISTORY_EMBEDDING not in produced
     if one_vector:
         model.graph.node.append(helper.make_node("Identity", [ITEM_EMBEDDING], [HISTORY_EMBEDDING]))
-        model.graph.output.append(_value(HISTORY_EMBEDDING, outputs[HISTORY_EMBEDDING]))
+        model.graph.output.append(produced[ITEM_EMBEDDING])
+        model.graph.output[-1].name = HISTORY_EMBEDDING
     for nodes, arrays in ((model.graph.input, inputs), (model.graph.output, outputs)):
         for node in nodes:
             if node.name in arrays:

@@ -22,6 +22,7 @@ MAX_LENGTH = 1e15  # of a vector: scores of longer ones may overflow 32 bits
 DISTINCT_SHARE = 0.5  # of different items' vectors that differ
 FOUND_SHARE = 0.25  # of users nearest to themselves a minute later; chance is 1 of the sample
 CHANCE_SD = 12**-0.5  # of one place between 0 and 1 that chance gives; means have to be 3 of their own below .5
+TINY = 1e-30
 PLACES = 4  # digits of the largest value by which vectors are told apart
 
 Float32 = NDArray[np.float32]
@@ -46,7 +47,7 @@ class Declared:
 
 def check_declared(side: Literal["input", "output"], found: Mapping[str, Declared], expected: Arrays) -> str:
     """Names, types and shapes are those of the bundle, and the batch is free."""
-    for name in sorted(expected.keys() | found.keys()):
+    for name in [*expected, *sorted(found.keys() - expected.keys())]:
         there, wanted = found.get(name), expected.get(name)
         if there is None or wanted is None or (there.type, there.shape[1:]) != (wanted.type, wanted.shape):
             raise Unfit(f"{side} {name!r} is {there or 'missing'}, the bundle says {_described(wanted)}")
@@ -116,7 +117,7 @@ def check_items_differ(items: int, outputs: Mapping[str, Float32]) -> str:
         raise Unfit("all items of the sample have the same inputs: neither vocabulary nor fields tell them apart")
     said = []
     for name, vectors in outputs.items():
-        scale = max(float(np.abs(vectors).max(initial=0)), float(np.finfo(np.float32).tiny))
+        scale = max(float(np.abs(vectors).max(initial=0)), TINY)
         distinct = len(np.unique(np.round(vectors.astype(np.float64) / scale, PLACES), axis=0))
         if distinct < max(2.0, DISTINCT_SHARE * items):
             raise Unfit(f"{items} different items have {distinct} different vectors in {name!r}")
@@ -183,7 +184,7 @@ def _scores(metric: Metric, users: Float32, items: Float32) -> NDArray[np.float6
         return -_squared_distances(users, items)
     wide, rows = users.astype(np.float64), items.astype(np.float64)
     if metric == "COSINE":
-        wide, rows = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (wide, rows))
+        wide, rows = (each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), TINY) for each in (wide, rows))
     return wide @ rows.T
 
 

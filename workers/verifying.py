@@ -108,7 +108,7 @@ class _Examination:
         self._say("the floor")
         do("floor: items", self._items_differ, "item finite")
         do("floor: users", self._users_found, "user finite")
-        do("floor: seen", self._seen_counts, "user finite")
+        do("floor: seen", self._seen_counts, "user finite", "metric")
         for side in sides:
             self._say(f"latency of the {side} tower")
             do(f"{side} latency", partial(self._latency, side), f"{side} finite")
