@@ -29,9 +29,8 @@ def items(encoding: Encoding, rows: int, *, numbers: bool, seed: int = 0) -> Inp
     rng = np.random.default_rng(seed)
     known = len(encoding.vocabularies.item_ids)
     codes = np.zeros(rows, dtype=np.int64)
-    drawn = rng.permutation(known)[: rows - 1] + 1
+    drawn = [known, *rng.permutation(max(0, known - 1)) + 1][: rows - 1]
     codes[1 : 1 + len(drawn)] = drawn
-    codes[1:2] = known
     return {"item_code": codes} | _fields("item", encoding.spec.item, encoding, rows, rng, numbers=numbers)
 
 
