@@ -1,4 +1,4 @@
-"""The towers of docs/examples/own_towers, built, packed and served by a worker as docs/towers.md tells."""
+"""The towers of docs/examples/own_towers, trained, packed and served by a worker as docs/towers.md tells."""
 
 import asyncio
 import subprocess
@@ -31,6 +31,8 @@ from workers.settings import Settings
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "own_towers"
 WITHIN_S = 60.0
 LIKED, SEEN = 5.0, 2.0
+AS_OF_MS = 10_000
+UNREAD = {"build.py": "history_age_s, event_count, gap_s", "pytorch_tower.py": "event_count, gap_s"}
 
 
 @pytest.fixture(scope="module")
@@ -38,25 +40,34 @@ def dataset() -> Dataset:
     return generate(items=150, users=80, events=4000)
 
 
+@pytest.fixture(scope="module", params=list(UNREAD))
+def script(request: pytest.FixtureRequest) -> str:
+    """One that is without PyTorch, and one for where it is installed."""
+    if request.param == "pytorch_tower.py":
+        pytest.importorskip("torch")
+        pytest.importorskip("onnxscript")
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def towers(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the example's script writes."""
+def towers(script: str, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the script writes."""
     folder = tmp_path_factory.mktemp("towers")
     for name, events in (("items", dataset.items()), ("activity", dataset.activities(range(len(dataset.user))))):
         (folder / f"{name}.jsonl").write_bytes(b"".join(msgspec.json.encode(event) + b"\n" for event in events))
     files = [str(folder / "items.jsonl"), str(folder / "activity.jsonl"), str(folder)]
-    subprocess.run([sys.executable, str(EXAMPLE / "build.py"), *files], check=True, cwd=folder)
+    subprocess.run([sys.executable, str(EXAMPLE / script), *files], check=True, cwd=folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def settings(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def settings(script: str, stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     namespace = f"t{uuid.uuid4().hex[:12]}"
     return stack.settings(namespace=namespace, data_dir=tmp_path_factory.mktemp("own") / "data")
 
 
 @pytest.fixture(scope="module")
-def bundle(settings: Settings, towers: Path) -> Bundle:
+def bundle(settings: Settings, script: str, towers: Path) -> Bundle:
     """Packed and made active by the command."""
     asyncio.run(topics.apply(settings))
     place = Place(settings.data_dir.parent, environment(settings))
@@ -68,7 +79,7 @@ def bundle(settings: Settings, towers: Path) -> Bundle:
     assert said["ok"]
     assert {check["result"] for check in said["checks"]} == {"ok"}
     assert [note.partition(".onnx ")[2] for note in said["notes"]] == [
-        "does not read history_age_s, event_count, gap_s",
+        f"does not read {UNREAD[script]}",
         "has no history_embedding: item_embedding stands for it",
     ]
     verified = place.recall("model", "verify", said["version"])
@@ -94,7 +105,12 @@ async def ask(client: RecallClient, after: str | None = None) -> CandidateList:
     end_at = time.monotonic() + WITHIN_S
     while True:
         request = RecallRequest(
-            request_id=uuid.uuid4().hex, user_id="new", k=20, timeout_ms=20_000, after_event_id=after
+            request_id=uuid.uuid4().hex,
+            user_id="new",
+            timestamp_ms=AS_OF_MS,
+            k=20,
+            timeout_ms=20_000,
+            after_event_id=after,
         )
         answer = await client.ask(request)
         if answer.status == "ok" and len(answer.item_ids) == 20:
@@ -126,14 +142,17 @@ def test_a_worker_serves_the_examples_towers(served: Settings, dataset: Dataset,
     (vectors,) = item.run(None, {"item_code": np.arange(len(item_ids)) + 1, "item_genres": genres})
     user = onnxruntime.InferenceSession(towers / "user.onnx")
     seen = [item_ids.index(item_id) for item_id in dataset.item_ids[3:5]]
-    for answer, history, code in ((before, [], []), (after, seen, [1, 2])):
-        rows = np.zeros((1, 20, 32), dtype=np.float32)
-        codes = np.zeros((1, 20), dtype=np.int64)
-        if history:
-            rows[0, -2:], codes[0, -2:] = vectors[history], code
-        (embedded,) = user.run(None, {"history_vectors": rows, "history_codes": codes})
-        scores = {item_id: float(score) for item_id, score in zip(item_ids, vectors @ embedded[0], strict=True)}
-        allowed = sorted((score for item_id, score in scores.items() if item_ids.index(item_id) not in history))[::-1]
+    for answer, history, codes, ages_s in ((before, [], [], []), (after, seen, [1, 2], [10.0, 9.0])):
+        inputs = {
+            "history_vectors": np.zeros((1, 20, 32), dtype=np.float32),
+            "history_codes": np.zeros((1, 20), dtype=np.int64),
+            "history_age_s": np.zeros((1, 20), dtype=np.float32),
+        }
+        for column, values in zip(inputs.values(), (vectors[history], codes, ages_s), strict=True):
+            column[0, 20 - len(history) :] = values
+        (embedded,) = user.run(None, {node.name: inputs[node.name] for node in user.get_inputs()})
+        scores = dict(zip(item_ids, (vectors @ embedded[0]).tolist(), strict=True))
+        allowed = sorted((scores[item_id] for n, item_id in enumerate(item_ids) if n not in history), reverse=True)
         np.testing.assert_allclose([scores[item_id] for item_id in answer.item_ids], allowed[:20], atol=1e-5)
         np.testing.assert_allclose(answer.scores, allowed[:20], atol=1e-5)
     assert before.item_ids != after.item_ids
