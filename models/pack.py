@@ -20,7 +20,7 @@ from models.signature import HISTORY_EMBEDDING, ITEM_EMBEDDING, Array, Arrays
 from models.spec import Spec
 from models.tensors import Vocabularies
 
-MESSAGES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
+ELEMENT_TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
 
 
 class PackError(ValueError):
@@ -126,14 +126,14 @@ def complete(model: onnx.ModelProto, inputs: Arrays, outputs: Arrays) -> Complet
 
 
 def _value(name: str, array: Array) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, MESSAGES[array.type], ["batch", *array.shape])
+    return helper.make_tensor_value_info(name, ELEMENT_TYPES[array.type], ["batch", *array.shape])
 
 
 def _close(node: onnx.ValueInfoProto, array: Array) -> None:
     """Give axes behind the batch their size where the file leaves it open."""
     tensor = node.type.tensor_type
-    if not tensor.HasField("shape"):
-        node.CopyFrom(_value(node.name, array) if tensor.elem_type == MESSAGES[array.type] else node)
+    if not tensor.HasField("shape") and tensor.elem_type == ELEMENT_TYPES[array.type]:
+        node.CopyFrom(_value(node.name, array))
     if len(tensor.shape.dim) == len(array.shape) + 1:
         for axis, size in zip(tensor.shape.dim[1:], array.shape, strict=True):
             if not axis.HasField("dim_value"):

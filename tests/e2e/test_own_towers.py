@@ -61,7 +61,7 @@ def towers(script: str, dataset: Dataset, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def settings(script: str, stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def settings(towers: Path, stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     namespace = f"t{uuid.uuid4().hex[:12]}"
     return stack.settings(namespace=namespace, data_dir=tmp_path_factory.mktemp("own") / "data")
 

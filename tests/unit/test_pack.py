@@ -70,6 +70,13 @@ def test_a_second_vector_is_kept_and_a_whole_tower_is_packed_byte_for_byte(tmp_p
     assert packed.bundle.item_tower.read_bytes() == (tmp_path / ITEM).read_bytes()
 
 
+def test_an_output_without_a_shape_gets_one(tmp_path: Path) -> None:
+    def shapeless(model: onnx.ModelProto) -> None:
+        model.graph.output[0].type.tensor_type.ClearField("shape")
+
+    assert pack(write_towers(tmp_path, user=shapeless, item=shapeless)).bundle.dim == 32
+
+
 def test_axes_that_an_exporter_left_open_are_closed(tmp_path: Path) -> None:
     vague = {"user": ("user_embedding", "history_vectors"), "item": ("item_embedding", "item_genres")}
 
