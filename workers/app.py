@@ -192,6 +192,10 @@ async def _activity(worker: Worker) -> None:
 async def _items(worker: Worker) -> None:
     settings = worker.settings
     bundle, view = await until_done(lambda: _active_bundle(worker), worker.dependencies)
+    tower = open_tower(bundle, "item", settings.tower_timeout_ms)
+    worker.tower = tower
+    worker.opened.push_async_callback(tower.close)
+    worker.probes["tower"] = tower.ping
     client, same = await _kept_redis(worker)
     group = f"recall-items.{view.collection}"
     table = RedisItemTable(client, settings, view.collection, bundle.dim)
@@ -199,10 +203,6 @@ async def _items(worker: Worker) -> None:
     index = await until_done(lambda: prepare_index(settings, _collection(bundle, view), rows), worker.dependencies)
     worker.opened.push_async_callback(index.close)
     worker.probes["milvus"] = index.ping
-    tower = open_tower(bundle, "item", settings.tower_timeout_ms)
-    worker.tower = tower
-    worker.opened.push_async_callback(tower.close)
-    worker.probes["tower"] = tower.ping
     refill = Refill(RedisMarkers(client, settings, group), worker.dependencies, deletions_ms=topics.DELETE_RETENTION_MS)
     context = _context(worker, group, refill, same)
     topic = settings.topic("item-updates")

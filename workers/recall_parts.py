@@ -70,10 +70,10 @@ async def open_recall_parts(
     bundle, names = active
     spec = bundle.spec
     view = View(bundle.encoding, bundle.dim, bundle.version, names.collection, plans(settings.scenes, spec))
-    index = await open_index(settings, Collection(names.collection, bundle.dim, bundle.metric, bundle.version))
-    opened.push_async_callback(index.close)
     tower = open_tower(bundle, "user", settings.tower_timeout_ms)
     opened.push_async_callback(tower.close)
+    index = await open_index(settings, Collection(names.collection, bundle.dim, bundle.metric, bundle.version))
+    opened.push_async_callback(index.close)
     table = RedisItemTable(client, settings, names.collection, bundle.dim)
     vectors = VectorCache(table, bundle.dim, looked_up=_counted(tools.metrics))
     facts = ItemFacts(table, tuple(spec.filterable))

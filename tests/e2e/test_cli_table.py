@@ -7,14 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import cli_cases_explain, cli_cases_letters, cli_cases_reconcile, cli_cases_users
+from tests.e2e import (
+    cli_cases_bundles,
+    cli_cases_explain,
+    cli_cases_letters,
+    cli_cases_reconcile,
+    cli_cases_users,
+)
 from tests.e2e.cli import CASES, Done, processes_of
 from tests.e2e.cli_cases import idle
+from tests.e2e.cli_cases_bundles import towers
 from tests.e2e.cli_cases_live import packed, ready
 from tests.e2e.cli_cases_stack import ended, own
 from workers.cli.main import COMMANDS
 
 __all__ = [
+    "cli_cases_bundles",
     "cli_cases_explain",
     "cli_cases_letters",
     "cli_cases_reconcile",
@@ -24,6 +32,7 @@ __all__ = [
     "own",
     "packed",
     "ready",
+    "towers",
 ]  # cases and fixtures
 
 ROOT = Path(__file__).parents[2]

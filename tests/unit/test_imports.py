@@ -18,7 +18,7 @@ VENDORS = {
     "onnxruntime": {"workers/towers"},
     "pyarrow": {"workers/parquet.py"},
     "faust": {"workers/app.py", "workers/agents.py", "workers/transport.py"},
-    "onnx": {"models/graphs.py"},
+    "onnx": {"models/graphs.py", "models/pack.py"},
     "scipy": {"models/samples.py", "models/closed_form.py", "models/polish.py"},
 }
 

@@ -54,7 +54,7 @@ def fit(
         result = run_fit(source, job, settings, working.update)
     result = {"decode_s": round(decode_s, 2)} | result
     if not no_activate:
-        _activate(settings, result)
+        activate(settings, result)
     if as_json:
         print(orjson.dumps(result).decode())
         return
@@ -70,7 +70,8 @@ def fit(
         print("it is the active bundle now; `recall up` starts workers with it (restart those that run)")
 
 
-def _activate(settings: Settings, result: dict[str, Any]) -> None:
+def activate(settings: Settings, result: dict[str, Any]) -> None:
+    """Make a bundle, by its `path` and `version`, the active one. Raises RecallError: it is written all the same."""
     from workers import views
     from workers.local.discover import with_local_stack
 

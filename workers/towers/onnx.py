@@ -10,24 +10,57 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from models import signature
+from models import probes, signature, verify
 from models.bundle import Bundle
-from models.signature import Array, Arrays
+from models.signature import Arrays
+from models.verify import Declared, Unfit
 from workers.errors import ConfigurationError, DependencyTimeout, DependencyUnavailable, RowRefused
 from workers.ports import Float32
 
 DEPENDENCY = "tower"
 MAX_ROWS = 4096  # of one run; larger batches are split, which bounds the memory
+OTHER_FILES = "session.model_external_initializers_file_folder_path"
 TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
 
 def open_tower(bundle: Bundle, side: Literal["user", "item"], timeout_ms: int) -> "OnnxTower":
-    """One of a bundle's towers. Raises ConfigurationError when its names, types or shapes are not the bundle's."""
+    """One of a bundle's towers, tried on a few rows.
+
+    Raises ConfigurationError when its names, types or shapes are not the bundle's, when it does not run or gives no
+    finite vectors, and when these depend on the batch.
+    """
     encoding, dim = bundle.encoding, bundle.dim
     if side == "user":
-        inputs, outputs = signature.user_inputs(encoding, dim), signature.user_outputs(dim)
-        return OnnxTower(bundle.user_tower, inputs, outputs, timeout_ms)
-    return OnnxTower(bundle.item_tower, signature.item_inputs(encoding), signature.item_outputs(dim), timeout_ms)
+        path, inputs, outputs = bundle.user_tower, signature.user_inputs(encoding, dim), signature.user_outputs(dim)
+    else:
+        path, inputs, outputs = bundle.item_tower, signature.item_inputs(encoding), signature.item_outputs(dim)
+    tower = OnnxTower(path, inputs, outputs, timeout_ms)
+    try:
+        verify.check_start(tower.run, verify.start_inputs(side, encoding, dim), outputs)
+    except Unfit as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+    return tower
+
+
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """A model of one thread, its weights all in this file. Raises Unfit."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry(OTHER_FILES, str(path / "nowhere"))  # what no checksum of a bundle covers
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    except OSError as error:
+        raise Unfit(f"cannot be opened: {error.strerror}") from error
+    except Exception as error:  # onnxruntime's exceptions share no base class but this
+        raise Unfit(f"cannot be opened: {' '.join(str(error).split())}") from error
+
+
+def declared(nodes: list[Any]) -> dict[str, Declared]:
+    """What a session says of its inputs, or of its outputs."""
+    return {node.name: Declared(TYPES.get(node.type, node.type), tuple(node.shape)) for node in nodes}
 
 
 class OnnxTower:
@@ -38,19 +71,14 @@ class OnnxTower:
 
     def __init__(self, path: Path, inputs: Arrays, outputs: Arrays, timeout_ms: int) -> None:
         """Open and verify the model. Raises ConfigurationError when names, types or shapes are not the bundle's."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions share no base class but this
-            raise ConfigurationError(f"{path} cannot be opened: {' '.join(str(error).split())}") from error
-        _verify(path, "input", self._session.get_inputs(), inputs)
-        _verify(path, "output", self._session.get_outputs(), outputs)
+            self._session = open_session(path)
+            verify.check_declared("input", declared(self._session.get_inputs()), inputs)
+            verify.check_declared("output", declared(self._session.get_outputs()), outputs)
+        except Unfit as error:
+            raise ConfigurationError(f"{path}: {error}") from error
         self._inputs = list(inputs)
-        self._nothing = {name: np.zeros((1, *array.shape), dtype=array.type) for name, array in inputs.items()}
+        self._nothing = probes.nothing(inputs)
         self._outputs = {name: array.shape for name, array in outputs.items()}
         self._timeout_s = timeout_ms / 1000
         self.running: object | None = None  # the run that the thread is in
@@ -125,15 +153,3 @@ class OnnxTower:
 
 def _finite(outputs: Mapping[str, Float32]) -> bool:
     return all(bool(np.isfinite(output).all()) for output in outputs.values())
-
-
-def _verify(path: Path, side: str, found: list[Any], expected: Arrays) -> None:
-    actual = {node.name: Array(TYPES.get(node.type, node.type), tuple(node.shape[1:])) for node in found}
-    for name in sorted(expected.keys() | actual.keys()):
-        if actual.get(name) != expected.get(name):
-            what = f"{side} {name!r} is {_describe(actual.get(name))}, the bundle says {_describe(expected.get(name))}"
-            raise ConfigurationError(f"{path}: {what}")
-
-
-def _describe(array: Array | None) -> str:
-    return "missing" if array is None else f"{array.type}{['batch', *array.shape]}".replace("'", "")
