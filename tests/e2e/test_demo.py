@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_demo_without_a_terminal_shows_everything_and_ends(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "workers.cli.main", "demo", "--data", "generated", "--json"]
     env = os.environ | {"RECALL_DATA_DIR": str(tmp_path)}

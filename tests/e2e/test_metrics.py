@@ -28,7 +28,7 @@ from workers.settings import AGENT_KINDS, load_settings
 logs.configure()
 uvloop.run(app.run(load_settings(), AGENT_KINDS))
 """
-WITHIN_S = 40.0
+WITHIN_S = 120.0
 
 Samples = dict[str, float]
 """Declared name -> the sum of its samples (of a histogram, how much was observed)."""
