@@ -107,7 +107,20 @@ async def _instead(rig: Rig, old: list[Worker], new: list[Worker]) -> None:
     await rig.until(lambda: all(worker.ready() for worker in new), READY_WITHIN_S, "the new workers are not ready")
     for worker in old:
         rig.workers.terminate(worker)
+
+    def gone() -> bool:
+        return all(worker.process.poll() is not None for worker in old)
+
+    await rig.until(gone, READY_WITHIN_S, "workers that were told to end have not ended")
     for kind in {worker.kind for worker in new}:
+        partitions = len(await rig.ends(TOPIC_OF[kind]))
+
+        def have_all(kind: AgentKind = kind, partitions: int = partitions) -> bool:
+            return partitions == sum(
+                worker.gauges().get("recall_assigned_partitions", 0) for worker in rig.workers.of(kind)
+            )
+
+        await rig.until(have_all, READY_WITHIN_S, f"{kind} workers do not have all partitions")
         await rig.working(kind)
 
 
