@@ -1,0 +1,189 @@
+"""Evaluation as a command does it: what is asked, which models answer, and the one table of them all."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.bundle import Bundle, BundleError, load_bundle
+from models.evaluation import leave_one_out, report
+from models.evaluation.baselines import BASELINES
+from models.evaluation.ranking import Progress, Ranker, Ranking, RankingError, rank
+from models.evaluation.timeline import AT_ONCE, Delay, Timeline
+from models.evaluation.two_tower import TowerRanker
+from models.evaluation.window import Window, time_window
+from models.event_log import Catalogue
+from models.spec import SpecError
+from models.tensors import Encoding, Vocabularies
+from workers.errors import ConfigurationError, RecallError
+from workers.fitting import Job, Source, embedders, fit_bundle
+
+CLOSED_FORMS = {"closed-form": False, "closed-form-polished": True}  # name -> with the softmax epoch
+NAMES = (*BASELINES, *CLOSED_FORMS)
+SHARE_OF_WINDOW = 0.1  # of the events of one's own: the last tenth is tested on, the one before it is for validation
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to evaluate. `delays` are told apart by name; a bundle's name in the table is its version."""
+
+    bundles: Sequence[Path]
+    baselines: Sequence[str]
+    reference: str | None
+    validation: bool
+    leave_one_out: bool
+    delays: dict[str, Delay]
+    resampling: report.Resampling
+
+
+@dataclass(frozen=True)
+class Say:
+    """`update(what, part)` while something goes on, `done(line)` when it is over."""
+
+    update: Callable[[str, float | None], None]
+    done: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What may be fitted on, what is visible, and what is asked."""
+
+    source: Source  # its log is what may be fitted on
+    training: Timeline
+    visible: Timeline
+    window: Window
+    known: Catalogue  # what had appeared when the fit ends
+    described: dict[str, Any]
+
+
+def evaluate(source: Source, question: Question, say: Say) -> dict[str, Any]:
+    """Every model of the question in one table. Raises RecallError, ConfigurationError with one line."""
+    setting = _leave_one_out(source, question) if question.leave_one_out else _temporal(source, question)
+    if not len(setting.window.item):
+        raise RecallError("the window holds no target event: there is nothing to evaluate")
+    bundles = [_load(path, setting) for path in question.bundles]
+    rankings: dict[str, Ranking] = {}
+    seconds: dict[str, dict[str, float]] = {}
+    reference = question.reference or (bundles[0].version if bundles else question.baselines[-1])
+    for name, ranker, fit_s in _rankers(bundles, question.baselines, setting, say):
+        rankings[name], rank_s = _ranked(name, ranker, setting, AT_ONCE, say)
+        seconds[name] = {"fit_s": round(fit_s, 2), "rank_s": round(rank_s, 2)}
+        say.done(f"{name}: fitted in {fit_s:.1f} s, ranked in {rank_s:.1f} s")
+        for late, delay in question.delays.items() if name == reference else ():
+            rankings[f"{name}@{late}"], rank_s = _ranked(f"{name}@{late}", ranker, setting, delay, say)
+            seconds[f"{name}@{late}"] = {"fit_s": 0.0, "rank_s": round(rank_s, 2)}
+    say.update("resampling users", None)
+    found = report.table(rankings, setting.window, setting.training.target_counts, reference, question.resampling)
+    for name, figures in found["models"].items():
+        figures |= seconds[name]
+    return setting.described | found
+
+
+def _temporal(source: Source, question: Question) -> Setting:
+    begin_ms, end_ms = _bounds(source, question.validation)
+    catalogue = source.known_until(None)
+    protocol = Encoding(source.spec, Vocabularies({}, []))  # a protocol asks the spec alone
+    visible = Timeline(source.log, catalogue, protocol)
+    before = source.log.before(begin_ms)
+    return Setting(
+        replace(source, log=before),
+        Timeline(before, catalogue, protocol),
+        visible,
+        time_window(visible, begin_ms, end_ms),
+        source.known_until(begin_ms),
+        {"protocol": "temporal", "window": "validation" if question.validation else "test"}
+        | {"begin_ms": begin_ms, "end_ms": end_ms},
+    )
+
+
+def _bounds(source: Source, validation: bool) -> tuple[int, int | None]:
+    if source.test_ms is not None and source.validation_ms is not None:
+        validation_ms, test_ms = source.validation_ms, source.test_ms
+    elif len(source.log):
+        shares = [1 - 2 * SHARE_OF_WINDOW, 1 - SHARE_OF_WINDOW]
+        validation_ms, test_ms = (int(time_ms) for time_ms in np.quantile(source.log.timestamp_ms, shares))
+    else:
+        raise RecallError("there is no activity to evaluate on")
+    return (validation_ms, test_ms) if validation else (test_ms, None)
+
+
+def _leave_one_out(source: Source, question: Question) -> Setting:
+    try:
+        spec, features = leave_one_out.any_value(source.spec, source.features)
+    except SpecError as error:
+        raise ConfigurationError(str(error)) from error
+    catalogue = source.known_until(None)
+    split = leave_one_out.leave_one_out(source.log, catalogue, spec, validation=question.validation)
+    protocol = Encoding(spec, Vocabularies({}, []))
+    visible = Timeline(split.visible, catalogue, protocol)
+    return Setting(
+        replace(source, log=split.training, spec=spec, features=features),
+        Timeline(split.training, catalogue, protocol),
+        visible,
+        leave_one_out.window(split, visible),
+        catalogue,
+        {"protocol": "leave-one-out", "window": "validation" if question.validation else "test"},
+    )
+
+
+def _load(path: Path, setting: Setting) -> Bundle:
+    try:
+        bundle = load_bundle(path)
+    except BundleError as error:
+        raise ConfigurationError(str(error)) from error
+    told = bundle.manifest.figures.get("newest_event_ms")
+    newest_ms = int(setting.training.log.timestamp_ms.max(initial=0))
+    if isinstance(told, int) and told > newest_ms:
+        raise ConfigurationError(
+            f"{bundle.version} was fitted on events up to {told}, the window asks for what comes after {newest_ms}: "
+            "fit it with --until-ms, or with --evaluate"
+        )
+    return bundle
+
+
+def _rankers(
+    bundles: Sequence[Bundle], baselines: Sequence[str], setting: Setting, say: Say
+) -> Iterator[tuple[str, Ranker, float]]:
+    """Names, rankers, and the seconds that their fit took, one at a time: only one is held in memory."""
+    for bundle in bundles:
+        yield bundle.version, _towers(bundle.version, bundle, say), 0.0
+    for name in baselines:
+        say.update(f"fitting {name}", None)
+        started = time.perf_counter()
+        if name in BASELINES:
+            ranker = BASELINES[name](setting.training)
+            yield name, ranker, time.perf_counter() - started
+        else:
+            with _closed_form(setting, CLOSED_FORMS[name], say) as bundle:
+                yield name, _towers(name, bundle, say), time.perf_counter() - started
+
+
+@contextmanager
+def _closed_form(setting: Setting, polish: bool, say: Say) -> Iterator[Bundle]:
+    with tempfile.TemporaryDirectory(prefix="recall-evaluate-") as folder:
+        source = replace(setting.source, known_until=lambda _: setting.known)
+        job = Job(dim=64, polish=polish, seed=0, until_ms=None, evaluate=False)
+        yield fit_bundle(source, job, Path(folder), lambda what: say.update(f"closed form: {what}", None))
+
+
+def _towers(name: str, bundle: Bundle, say: Say) -> Ranker:
+    progress = _progress(say, f"{name}: embedding users")
+    return TowerRanker(embedders(bundle), bundle.encoding, bundle.metric, progress)
+
+
+def _ranked(name: str, ranker: Ranker, setting: Setting, delay: Delay, say: Say) -> tuple[Ranking, float]:
+    started = time.perf_counter()
+    try:
+        ranking = rank(ranker, setting.visible, setting.window, _progress(say, f"{name}: ranking"), delay)
+    except RankingError as error:
+        raise RecallError(f"{name}: {error}") from error
+    return ranking, time.perf_counter() - started
+
+
+def _progress(say: Say, what: str) -> Progress:
+    return lambda part: say.update(what, part)
