@@ -18,7 +18,7 @@ from models.samples import Requests
 Float32 = NDArray[np.float32]
 Progress = Callable[[float], None]
 Scorer = Callable[[int, int], Float32]
-"""`scorer(begin, end)`: float32[end - begin, M], these requests' scores of all items, in an array that may be changed."""
+"""`scorer(begin, end)`: float32[end - begin, M], their scores of all items; the array may be changed."""
 
 ELEMENTS_AT_ONCE = 1 << 23  # of scores: 32 MiB
 MOST_ROWS = 2048

@@ -31,7 +31,7 @@ class TowerRanker:
         self._metric = metric
         self._progress = progress
 
-    def __call__(self, asked: Asked) -> Scorer:
+    def __call__(self, asked: Asked, /) -> Scorer:
         """Embed the catalogue and every request's user: 4 * D bytes each are kept."""
         catalogue = asked.timeline.catalogue
         inputs = item_inputs(catalogue.item_ids, catalogue.attributes, self._encoding)

@@ -1,8 +1,9 @@
-"""Co-visitation: what came within a few events after an item, in the histories of all users.
+"""Co-visitation: what came within a few events behind an item, in the histories of all users.
 
-Association by sequential rules, as in Ludewig and Jannach 2018, "Evaluation of session-based recommendation algorithms"
-(sections AR and SR): each pair in a window of events counts 1 / distance; a row is divided by the root of its column's
-count, so that popular items do not follow everything. The user's items fade with their place in the history.
+Sequential rules, as in Ludewig and Jannach 2018, "Evaluation of session-based recommendation algorithms" (section SR):
+each pair of events of a user, at most `window` apart, counts 1 / distance^0.5 for (earlier, later). Popular items stand
+behind everything and before everything, so a pair is divided by count(earlier)^0.5 * count(later)^0.25. The user's
+items fade with their place in the history.
 """
 
 from dataclasses import dataclass
@@ -20,11 +21,10 @@ class CoVisitationOptions:
     """Tuned on the validation window of MovieLens-1M."""
 
     window: int = 10
-    decay: float = 0.8
-    power: float = 0.5  # of the column's count that a pair is divided by
-    distance: float = 0.0
-    forward: bool = False
-    rowpower: float = 0.0
+    decay: float = 0.85
+    distance_power: float = 0.5
+    earlier_power: float = 0.5
+    later_power: float = 0.25
 
 
 class CoVisitation:
@@ -34,7 +34,7 @@ class CoVisitation:
         self._decay = options.decay
         self._pairs = pairs(training, options)
 
-    def __call__(self, asked: Asked) -> Scorer:
+    def __call__(self, asked: Asked, /) -> Scorer:
         """Histories are made piece by piece."""
 
         def scores(begin: int, end: int) -> Float32:
@@ -44,22 +44,19 @@ class CoVisitation:
         return scores
 
 
-def pairs(training: Timeline, options: "CoVisitationOptions") -> sp.csr_matrix:
+def pairs(training: Timeline, options: CoVisitationOptions) -> sp.csr_matrix:
+    """float32[M, M]: rows are earlier items, columns later ones."""
     rows = np.flatnonzero(training.counts)
     users, items = training.log.user[training.log.order[rows]], training.item[rows]
     size = len(training.catalogue)
     total = sp.csr_matrix((size, size), dtype=np.float32)
-    for distance in range(1, options.window + 1):
-        same = users[distance:] == users[:-distance]
+    for distance in range(1, min(options.window, len(items) - 1) + 1):
+        same = (users[distance:] == users[:-distance]) & (items[distance:] != items[:-distance])
         earlier, later = items[:-distance][same], items[distance:][same]
-        ones = np.full(len(earlier), (1 / distance) ** options.distance, np.float32)
-        total = total + sp.csr_matrix((ones, (earlier, later)), shape=(size, size))
-    if not options.forward:
-        total = (total + total.T).tocsr()
-    total.setdiag(0)
-    counts = np.maximum(np.bincount(items, minlength=size), 1).astype(np.float32)
-    return (
-        sp.diags(counts**-options.rowpower).astype(np.float32)
-        @ total
-        @ sp.diags(counts**-options.power).astype(np.float32)
-    ).tocsr()
+        weight = np.full(len(earlier), distance**-options.distance_power, np.float32)
+        total = total + sp.csr_matrix((weight, (earlier, later)), shape=(size, size))
+    counts = np.maximum(np.bincount(items, minlength=size), 1)
+    before, behind = (
+        sp.diags((counts**-power).astype(np.float32)) for power in (options.earlier_power, options.later_power)
+    )
+    return (before @ total @ behind).tocsr()

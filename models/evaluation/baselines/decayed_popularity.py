@@ -14,7 +14,7 @@ from models.evaluation.ranking import Asked, Float32, Scorer
 class DecayedPopularity:
     """Counts are live: nothing is fitted. What a request sees of others' events ends where its own user's does."""
 
-    def __call__(self, asked: Asked) -> Scorer:
+    def __call__(self, asked: Asked, /) -> Scorer:
         """Sort the target events of the log by time, once."""
         return _Decayed(asked).scores
 

@@ -18,10 +18,10 @@ class IalsOptions:
     """Tuned on the validation window of MovieLens-1M."""
 
     factors: int = 64
-    regularization: float = 10.0
-    alpha: float = 10.0
+    regularization: float = 50.0
+    alpha: float = 5.0
     iterations: int = 15
-    decay: float = 0.9
+    decay: float = 0.8
     seed: int = 0
 
 
@@ -42,13 +42,18 @@ class Ials:
         )
         self._model.fit(interactions(training), show_progress=False)
 
-    def __call__(self, asked: Asked) -> Scorer:
+    @property
+    def item_factors(self) -> Float32:
+        """float32[M, factors]: the frozen half."""
+        return np.asarray(self._model.item_factors)
+
+    def __call__(self, asked: Asked, /) -> Scorer:
         """Users are solved piece by piece."""
 
         def scores(begin: int, end: int) -> Float32:
             history = decayed(asked, begin, end, self._decay)
             users = self._model.recalculate_user(np.arange(end - begin), history)
-            found: Float32 = users @ self._model.item_factors.T
+            found: Float32 = users @ self.item_factors.T
             return found
 
         return scores

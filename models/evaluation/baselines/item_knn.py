@@ -21,8 +21,8 @@ ROWS_AT_ONCE = 512
 class ItemKnnOptions:
     """Tuned on the validation window of MovieLens-1M."""
 
-    neighbours: int = 200
-    shrink: float = 100.0
+    neighbours: int = 500
+    shrink: float = 10.0
     decay: float = 0.7
 
 
@@ -33,7 +33,7 @@ class ItemKnn:
         self._decay = options.decay
         self._similarity = similarity(interactions(training), options.neighbours, options.shrink)
 
-    def __call__(self, asked: Asked) -> Scorer:
+    def __call__(self, asked: Asked, /) -> Scorer:
         """Histories are made piece by piece."""
 
         def scores(begin: int, end: int) -> Float32:
