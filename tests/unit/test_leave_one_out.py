@@ -26,9 +26,8 @@ def log_of(events: list[tuple[int, int, int]]) -> EventLog:
     )
 
 
-LOG = log_of(
-    [(0, 5, 1), (1, 5, 1), (0, 5, 2), (0, 5, 3), (0, 9, 4), (0, 9, 5), (1, 6, 2), (2, 7, 9), (2, 7, 8), (2, 7, 7)]
-)
+OF_USER_0 = [(0, 5, 1), (0, 5, 2), (0, 5, 3), (0, 9, 4), (0, 9, 5)]
+LOG = log_of([(0, 5, 1), (1, 5, 1), *OF_USER_0[1:], (1, 6, 2), (2, 7, 9), (2, 7, 8), (2, 7, 7)])
 
 
 def items_of(log: EventLog, user: int) -> list[int]:
@@ -86,14 +85,13 @@ def test_any_value_is_a_target() -> None:
 
 
 def test_a_target_in_another_form_is_refused() -> None:
-    text = (
-        PATH.read_text()
-        .replace("[target]", "")
-        .replace("at_least = 4.0", "")
-        .replace('action = "rate"\n\n[popular]', "[popular]")
-    )
-    text = 'target = { action = "rate", at_least = 4.0 }\n' + "\n".join(
-        line for line in text.splitlines() if "what a good recommendation" not in line
-    )
+    text = """
+        name = "inline"
+        target = { action = "rate", at_least = 4.0 }
+        [history]
+        length = 5
+        [[history.codes]]
+        action = "rate"
+    """
     with pytest.raises(SpecError, match="at_least"):
         any_value(parse_spec(text), text)
