@@ -69,7 +69,7 @@ def evaluate(source: Source, question: Question, say: Say) -> dict[str, Any]:
     bundles = [_load(path, setting) for path in question.bundles]
     rankings: dict[str, Ranking] = {}
     seconds: dict[str, dict[str, float]] = {}
-    reference = question.reference or (bundles[0].version if bundles else question.baselines[-1])
+    reference = _reference(question, [bundle.version for bundle in bundles])
     for name, ranker, fit_s in _rankers(bundles, question.baselines, setting, say):
         rankings[name], rank_s = _ranked(name, ranker, setting, AT_ONCE, say)
         seconds[name] = {"fit_s": round(fit_s, 2), "rank_s": round(rank_s, 2)}
@@ -82,6 +82,17 @@ def evaluate(source: Source, question: Question, say: Say) -> dict[str, Any]:
     for name, figures in found["models"].items():
         figures |= seconds[name]
     return setting.described | found
+
+
+def _reference(question: Question, versions: Sequence[str]) -> str:
+    names = [*versions, *question.baselines]
+    if question.reference is None:
+        return names[0] if versions or "closed-form" not in names else "closed-form"
+    if question.reference not in names:
+        raise ConfigurationError(
+            f"--reference: {question.reference!r} is not in the table, which has {', '.join(names)}"
+        )
+    return question.reference
 
 
 def _temporal(source: Source, question: Question) -> Setting:

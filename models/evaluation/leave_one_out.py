@@ -1,9 +1,9 @@
 """Leave-one-out, the protocol of most published figures: the last event of every user is the target.
 
 The event before it is for validation; towers are fitted on what is left. The whole catalogue is ranked. Published
-figures see events of one second in file order, and know no time between the last event and the request: the real gap
-would tell that both share a second. So events of one step are spread, one step apart in log order, and a request is
-made one step after the newest event that it sees.
+figures see a sequence, events of one second in file order, and no time before the request: the real gap would tell that
+the target shares its second with the last event. So time is replaced by place: a user's n-th event is n steps after the
+beginning, and the request is made one step after the newest event that it sees.
 """
 
 from dataclasses import dataclass, replace
@@ -38,11 +38,11 @@ def leave_one_out(log: EventLog, catalogue: Catalogue, spec: Spec, *, validation
     Only events that name an item of the catalogue, by an action of the spec's history, are left out or foretold, and
     only of users with at least three of them.
     """
-    spread = _spread(log, spec.history.time_resolution_ms)
+    placed = _in_places(log, spec.history.time_resolution_ms)
     index = catalogue.index_of(log.item)
     counting = np.flatnonzero((event_codes(log.action, log.value, spec) > 0) & (index >= 0))
-    rows = counting[np.lexsort((spread.timestamp_ms[counting], spread.user[counting]))]
-    ends = np.searchsorted(spread.user[rows], np.arange(len(log.user_ids)), side="right")
+    rows = counting[np.lexsort((placed.timestamp_ms[counting], placed.user[counting]))]
+    ends = np.searchsorted(placed.user[rows], np.arange(len(log.user_ids)), side="right")
     enough = np.flatnonzero(np.diff(ends, prepend=0) >= LEAST_EVENTS)
     last, before_last = rows[ends[enough] - 1], rows[ends[enough] - 2]
     training = np.ones(len(log), dtype=bool)
@@ -50,7 +50,7 @@ def leave_one_out(log: EventLog, catalogue: Catalogue, spec: Spec, *, validation
     visible = np.ones(len(log), dtype=bool)
     visible[np.r_[last, before_last] if validation else last] = False
     target = before_last if validation else last
-    return LeaveOneOut(spread.where(training), spread.where(visible), index[target], enough)
+    return LeaveOneOut(placed.where(training), placed.where(visible), index[target], enough)
 
 
 def window(split: LeaveOneOut, timeline: Timeline) -> Window:
@@ -81,15 +81,10 @@ def any_value(spec: Spec, features: str) -> tuple[Spec, str]:
     return wanted, text
 
 
-def _spread(log: EventLog, step_ms: int) -> EventLog:
-    """The same log with no two events of a user in one step: each at least one step after the one before it."""
-    order = np.lexsort((np.arange(len(log)), log.timestamp_ms // step_ms, log.user))
-    steps = log.timestamp_ms[order] // step_ms
-    users = log.user[order].astype(np.int64)
-    position = np.arange(len(log)) - np.searchsorted(users, users)
-    # The running maximum of (step - position) per user, plus position, is the least rising sequence above the steps.
-    lift = users * (np.int64(np.ptp(steps)) + len(log) + 1) if len(log) else users
-    risen = np.maximum.accumulate(steps - position + lift) - lift + position
+def _in_places(log: EventLog, step_ms: int) -> EventLog:
+    """The same log with a user's n-th event (by time, then in log order) at n steps, and profiles known before it."""
+    order = np.lexsort((np.arange(len(log)), log.timestamp_ms, log.user))
+    users = log.user[order]
     times = np.empty(len(log), dtype=np.int64)
-    times[order] = risen * step_ms
-    return replace(log, timestamp_ms=times)
+    times[order] = (1 + np.arange(len(log)) - np.searchsorted(users, users)) * step_ms
+    return replace(log, timestamp_ms=times, profiles=[(user, 0, attributes) for user, _, attributes in log.profiles])

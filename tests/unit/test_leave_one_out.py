@@ -26,8 +26,8 @@ def log_of(events: list[tuple[int, int, int]]) -> EventLog:
     )
 
 
-OF_USER_0 = [(0, 5, 1), (0, 5, 2), (0, 5, 3), (0, 9, 4), (0, 9, 5)]
-LOG = log_of([(0, 5, 1), (1, 5, 1), *OF_USER_0[1:], (1, 6, 2), (2, 7, 9), (2, 7, 8), (2, 7, 7)])
+EVENTS = [(0, 5, 1), (1, 5, 1), (0, 5, 2), (0, 5, 3), (0, 9, 4), (0, 9, 5)]
+LOG = log_of([*EVENTS, (1, 6, 2), (2, 7, 9), (2, 7, 8), (2, 7, 7)])
 
 
 def items_of(log: EventLog, user: int) -> list[int]:
@@ -63,19 +63,23 @@ def test_a_request_sees_everything_and_no_time_of_its_own() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 6), st.integers(0, 9)), max_size=30))
-def test_events_are_spread_in_order_and_no_further_than_they_must(events: list[tuple[int, int, int]]) -> None:
+def test_time_is_the_place_in_the_history(events: list[tuple[int, int, int]]) -> None:
     log = log_of(events)
-    spread = leave_one_out(log, CATALOGUE, SPEC).visible
-    whole = leave_one_out(log, CATALOGUE, SPEC, validation=True).training
-    for user in range(len(log.user_ids)):
-        rows = [row for row in range(len(log)) if log.user[row] == user]
-        rows.sort(key=lambda row: log.timestamp_ms[row])
-        times: list[int] = []
-        for row in rows:
-            times.append(max(int(log.timestamp_ms[row]), times[-1] + 1000 if times else 0))
-        for part, left_out in ((spread, 1), (whole, 2)):
-            mine = np.sort(part.timestamp_ms[part.user == user]).tolist()
-            assert mine == (times[:-left_out] if len(rows) >= 3 else times)
+    split = leave_one_out(log, CATALOGUE, SPEC)
+    for user, name in enumerate(log.user_ids):
+        mine = [event for event in events if f"u{event[0]}" == name]
+        items = [item for _, _, item in sorted(mine, key=lambda event: event[1])]
+        for part, left_out in ((split.visible, 1), (split.training, 2)):
+            kept = items[:-left_out] if len(items) >= 3 else items
+            assert items_of(part, user) == kept
+            assert np.sort(part.timestamp_ms[part.user == user]).tolist() == [1000 * n for n in range(1, len(kept) + 1)]
+
+
+def test_profiles_are_known_before_the_first_event() -> None:
+    log = EventLog.from_activities(
+        [UserActivity(event_id="p", user_id="u0", action="x", timestamp_ms=10**12, attributes={"gender": "F"})]
+    )
+    assert leave_one_out(log, CATALOGUE, SPEC).visible.profiles == [(0, 0, {"gender": "F"})]
 
 
 def test_any_value_is_a_target() -> None:

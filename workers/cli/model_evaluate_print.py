@@ -42,7 +42,8 @@ def _figures(console: Console, result: dict[str, Any]) -> None:
 def _intervals(console: Console, result: dict[str, Any]) -> None:
     if not result["intervals"]:
         return
-    console.print(harmless(f"\ndifference from {result['reference']}, 95 % interval over users"))
+    console.print()
+    console.print(harmless(f"difference from {result['reference']}, 95 % interval over users"))
     table = columns("model", "R@10", "R@100", "N@10", "macro R@10", "macro R@100")
     for name, means in result["intervals"].items():
         chosen = [means["micro"][metric] for metric in ("recall_at_10", "recall_at_100", "ndcg_at_10")]
