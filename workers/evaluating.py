@@ -89,9 +89,7 @@ def _reference(question: Question, versions: Sequence[str]) -> str:
     if question.reference is None:
         return names[0] if versions or "closed-form" not in names else "closed-form"
     if question.reference not in names:
-        raise ConfigurationError(
-            f"--reference: {question.reference!r} is not in the table, which has {', '.join(names)}"
-        )
+        raise ConfigurationError(f"--reference: {question.reference!r} is not one of {', '.join(names)}")
     return question.reference
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import cli_cases_explain, cli_cases_letters, cli_cases_reconcile, cli_cases_users
+from tests.e2e import cli_cases_evaluate, cli_cases_explain, cli_cases_letters, cli_cases_reconcile, cli_cases_users
 from tests.e2e.cli import CASES, Done, processes_of
 from tests.e2e.cli_cases import idle
 from tests.e2e.cli_cases_live import packed, ready
@@ -15,6 +15,7 @@ from tests.e2e.cli_cases_stack import ended, own
 from workers.cli.main import COMMANDS
 
 __all__ = [
+    "cli_cases_evaluate",
     "cli_cases_explain",
     "cli_cases_letters",
     "cli_cases_reconcile",

@@ -58,6 +58,8 @@ def evaluate(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if not _installed("scipy") or (chart is not None and not _installed("matplotlib")):
         raise ConfigurationError(f"`model evaluate{' --chart' if _installed('scipy') else ''}` {EXTRA}")
+    if chart is not None and not chart.resolve().parent.is_dir():
+        raise ConfigurationError(f"--chart: {chart.parent} is not a folder")
     from models.evaluation.report import Resampling
     from workers.cli.model_evaluate_print import print_table
     from workers.evaluating import Question, Say, evaluate
