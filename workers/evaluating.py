@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +20,11 @@ from models.evaluation.window import Window, time_window
 from models.event_log import Catalogue
 from models.spec import SpecError
 from models.tensors import Encoding, Vocabularies
+from workers.demo.live import Told
 from workers.errors import ConfigurationError, RecallError
+from workers.evaluating_live import IndexKind, Live, ask_stream
 from workers.fitting import Job, Source, embedders, fit_bundle
+from workers.settings import Settings
 
 CLOSED_FORMS = {"closed-form": False, "closed-form-polished": True}  # name -> with the softmax epoch
 NAMES = (*BASELINES, *CLOSED_FORMS)
@@ -37,16 +40,9 @@ class Question:
     reference: str | None
     validation: bool
     leave_one_out: bool
-    delays: dict[str, Delay]
+    delays: Mapping[str, Delay]
+    streams: Mapping[str, IndexKind]  # the reference is also asked over Kafka, with each of these indexes
     resampling: report.Resampling
-
-
-@dataclass(frozen=True)
-class Say:
-    """`update(what, part)` while something goes on, `done(line)` when it is over."""
-
-    update: Callable[[str, float | None], None]
-    done: Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -58,30 +54,61 @@ class Setting:
     visible: Timeline
     window: Window
     known: Catalogue  # what had appeared when the fit ends
+    begin_ms: int  # of the window; 0 = it has no time
     described: dict[str, Any]
 
 
-def evaluate(source: Source, question: Question, say: Say) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Model:
+    """One row of the table to be: towers have a bundle."""
+
+    name: str
+    ranker: Ranker
+    fit_s: float
+    bundle: Bundle | None = None
+
+
+def evaluate(source: Source, question: Question, told: Told, settings: Settings) -> dict[str, Any]:
     """Every model of the question in one table. Raises RecallError, ConfigurationError with one line."""
     setting = _leave_one_out(source, question) if question.leave_one_out else _temporal(source, question)
     if not len(setting.window.item):
         raise RecallError("the window holds no target event: there is nothing to evaluate")
     bundles = [_load(path, setting) for path in question.bundles]
+    reference = _reference(question, [bundle.version for bundle in bundles])
+    _check_stream(source, question, reference)
     rankings: dict[str, Ranking] = {}
     seconds: dict[str, dict[str, float]] = {}
-    reference = _reference(question, [bundle.version for bundle in bundles])
-    for name, ranker, fit_s in _rankers(bundles, question.baselines, setting, say):
-        rankings[name], rank_s = _ranked(name, ranker, setting, AT_ONCE, say)
+    streams: dict[str, dict[str, Any]] = {}
+
+    def add(name: str, model: Model, delay: Delay = AT_ONCE, fit_s: float = 0.0) -> None:
+        rankings[name], rank_s = _ranked(name, model.ranker, setting, delay, told)
         seconds[name] = {"fit_s": round(fit_s, 2), "rank_s": round(rank_s, 2)}
-        say.done(f"{name}: fitted in {fit_s:.1f} s, ranked in {rank_s:.1f} s")
-        for late, delay in question.delays.items() if name == reference else ():
-            rankings[f"{name}@{late}"], rank_s = _ranked(f"{name}@{late}", ranker, setting, delay, say)
-            seconds[f"{name}@{late}"] = {"fit_s": 0.0, "rank_s": round(rank_s, 2)}
-    say.update("resampling users", None)
+        told.done(f"{name}: fitted in {fit_s:.1f} s, ranked in {rank_s:.1f} s")
+
+    for model in _models(bundles, question.baselines, setting, told):
+        add(model.name, model, fit_s=model.fit_s)
+        if model.name != reference:
+            continue
+        for late, delay in question.delays.items():
+            add(f"{model.name}@{late}", model, delay)
+        if model.bundle is not None and source.dataset is not None:
+            live = Live(model.bundle, source.dataset, setting.visible.catalogue, setting.window, setting.begin_ms)
+            for way, index in question.streams.items():
+                name, started = f"{model.name}@{way}", time.perf_counter()
+                rankings[name], streams[name] = ask_stream(live, index, settings, told)
+                seconds[name] = {"fit_s": 0.0, "rank_s": round(time.perf_counter() - started, 2)}
+    told.progress("resampling users", None)
     found = report.table(rankings, setting.window, setting.training.target_counts, reference, question.resampling)
     for name, figures in found["models"].items():
         figures |= seconds[name]
-    return setting.described | found
+    return setting.described | found | ({"streams": streams} if streams else {})
+
+
+def _check_stream(source: Source, question: Question, reference: str) -> None:
+    if question.streams and (source.dataset is None or question.leave_one_out):
+        raise ConfigurationError("--through stream needs --data and the temporal protocol: it replays a data set")
+    if question.streams and reference in BASELINES:
+        raise ConfigurationError(f"--through stream asks the reference, and {reference} has no towers to serve")
 
 
 def _reference(question: Question, versions: Sequence[str]) -> str:
@@ -105,6 +132,7 @@ def _temporal(source: Source, question: Question) -> Setting:
         visible,
         time_window(visible, begin_ms, end_ms),
         source.known_until(begin_ms),
+        begin_ms,
         {"protocol": "temporal", "window": "validation" if question.validation else "test"}
         | {"begin_ms": begin_ms, "end_ms": end_ms},
     )
@@ -136,6 +164,7 @@ def _leave_one_out(source: Source, question: Question) -> Setting:
         visible,
         leave_one_out.window(split, visible),
         catalogue,
+        0,
         {"protocol": "leave-one-out", "window": "validation" if question.validation else "test"},
     )
 
@@ -145,54 +174,52 @@ def _load(path: Path, setting: Setting) -> Bundle:
         bundle = load_bundle(path)
     except BundleError as error:
         raise ConfigurationError(str(error)) from error
-    told = bundle.manifest.figures.get("newest_event_ms")
+    fitted_until = bundle.manifest.figures.get("newest_event_ms")
     newest_ms = int(setting.training.log.timestamp_ms.max(initial=0))
-    if isinstance(told, int) and told > newest_ms:
+    if isinstance(fitted_until, int) and fitted_until > newest_ms:
         raise ConfigurationError(
-            f"{bundle.version} was fitted on events up to {told}, the window asks for what comes after {newest_ms}: "
+            f"{bundle.version} was fitted on events up to {fitted_until}, the window asks for what comes after {newest_ms}: "
             "fit it with --until-ms, or with --evaluate"
         )
     return bundle
 
 
-def _rankers(
-    bundles: Sequence[Bundle], baselines: Sequence[str], setting: Setting, say: Say
-) -> Iterator[tuple[str, Ranker, float]]:
-    """Names, rankers, and the seconds that their fit took, one at a time: only one is held in memory."""
+def _models(bundles: Sequence[Bundle], baselines: Sequence[str], setting: Setting, told: Told) -> Iterator[Model]:
+    """One at a time: only one is held in memory."""
     for bundle in bundles:
-        yield bundle.version, _towers(bundle.version, bundle, say), 0.0
+        yield Model(bundle.version, _towers(bundle.version, bundle, told), 0.0, bundle)
     for name in baselines:
-        say.update(f"fitting {name}", None)
+        told.progress(f"fitting {name}", None)
         started = time.perf_counter()
         if name in BASELINES:
             ranker = BASELINES[name](setting.training)
-            yield name, ranker, time.perf_counter() - started
+            yield Model(name, ranker, time.perf_counter() - started)
         else:
-            with _closed_form(setting, CLOSED_FORMS[name], say) as bundle:
-                yield name, _towers(name, bundle, say), time.perf_counter() - started
+            with _closed_form(setting, CLOSED_FORMS[name], told) as bundle:
+                yield Model(name, _towers(name, bundle, told), time.perf_counter() - started, bundle)
 
 
 @contextmanager
-def _closed_form(setting: Setting, polish: bool, say: Say) -> Iterator[Bundle]:
+def _closed_form(setting: Setting, polish: bool, told: Told) -> Iterator[Bundle]:
     with tempfile.TemporaryDirectory(prefix="recall-evaluate-") as folder:
         source = replace(setting.source, known_until=lambda _: setting.known)
         job = Job(dim=64, polish=polish, seed=0, until_ms=None, evaluate=False)
-        yield fit_bundle(source, job, Path(folder), lambda what: say.update(f"closed form: {what}", None))
+        yield fit_bundle(source, job, Path(folder), lambda what: told.progress(f"closed form: {what}", None))
 
 
-def _towers(name: str, bundle: Bundle, say: Say) -> Ranker:
-    progress = _progress(say, f"{name}: embedding users")
+def _towers(name: str, bundle: Bundle, told: Told) -> Ranker:
+    progress = _progress(told, f"{name}: embedding users")
     return TowerRanker(embedders(bundle), bundle.encoding, bundle.metric, progress)
 
 
-def _ranked(name: str, ranker: Ranker, setting: Setting, delay: Delay, say: Say) -> tuple[Ranking, float]:
+def _ranked(name: str, ranker: Ranker, setting: Setting, delay: Delay, told: Told) -> tuple[Ranking, float]:
     started = time.perf_counter()
     try:
-        ranking = rank(ranker, setting.visible, setting.window, _progress(say, f"{name}: ranking"), delay)
+        ranking = rank(ranker, setting.visible, setting.window, _progress(told, f"{name}: ranking"), delay)
     except RankingError as error:
         raise RecallError(f"{name}: {error}") from error
     return ranking, time.perf_counter() - started
 
 
-def _progress(say: Say, what: str) -> Progress:
-    return lambda part: say.update(what, part)
+def _progress(told: Told, what: str) -> Progress:
+    return lambda part: told.progress(what, part)

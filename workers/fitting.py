@@ -7,6 +7,7 @@ from typing import Any
 
 from models import datasets, signature
 from models.bundle import Bundle, BundleError
+from models.datasets import Dataset
 from models.evaluation import protocol
 from models.evaluation.protocol import Window
 from models.evaluation.two_tower import EmbedItems, EmbedUsers
@@ -34,6 +35,7 @@ class Source:
     features: str
     test_ms: int | None
     validation_ms: int | None = None
+    dataset: Dataset | None = None  # what it was read from, when it is one with a name
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def read_source(data: str | None, items: Path | None, activity: Path | None, spe
                 path.read_text(),
                 dataset.test_ms,
                 dataset.validation_ms,
+                dataset,
             )
         if items is None or activity is None or spec is None:
             raise ConfigurationError("either --data NAME, or all of --items FILE, --activity FILE and --spec FILE")

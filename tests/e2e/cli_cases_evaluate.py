@@ -39,6 +39,17 @@ def _(idle: Place) -> list[Done]:
     return idle.each([*EVALUATE, "--chart", "nowhere/chart.png"])
 
 
+@case("`model evaluate`", "`--through stream` of events of one's own, or of leave-one-out")
+def _(idle: Place) -> list[Done]:
+    stream = [*EVALUATE, "--baselines", "closed-form", "--through", "stream"]
+    return idle.each(stream, [*stream, "--protocol", "leave-one-out"])
+
+
+@case("`model evaluate`", "`--through stream` of a baseline without towers")
+def _(idle: Place) -> list[Done]:
+    return idle.each(["model", "evaluate", "--data", "generated", "--baselines", "ease", "--through", "stream"])
+
+
 @case("`model evaluate`", "BUNDLE is none")
 def _(idle: Place) -> list[Done]:
     return idle.each([*EVALUATE, "nowhere"], [*EVALUATE, "."])

@@ -20,27 +20,30 @@ from models.spec import builtin_spec, load_spec
 from models.tensors import Encoding, Inputs, Vocabularies
 from workers.cli import model_evaluate
 from workers.cli.model_evaluate_print import print_table
+from workers.demo.live import Told
 from workers.errors import ConfigurationError, RecallError
-from workers.evaluating import Question, Say, evaluate
+from workers.evaluating import Question, evaluate
 from workers.fitting import Job, Source, exact_ranks, fit_bundle
+from workers.settings import Settings
 
 DATA = generate(items=150, users=80, events=5000)
 PATH = builtin_spec(DATA.spec)
 SPEC = load_spec(PATH)
 SOURCE = Source(DATA.log, DATA.catalogue, SPEC, PATH.read_text(), DATA.test_ms, DATA.validation_ms)
 NONE = Vocabularies({}, [])
-QUIET = Say(lambda *_: None, lambda _: None)
+SETTINGS = Settings()
+QUIET = Told(lambda *_: None, lambda _: None, lambda: False)
 
 
 def question(**changes: Any) -> Question:
-    asked = Question((), ("popularity", "closed-form"), None, False, False, {}, Resampling(100))
+    asked = Question((), ("popularity", "closed-form"), None, False, False, {}, {}, Resampling(100))
     return replace(asked, **changes)
 
 
 @cache
 def result() -> dict[str, Any]:
     delays = {"60s": Delay(60_000), "nightly": Delay(nightly=True)}
-    return {"data": "generated"} | evaluate(SOURCE, question(delays=delays), QUIET)
+    return {"data": "generated"} | evaluate(SOURCE, question(delays=delays), QUIET, SETTINGS)
 
 
 def test_one_table_for_towers_and_baselines(tmp_path: Path) -> None:
@@ -60,7 +63,7 @@ def test_one_table_for_towers_and_baselines(tmp_path: Path) -> None:
     for name, rows in protocol.subsets(asked).items():
         assert groups[name]["targets"] == rows.sum()
         assert protocol.metrics(ranks[rows]).items() <= groups[name].items()
-    given = evaluate(SOURCE, question(bundles=[bundle.path], baselines=("popularity",)), QUIET)
+    given = evaluate(SOURCE, question(bundles=[bundle.path], baselines=("popularity",)), QUIET, SETTINGS)
     assert given["reference"] == bundle.version, "the first bundle, unless another is named"
     assert given["models"][bundle.version]["recall_at_100"] == models["closed-form"]["recall_at_100"]
     assert given["intervals"]["popularity"]["micro"]["recall_at_100"]["difference"] == pytest.approx(
@@ -85,7 +88,7 @@ def test_popular_items_are_shown_by_popularity_and_few_of_all() -> None:
 
 
 def test_the_validation_window_ends_where_the_test_window_begins() -> None:
-    found = evaluate(SOURCE, question(validation=True, baselines=("popularity",)), QUIET)
+    found = evaluate(SOURCE, question(validation=True, baselines=("popularity",)), QUIET, SETTINGS)
     assert (found["begin_ms"], found["end_ms"]) == (DATA.validation_ms, DATA.test_ms)
     timeline = Timeline(DATA.log, DATA.catalogue(), Encoding(SPEC, NONE))
     assert found["targets"] == len(time_window(timeline, DATA.validation_ms, DATA.test_ms).item)
@@ -93,13 +96,13 @@ def test_the_validation_window_ends_where_the_test_window_begins() -> None:
 
 def test_events_of_ones_own_are_tested_on_their_last_tenth() -> None:
     own = replace(SOURCE, test_ms=None, validation_ms=None)
-    found = evaluate(own, question(baselines=("popularity",)), QUIET)
+    found = evaluate(own, question(baselines=("popularity",)), QUIET, SETTINGS)
     before = (DATA.timestamp_ms < found["begin_ms"]).mean()
     assert before == pytest.approx(0.9, abs=0.01)
 
 
 def test_leave_one_out_asks_once_for_every_user() -> None:
-    found = evaluate(SOURCE, question(leave_one_out=True), QUIET)
+    found = evaluate(SOURCE, question(leave_one_out=True), QUIET, SETTINGS)
     enough = (np.bincount(DATA.user, minlength=80) >= 3).sum()
     assert found["requests"] == found["targets"] == found["users"] == enough
     assert found["models"]["closed-form"]["recall_at_100"] > 0
@@ -144,7 +147,7 @@ def test_the_chart_is_a_png(tmp_path: Path) -> None:
 def test_nothing_to_ask_is_an_error() -> None:
     late = replace(SOURCE, test_ms=int(DATA.timestamp_ms.max()) + 1)
     with pytest.raises(RecallError, match="no target event"):
-        evaluate(late, question(), QUIET)
+        evaluate(late, question(), QUIET, SETTINGS)
 
 
 @pytest.mark.parametrize(("missing", "baselines"), [("implicit", "ials"), ("scipy", "all")])

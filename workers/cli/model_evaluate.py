@@ -14,9 +14,12 @@ from workers.cli.data_sets import DataSet
 from workers.cli.since import DURATION, UNITS_MS
 from workers.errors import ConfigurationError
 from workers.settings import load_settings
+from workers.signals import Stopping
 
 if TYPE_CHECKING:
     from models.evaluation.timeline import Delay
+    from workers.demo.live import Told
+    from workers.evaluating_live import IndexKind
 
 EXTRA = "needs the extra `evaluate`: pip install recall-worker[evaluate]"
 
@@ -26,6 +29,16 @@ class WindowName(StrEnum):
 
     TEST = "test"
     VALIDATION = "validation"
+
+
+class Through(StrEnum):
+    """By which way the reference is asked as well."""
+
+    STREAM = "stream"
+    STREAM_HNSW = "stream-hnsw"
+
+
+INDEXES: "dict[Through, IndexKind]" = {Through.STREAM: "FLAT", Through.STREAM_HNSW: "HNSW"}
 
 
 class Protocol(StrEnum):
@@ -48,6 +61,10 @@ def evaluate(
     delay: Annotated[
         list[str] | None, typer.Option(help="Also the reference with features so late: 10s, 60s, 5m, nightly.")
     ] = None,
+    through: Annotated[
+        list[Through] | None,
+        typer.Option(help="Also the reference over Kafka, in a stack of its own: a FLAT collection, or one of HNSW."),
+    ] = None,
     resamples: Annotated[int, typer.Option(min=100, max=100_000, help="Draws of users for the intervals.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
     chart: Annotated[Path | None, typer.Option(help="Also draw the table as a PNG.")] = None,
@@ -62,10 +79,11 @@ def evaluate(
         raise ConfigurationError(f"--chart: {chart.parent} is not a folder")
     from models.evaluation.report import Resampling
     from workers.cli.model_evaluate_print import print_table
-    from workers.evaluating import Question, Say, evaluate
+    from workers.evaluating import Question, evaluate
     from workers.fitting import read_source
 
-    folder = load_settings().data_dir / "bundles"
+    settings = load_settings()
+    folder = settings.data_dir / "bundles"
     with Working("reading events") as working:
         names = _baselines(baselines, working)
         paths = [Path(each) if Path(each).is_dir() else folder / each for each in bundle or ()]
@@ -78,10 +96,12 @@ def evaluate(
             validation=window is WindowName.VALIDATION,
             leave_one_out=protocol is Protocol.LEAVE_ONE_OUT,
             delays={each: _delay(each) for each in delay or ()},
+            streams={each.value: INDEXES[each] for each in through or ()},
             resampling=Resampling(resamples, seed),
         )
         source = read_source(data, items, activity, spec, working.say)
-        result = {"data": data or str(activity)} | evaluate(source, question, Say(working.update, working.say))
+        told = _told(working, stack=bool(through))
+        result = {"data": data or str(activity)} | evaluate(source, question, told, settings)
     if chart is not None:
         from models.evaluation.chart import draw
 
@@ -90,6 +110,21 @@ def evaluate(
         print(orjson.dumps(result).decode())
     else:
         print_table(result)
+
+
+def _told(working: Working, *, stack: bool) -> "Told":
+    from workers.demo.live import Told
+
+    stopping = Stopping()
+    if stack:
+        stopping.interrupt()
+
+    def progress(what: str, part: float | None) -> None:
+        if stopping:
+            raise KeyboardInterrupt
+        working.update(what, part)
+
+    return Told(progress, working.say, lambda: bool(stopping))
 
 
 def _installed(module: str) -> bool:

@@ -20,6 +20,11 @@ def print_table(result: dict[str, Any]) -> None:
     )
     _figures(console, result)
     _intervals(console, result)
+    for name, counts in result.get("streams", {}).items():
+        console.print(
+            harmless(f"{name}: {counts['requests']:,} requests over Kafka, {counts['unanswered']:,} unanswered, ")
+            + f"{counts['asked_again']:,} asked again, p50 {counts['p50_ms']} ms, p99 {counts['p99_ms']} ms"
+        )
     _bars(console, result, "recall_at_100")
 
 
