@@ -178,7 +178,8 @@ def _load(path: Path, setting: Setting) -> Bundle:
     newest_ms = int(setting.training.log.timestamp_ms.max(initial=0))
     if isinstance(fitted_until, int) and fitted_until > newest_ms:
         raise ConfigurationError(
-            f"{bundle.version} was fitted on events up to {fitted_until}, the window asks for what comes after {newest_ms}: "
+            f"{bundle.version} was fitted on events up to {fitted_until}, "
+            f"the window asks for what comes after {newest_ms}: "
             "fit it with --until-ms, or with --evaluate"
         )
     return bundle
