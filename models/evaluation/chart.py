@@ -23,11 +23,13 @@ def draw(result: dict[str, Any], path: Path) -> None:
         widths = [models[name][metric] for name in names]
         axes.barh(names, widths, color=["#d95f02" if name == reference else "#7570b3" for name in names])
         for row, name in enumerate(names):
+            end = widths[row]
             if name in result["intervals"]:
                 interval = result["intervals"][name]["micro"][metric]
                 base = models[reference][metric]
+                end = max(end, base + interval["high"])
                 axes.plot([base + interval["low"], base + interval["high"]], [row, row], color="black", linewidth=1.5)
-            axes.text(widths[row], row, f" {widths[row]:.3f}", va="center")
+            axes.text(end, row, f" {widths[row]:.3f}", va="center")
         axes.set_xlim(0, max(widths) * 1.18 or 1)
         axes.invert_yaxis()
         axes.set_title(title)
