@@ -71,4 +71,4 @@ def _(idle: Place) -> list[Done]:
 
 @case("`model evaluate`", "all is well")
 def _(idle: Place) -> list[Done]:
-    return idle.each(EVALUATE, [*EVALUATE, "--protocol", "leave-one-out", "--delay", "60s"])
+    return idle.each([*EVALUATE, "--delay", "60s"], [*EVALUATE, "--protocol", "leave-one-out"])
