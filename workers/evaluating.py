@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,11 +20,13 @@ from models.evaluation.window import Window, time_window
 from models.event_log import Catalogue
 from models.spec import SpecError
 from models.tensors import Encoding, Vocabularies
-from workers.demo.live import Told
+from workers.demo.told import Told
 from workers.errors import ConfigurationError, RecallError
-from workers.evaluating_live import IndexKind, Live, ask_stream
 from workers.fitting import Job, Source, embedders, fit_bundle
 from workers.settings import Settings
+
+if TYPE_CHECKING:
+    from workers.evaluating_live import IndexKind
 
 CLOSED_FORMS = {"closed-form": False, "closed-form-polished": True}  # name -> with the softmax epoch
 NAMES = (*BASELINES, *CLOSED_FORMS)
@@ -41,7 +43,7 @@ class Question:
     validation: bool
     leave_one_out: bool
     delays: Mapping[str, Delay]
-    streams: Mapping[str, IndexKind]  # the reference is also asked over Kafka, with each of these indexes
+    streams: Mapping[str, "IndexKind"]  # the reference is also asked over Kafka, with each of these indexes
     resampling: report.Resampling
 
 
@@ -91,7 +93,9 @@ def evaluate(source: Source, question: Question, told: Told, settings: Settings)
             continue
         for late, delay in question.delays.items():
             add(f"{model.name}@{late}", model, delay)
-        if model.bundle is not None and source.dataset is not None:
+        if question.streams and model.bundle is not None and source.dataset is not None:
+            from workers.evaluating_live import Live, ask_stream  # clients of Kafka, Redis and Milvus take a second
+
             live = Live(model.bundle, source.dataset, setting.visible.catalogue, setting.window, setting.begin_ms)
             for way, index in question.streams.items():
                 name, started = f"{model.name}@{way}", time.perf_counter()

@@ -12,9 +12,10 @@ from models.evaluation.ranking import Ranking
 from models.evaluation.window import Window
 from models.event_log import Catalogue
 from workers.client import RecallClient
-from workers.demo.live import LiveSystem, Told
+from workers.demo.live import LiveSystem
 from workers.demo.replay import ReplayResult, plan_users, replay
 from workers.demo.sender import Sender
+from workers.demo.told import Told
 from workers.errors import RecallError
 from workers.settings import Settings
 

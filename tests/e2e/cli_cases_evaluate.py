@@ -39,27 +39,20 @@ def _(idle: Place) -> list[Done]:
     return idle.each([*EVALUATE, "--chart", "nowhere/chart.png"])
 
 
-@case("`model evaluate`", "`--through stream` of events of one's own, or of leave-one-out")
+@case("`model evaluate`", "`--through stream` of events of one's own")
 def _(idle: Place) -> list[Done]:
-    stream = [*EVALUATE, "--baselines", "closed-form", "--through", "stream"]
-    return idle.each(stream, [*stream, "--protocol", "leave-one-out"])
-
-
-@case("`model evaluate`", "`--through stream` of a baseline without towers")
-def _(idle: Place) -> list[Done]:
-    return idle.each(["model", "evaluate", "--data", "generated", "--baselines", "ease", "--through", "stream"])
+    return idle.each([*EVALUATE, "--through", "stream"])
 
 
 @case("`model evaluate`", "BUNDLE is none")
 def _(idle: Place) -> list[Done]:
-    return idle.each([*EVALUATE, "nowhere"], [*EVALUATE, "."])
+    return idle.each([*EVALUATE, "."])
 
 
 @case("`model evaluate`", "the bundle was fitted on what the window asks for")
 def _(idle: Place) -> list[Done]:
     version = json.loads(idle.recall(*FIT, "--no-activate", "--json").out)["version"]
-    bundle = idle.data / "bundles" / version
-    return idle.each([*EVALUATE, version], [*EVALUATE, str(bundle), "--protocol", "leave-one-out"])
+    return idle.each([*EVALUATE, version])
 
 
 @case("`model evaluate`", "no target event in the window")

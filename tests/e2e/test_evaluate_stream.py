@@ -9,7 +9,7 @@ from models.datasets.generated import generate
 from models.evaluation.metrics import metrics
 from models.evaluation.report import Resampling
 from models.spec import builtin_spec, load_spec
-from workers.demo.live import Told
+from workers.demo.told import Told
 from workers.evaluating import Question, evaluate
 from workers.fitting import Source
 from workers.settings import Settings

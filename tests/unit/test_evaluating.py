@@ -20,7 +20,7 @@ from models.spec import builtin_spec, load_spec
 from models.tensors import Encoding, Inputs, Vocabularies
 from workers.cli import model_evaluate
 from workers.cli.model_evaluate_print import print_table
-from workers.demo.live import Told
+from workers.demo.told import Told
 from workers.errors import ConfigurationError, RecallError
 from workers.evaluating import Question, evaluate
 from workers.fitting import Job, Source, exact_ranks, fit_bundle
@@ -142,6 +142,25 @@ def test_the_table_is_printed_whole(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_chart_is_a_png(tmp_path: Path) -> None:
     draw(result(), tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"leave_one_out": True}, "needs --data and the temporal protocol"),
+        ({"reference": "popularity"}, "popularity has no towers to serve"),
+    ],
+)
+def test_only_towers_and_only_a_window_of_time_go_through_the_stream(changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigurationError, match=line):
+        evaluate(replace(SOURCE, dataset=DATA), question(streams={"stream": "FLAT"}, **changes), QUIET, SETTINGS)
+
+
+def test_a_bundle_of_real_time_is_refused_where_time_is_a_place(tmp_path: Path) -> None:
+    job = Job(dim=64, polish=False, seed=0, until_ms=DATA.test_ms, evaluate=False)
+    bundle = fit_bundle(SOURCE, job, tmp_path, lambda _: None)
+    with pytest.raises(ConfigurationError, match="was fitted on events up to"):
+        evaluate(SOURCE, question(bundles=[bundle.path], leave_one_out=True), QUIET, SETTINGS)
 
 
 def test_nothing_to_ask_is_an_error() -> None:

@@ -18,7 +18,7 @@ from workers.signals import Stopping
 
 if TYPE_CHECKING:
     from models.evaluation.timeline import Delay
-    from workers.demo.live import Told
+    from workers.demo.told import Told
     from workers.evaluating_live import IndexKind
 
 EXTRA = "needs the extra `evaluate`: pip install recall-worker[evaluate]"
@@ -113,7 +113,7 @@ def evaluate(
 
 
 def _told(working: Working, *, stack: bool) -> "Told":
-    from workers.demo.live import Told
+    from workers.demo.told import Told
 
     stopping = Stopping()
     if stack:

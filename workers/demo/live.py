@@ -2,14 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from models.bundle import Bundle
 from models.datasets import Dataset
 from workers import topics, views
 from workers.cli.items import item_messages, wait_for_items
 from workers.demo.replay import Step, history_messages
+from workers.demo.told import Told
 from workers.errors import RecallError
 from workers.kafka_client import group_lag, produce
 from workers.local.discover import of_own_stack
@@ -17,15 +16,6 @@ from workers.local.ready import wait_ready
 from workers.local.stack import LocalStack, wipe
 from workers.local.workers import WorkerProcesses
 from workers.settings import Settings
-
-
-@dataclass(frozen=True)
-class Told:
-    """Tells a person what goes on. `progress(what, part)` while it does, `done(line)` when it is over."""
-
-    progress: Callable[[str, float | None], None]
-    done: Callable[[str], None]
-    interrupted: Callable[[], bool]
 
 
 class LiveSystem:
