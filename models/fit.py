@@ -112,6 +112,7 @@ def fit(
         "items": len(catalogue),
         "polished": factors.unit_length,
         "seed": options.seed,
+        "newest_event_ms": int(log.timestamp_ms.max()),
         "samples_s": round(samples_s, 2),
         "fit_s": round(time.perf_counter() - started, 2),
     }

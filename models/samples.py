@@ -37,6 +37,10 @@ class Requests:
     as_of_ms: NDArray[np.int64]
     contexts: list[Mapping[str, Any] | None]
 
+    def piece(self, begin: int, end: int) -> "Requests":
+        """Requests begin, begin + 1, ..., end - 1."""
+        return Requests(self.user[begin:end], self.as_of_ms[begin:end], self.contexts[begin:end])
+
 
 def is_target(log: EventLog, encoding: Encoding) -> NDArray[np.bool_]:
     """bool[N]: the rows that are what a good recommendation leads to."""
@@ -85,8 +89,7 @@ def build_samples(
 def chunks(log: EventLog, requests: Requests, encoding: Encoding) -> Iterator[tuple[Requests, UserFeatures]]:
     """The requests in pieces of bounded memory, with what was visible of each user."""
     for start in range(0, len(requests.user), CHUNK):
-        piece = slice(start, start + CHUNK)
-        chunk = Requests(requests.user[piece], requests.as_of_ms[piece], requests.contexts[piece])
+        chunk = requests.piece(start, start + CHUNK)
         yield chunk, log_features(log, chunk.user, chunk.as_of_ms, encoding)
 
 

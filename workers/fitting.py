@@ -5,20 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from models import datasets, signature
 from models.bundle import Bundle, BundleError
+from models.datasets import Dataset
 from models.evaluation import protocol
 from models.evaluation.protocol import Window
+from models.evaluation.two_tower import EmbedItems, EmbedUsers
 from models.event_log import Catalogue, EventLog
 from models.fit import FitError, FitOptions, fit
 from models.jsonl import JsonLinesError, read_activities, read_items
 from models.spec import Spec, SpecError, builtin_spec, load_spec
 from models.tensors import Inputs
 from workers.errors import ConfigurationError, RecallError
+from workers.ports import Float32
 from workers.settings import Settings
-from workers.towers.onnx import OnnxTower
+from workers.towers.onnx import open_tower
 
 Say = Callable[[str], None]
 TOWER_TIMEOUT_MS = 60_000
@@ -33,6 +34,8 @@ class Source:
     spec: Spec
     features: str
     test_ms: int | None
+    validation_ms: int | None = None
+    dataset: Dataset | None = None  # what it was read from, when it is one with a name
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,15 @@ def read_source(data: str | None, items: Path | None, activity: Path | None, spe
                 raise ConfigurationError("--data and --items/--activity exclude each other")
             dataset = datasets.load(data, say)
             path = spec or builtin_spec(dataset.spec)
-            return Source(dataset.log, dataset.catalogue, load_spec(path), path.read_text(), dataset.test_ms)
+            return Source(
+                dataset.log,
+                dataset.catalogue,
+                load_spec(path),
+                path.read_text(),
+                dataset.test_ms,
+                dataset.validation_ms,
+                dataset,
+            )
         if items is None or activity is None or spec is None:
             raise ConfigurationError("either --data NAME, or all of --items FILE, --activity FILE and --spec FILE")
         catalogue = Catalogue.from_updates(read_items(items))
@@ -110,18 +121,19 @@ def exact_ranks(
     source: Source, catalogue: Catalogue, bundle: Bundle, asked: Window, progress: Callable[[float], None]
 ) -> Any:
     """float64[P]: exact ranks through the bundle's own ONNX towers, end to end."""
-    encoding, dim = bundle.encoding, bundle.dim
-    users = OnnxTower(
-        bundle.user_tower, signature.user_inputs(encoding, dim), signature.user_outputs(dim), TOWER_TIMEOUT_MS
-    )
-    items = OnnxTower(bundle.item_tower, signature.item_inputs(encoding), signature.item_outputs(dim), TOWER_TIMEOUT_MS)
+    towers = embedders(bundle)
+    return protocol.exact_ranks(source.log, catalogue, bundle.encoding, asked, towers, progress, bundle.metric)
 
-    def embed_users(inputs: Inputs) -> Any:
+
+def embedders(bundle: Bundle) -> tuple[EmbedUsers, EmbedItems]:
+    """What runs the bundle's user and item tower. Raises ConfigurationError when they are not what it says."""
+    users, items = (open_tower(bundle, side, TOWER_TIMEOUT_MS) for side in ("user", "item"))
+
+    def embed_users(inputs: Inputs) -> Float32:
         return users.run(inputs)[signature.USER_EMBEDDING]
 
-    def embed_items(inputs: Inputs) -> Any:
+    def embed_items(inputs: Inputs) -> tuple[Float32, Float32]:
         outputs = items.run(inputs)
         return outputs[signature.ITEM_EMBEDDING], outputs[signature.HISTORY_EMBEDDING]
 
-    ranks = protocol.exact_ranks(source.log, catalogue, encoding, asked, (embed_users, embed_items), progress)
-    return np.asarray(ranks)
+    return embed_users, embed_items

@@ -9,6 +9,7 @@ import pytest
 
 from tests.e2e import (
     cli_cases_bundles,
+    cli_cases_evaluate,
     cli_cases_explain,
     cli_cases_letters,
     cli_cases_reconcile,
@@ -23,6 +24,7 @@ from workers.cli.main import COMMANDS
 
 __all__ = [
     "cli_cases_bundles",
+    "cli_cases_evaluate",
     "cli_cases_explain",
     "cli_cases_letters",
     "cli_cases_reconcile",

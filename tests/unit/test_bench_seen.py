@@ -7,7 +7,7 @@ import pytest
 
 from models.datasets import Dataset
 from models.datasets.generated import generate
-from models.evaluation import protocol
+from models.evaluation.timeline import Timeline
 from models.event_log import EventLog
 from models.spec import builtin_spec, load_spec
 from models.tensors import Encoding, build_vocabularies
@@ -95,7 +95,7 @@ def test_everything_known_is_visible_and_seen_in_the_request() -> None:
     heavy = readers.heavy_readers(DATA, 20)[-2:]
     asked = readers.window(DATA, heavy, [[3, 4], [5]], STEP_MS)
     assert (asked.request.tolist(), asked.item.tolist()) == ([0, 0, 1], [3, 4, 5])
-    met = protocol.seen_before(readers.known_log(DATA, heavy), CATALOGUE, ENCODING, asked.requests)
+    met = Timeline(readers.known_log(DATA, heavy), CATALOGUE, ENCODING).seen(asked.requests)
     for one, items in zip(heavy, met, strict=True):
         assert np.array_equal(np.unique(items), one.seen(DATA))
 

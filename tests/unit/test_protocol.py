@@ -6,6 +6,7 @@ import numpy as np
 from msgspec import structs
 
 from models.evaluation import protocol
+from models.evaluation.timeline import Timeline
 from models.event_log import Catalogue, EventLog
 from models.spec import Seen, builtin_spec, load_spec
 from models.tensors import Encoding, build_vocabularies
@@ -55,7 +56,7 @@ def test_one_request_per_user_and_second_with_a_target() -> None:
 
 
 def test_what_was_met_in_strictly_earlier_seconds_is_no_candidate() -> None:
-    met = protocol.seen_before(LOG, CATALOGUE, ENCODING, ASKED.requests)
+    met = Timeline(LOG, CATALOGUE, ENCODING).seen(ASKED.requests)
     names = [sorted(CATALOGUE.item_ids[i] for i in items) for items in met]
     assert names == [["a"], ["a", "b", "c", "d"], []]
 
@@ -63,7 +64,7 @@ def test_what_was_met_in_strictly_earlier_seconds_is_no_candidate() -> None:
 def test_the_seen_rule_is_that_of_the_live_system() -> None:
     def met(seen: Seen) -> list[list[str]]:
         encoding = replace(ENCODING, spec=structs.replace(SPEC, seen=seen))
-        found = protocol.seen_before(LOG, CATALOGUE, encoding, ASKED.requests)
+        found = Timeline(LOG, CATALOGUE, encoding).seen(ASKED.requests)
         return [sorted(CATALOGUE.item_ids[i] for i in items) for items in found]
 
     assert met(Seen(("rate",), window_ms=2000)) == [[], ["b", "c", "d"], []]

@@ -36,7 +36,7 @@ def demo(
                 raise KeyboardInterrupt
             working.update(what, part)
 
-        stage = Stage(progress, lambda line: working.say(f"• {line}"), _Show(console, working), lambda: bool(stopping))
+        stage = Stage(progress, lambda line: working.say(f"• {line}"), lambda: bool(stopping), _Show(console, working))
         live = Demo(load_settings(), stage)
         try:
             figures = live.run(data)

@@ -40,6 +40,10 @@ COMMANDS: Final[dict[tuple[str, ...], tuple[str, str]]] = {
     ("model", "fit"): ("workers.cli.model:fit", "Fit a bundle in closed form and make it the active one."),
     ("model", "pack"): ("workers.cli.model_pack:pack", "Make a bundle from towers that were trained elsewhere."),
     ("model", "verify"): ("workers.cli.model_verify:verify", "Check a bundle: files, towers, metric, and a floor."),
+    ("model", "evaluate"): (
+        "workers.cli.model_evaluate:evaluate",
+        "Compare bundles and baselines over the whole catalogue.",
+    ),
     ("dead-letters", "list"): ("workers.cli.dead_letters:list_", "Show what could not be processed, and why."),
     ("dead-letters", "replay"): ("workers.cli.dead_letters_replay:replay_", "Send dead letters to their topics again."),
     ("dead-letters", "resume"): ("workers.cli.dead_letters_resume:resume", "Let workers that have paused go on."),

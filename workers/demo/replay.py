@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,7 @@ from schemas.recall import CandidateList, Reason, RecallRequest, Status
 from schemas.records import hash64
 from workers.client import RecallClient
 from workers.demo.sender import Sender
+from workers.errors import DependencyTimeout
 from workers.kafka_client import Message
 
 K = 100
@@ -25,16 +27,23 @@ ASK_AGAIN_AFTER_S = 0.005
 
 @dataclass
 class ReplayResult:
-    """Counts over every request that was sent, and the targets found among the first K candidates."""
+    """Counts over every request that was sent, and where the targets stood in the answers."""
 
     requests: int = 0
     answered: int = 0
     ok: int = 0
     stale: int = 0
     targets: int = 0
-    found: int = 0
     activities: int = 0
+    unanswered: int = 0
     latencies_ms: list[float] = field(default_factory=list)
+    places: dict[int, int] = field(default_factory=dict)  # target -> its place in the answer, from 0; of those found
+    shown: Counter[str] = field(default_factory=Counter)  # item -> in how many lists it stood
+
+    @property
+    def found(self) -> int:
+        """Targets among the first K candidates."""
+        return len(self.places)
 
     def percentile_ms(self, percent: float) -> float:
         """Of the time from sending a request to having its answer."""
@@ -43,10 +52,13 @@ class ReplayResult:
 
 @dataclass(frozen=True)
 class Step:
-    """One second of one user: the targets foretold, if any, and the rows of what happened in it."""
+    """One second of one user: the targets foretold, if any, and the rows of what happened in it.
+
+    `targets` maps items to their numbers in the window.
+    """
 
     at_ms: int
-    targets: tuple[str, ...]
+    targets: Mapping[str, Sequence[int]]
     rows: tuple[int, ...]
 
 
@@ -64,10 +76,10 @@ def history_messages(dataset: Dataset, plan: dict[int, list[Step]]) -> Iterator[
 
 def plan_users(dataset: Dataset, asked: Window, step_ms: int) -> dict[int, list[Step]]:
     """User index -> that user's seconds of the test window, in order."""
-    targets: dict[tuple[int, int], list[str]] = {}
-    for request, item in zip(asked.request.tolist(), asked.item.tolist(), strict=True):
+    targets: dict[tuple[int, int], dict[str, list[int]]] = {}
+    for number, (request, item) in enumerate(zip(asked.request.tolist(), asked.item.tolist(), strict=True)):
         user, at_ms = int(asked.requests.user[request]), int(asked.requests.as_of_ms[request])
-        targets.setdefault((user, at_ms // step_ms), []).append(dataset.item_ids[item])
+        targets.setdefault((user, at_ms // step_ms), {}).setdefault(dataset.item_ids[item], []).append(number)
     users = sorted({user for user, _ in targets})
     plan: dict[int, list[Step]] = {user: [] for user in users}
     rows = np.flatnonzero(np.isin(dataset.user, users) & (dataset.timestamp_ms >= dataset.test_ms))
@@ -75,7 +87,7 @@ def plan_users(dataset: Dataset, asked: Window, step_ms: int) -> dict[int, list[
     for row in rows.tolist():
         groups.setdefault((int(dataset.user[row]), int(dataset.timestamp_ms[row]) // step_ms), []).append(row)
     for (user, step), members in sorted(groups.items()):
-        plan[user].append(Step(step * step_ms, tuple(targets.get((user, step), ())), tuple(members)))
+        plan[user].append(Step(step * step_ms, targets.get((user, step), {}), tuple(members)))
     return plan
 
 
@@ -85,8 +97,12 @@ async def replay(
     client: RecallClient,
     sender: Sender,
     progress: Callable[[float], None],
+    unanswered_at_most: int = 0,
 ) -> ReplayResult:
-    """Ask for every target and send every activity of the plan, users in parallel."""
+    """Ask for every target and send every activity of the plan, users in parallel.
+
+    Raises DependencyTimeout when more requests than `unanswered_at_most` had no answer in time.
+    """
     result = ReplayResult()
     places = asyncio.Semaphore(PARALLEL_USERS)
     total = sum(len(steps) for steps in plan.values())
@@ -98,7 +114,7 @@ async def replay(
             last_event: str | None = None
             for step in steps:
                 if step.targets:
-                    await _foretell(dataset.user_ids[user], step, last_event, client, result)
+                    await _foretell(dataset.user_ids[user], step, last_event, client, result, unanswered_at_most)
                 activities = list(dataset.activities(step.rows))
                 await sender.activities(activities)
                 result.activities += len(activities)
@@ -114,10 +130,16 @@ async def replay(
 
 
 async def _foretell(
-    user_id: str, step: Step, last_event: str | None, client: RecallClient, result: ReplayResult
+    user_id: str,
+    step: Step,
+    last_event: str | None,
+    client: RecallClient,
+    result: ReplayResult,
+    unanswered_at_most: int,
 ) -> None:
     """Ask until the answer knows the user's last event, and look for the targets in it."""
     attempt = 0
+    result.targets += sum(len(numbers) for numbers in step.targets.values())
     while True:
         request = RecallRequest(
             request_id=f"{user_id}/{step.at_ms}/{attempt}",
@@ -127,14 +149,21 @@ async def _foretell(
             timeout_ms=TIMEOUT_MS,
             after_event_id=last_event,
         )
-        answer = await _ask(request, client, result)
+        try:
+            answer = await _ask(request, client, result)
+        except DependencyTimeout:
+            result.unanswered += 1
+            if result.unanswered > unanswered_at_most:
+                raise
+            return
         if Reason.FEATURES_STALE not in answer.reasons:
             break
         result.stale += 1
         attempt += 1
         await asyncio.sleep(ASK_AGAIN_AFTER_S)
-    result.targets += len(step.targets)
-    result.found += len(set(step.targets) & set(answer.item_ids))
+    result.shown.update(answer.item_ids)
+    for place, item in enumerate(answer.item_ids):
+        result.places |= dict.fromkeys(step.targets.get(item, ()), place)
 
 
 async def _ask(request: RecallRequest, client: RecallClient, result: ReplayResult) -> CandidateList:

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,19 +13,14 @@ from models.datasets import Dataset
 from models.evaluation import protocol
 from models.evaluation.protocol import Window
 from models.spec import builtin_spec, load_spec
-from workers import topics, views
-from workers.cli.items import item_messages, wait_for_items
 from workers.client import RecallClient
-from workers.demo.replay import ReplayResult, Step, history_messages, plan_users, replay
+from workers.demo.live import LiveSystem
+from workers.demo.replay import ReplayResult, Step, plan_users, replay
 from workers.demo.sender import Sender
 from workers.demo.story import SCENES, Show, Story, Teller
+from workers.demo.told import Told
 from workers.errors import RecallError
 from workers.fitting import Job, Source, exact_ranks, fit_bundle
-from workers.kafka_client import group_lag, produce
-from workers.local.discover import of_own_stack
-from workers.local.ready import wait_ready
-from workers.local.stack import LocalStack, wipe
-from workers.local.workers import WorkerProcesses
 from workers.scenes import SceneSettings
 from workers.settings import Settings
 
@@ -35,20 +29,15 @@ REQUESTS = 5000
 USERS = 200
 K = 100
 
-Say = Callable[[str], None]
 
+@dataclass(frozen=True)
+class Stage(Told):
+    """What is told to a person, and how a list is shown."""
 
-@dataclass
-class Stage:
-    """Tells a person what goes on. `progress(what, part)` while it does, `done(line)` when it is over."""
-
-    progress: Callable[[str, float | None], None]
-    done: Say
     show: Show
-    interrupted: Callable[[], bool]
 
 
-class Demo:
+class Demo(LiveSystem):
     """A stack and workers of its own under `<data_dir>/demo`, wiped at start; bundles go to `<data_dir>/bundles`."""
 
     def __init__(self, settings: Settings, stage: Stage) -> None:
@@ -56,20 +45,15 @@ class Demo:
         scenes = {name: SceneSettings.model_validate(scene) for name, scene in SCENES.items()}
         # The story asks the same again and again, to see when it changes: nothing is to be reused.
         own = {"data_dir": settings.data_dir / "demo", "namespace": "", "scenes": scenes, "reuse_ms": 0}
-        self.settings = settings.model_copy(update=own)
+        super().__init__(settings.model_copy(update=own), stage)
         self._stage = stage
-        self._stack = LocalStack(self.settings.data_dir, stage.done, stage.interrupted, settings.local_milvus)
-        self._workers = WorkerProcesses(self.settings)
 
     def run(self, data: str) -> dict[str, Any]:
         """All stages; returns the figures. Raises RecallError."""
         stage = self._stage
-        stage.progress("starting Kafka, Redis and Milvus", None)
-        wipe(self.settings.data_dir)
-        self._stack.start()
-        stack = {s.name: s.version for s in self._stack.services}
+        stack = self.start()
         dataset, source, bundle, fit_s = self._fit(data)
-        self._start_workers(bundle)
+        self.serve(bundle)
         catalogue = dataset.catalogue()
         asked = protocol.window(dataset.log, catalogue, bundle.encoding, dataset.test_ms)
         sample = asked.of_users(protocol.sample_users(asked, REQUESTS, USERS, SEED))
@@ -80,24 +64,6 @@ class Demo:
         popular = protocol.popularity_ranks(dataset.log, catalogue, bundle.encoding, sample, dataset.test_ms)
         figures |= _report(live, sample, duplicates, ranks, popular)
         return figures | asdict(story)
-
-    def stop(self) -> None:
-        """End workers and stack. May be called twice."""
-        self._workers.stop()
-        self._stack.stop()
-
-    def check(self) -> None:
-        """Raise RecallError when a server has died; a worker that has is started again."""
-        dead = self._stack.dead()
-        if dead is not None:
-            raise RecallError(dead.death())
-        if self._workers.supervise():
-            self._note_workers()
-
-    def _note_workers(self) -> None:
-        if self._stack.state is not None:
-            self._stack.state.workers = self._workers.states
-            self._stack.write()
 
     def _fit(self, data: str) -> tuple[Dataset, Source, Bundle, float]:
         stage = self._stage
@@ -121,36 +87,10 @@ class Demo:
         stage.done(f"two towers fitted on what happened before the test window: {bundle.version} ({fit_s} s)")
         return dataset, source, bundle, fit_s
 
-    def _start_workers(self, bundle: Bundle) -> None:
-        self.settings = of_own_stack(self.settings)
-        self._stage.progress("starting workers", None)
-
-        async def prepare() -> None:
-            await topics.apply(self.settings)
-            await views.activate(self.settings, bundle.path, bundle.version)
-
-        asyncio.run(prepare())
-        self._workers = WorkerProcesses(self.settings)
-        self._workers.start()
-        wait_ready(self._workers)
-        self._note_workers()
-        self._stage.done("workers ready: " + ", ".join(state.kind for state in self._workers.states))
-
     async def _live(self, dataset: Dataset, sample: Window, step_ms: int) -> tuple[ReplayResult, Story, int]:
         stage, settings = self._stage, self.settings
-        started = time.perf_counter()
-        stage.progress("streaming the catalogue in", None)
-        await produce(settings, settings.topic("item-updates"), item_messages(list(dataset.items())))
-        await wait_for_items(settings)
-        stage.done(f"{len(dataset.item_ids):,} items embedded and indexed ({time.perf_counter() - started:.1f} s)")
-
         plan = plan_users(dataset, sample, step_ms)
-        started = time.perf_counter()
-        stage.progress(f"sending the earlier activity of {len(plan)} users", None)
-        sent = await produce(settings, settings.topic("user-activity"), history_messages(dataset, plan))
-        await self._wait_for_activity()
-        stage.done(f"{sent:,} earlier activities of {len(plan)} users taken in ({time.perf_counter() - started:.1f} s)")
-
+        sent = await self.load(dataset, plan)
         async with RecallClient(settings) as client, Sender(settings) as sender:
             started = time.perf_counter()
             live = await replay(dataset, plan, client, sender, lambda part: stage.progress("asking over Kafka", part))
@@ -161,14 +101,6 @@ class Demo:
             )
             story = await Teller(dataset, _talkative(plan), client, sender, stage.show).tell()
             return live, story, client.duplicates
-
-    async def _wait_for_activity(self, within_s: float = 300.0) -> None:
-        settings = self.settings
-        end = time.monotonic() + within_s
-        while lag := await group_lag(settings, settings.group("recall-activity"), settings.topic("user-activity")):
-            if time.monotonic() > end:
-                raise RecallError(f"{lag} activities are still waiting after {within_s:.0f} s")
-            await asyncio.sleep(0.1)
 
 
 def _talkative(plan: dict[int, list[Step]]) -> int:
