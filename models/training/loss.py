@@ -26,6 +26,10 @@ class Negatives:
         chance = -np.expm1(count * np.log1p(-probability))
         self._log_q = np.zeros(items) if self._all is not None else np.log(chance + 1e-12)
 
+    def __len__(self) -> int:
+        """Number of items."""
+        return len(self._log_q)
+
     def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Distinct catalogue indices, rising, and log Q of each."""
         drawn = self._all

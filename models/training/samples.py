@@ -21,6 +21,7 @@ HISTORY_VECTORS = "history_vectors"
 class TrainingSet:
     """R requests, ordered by user and time, and P positives."""
 
+    user: NDArray[np.int64]  # int64[R], index into the log's user_ids
     history: NDArray[np.int32]  # int32[R, H], catalogue index, newest last, -1 = none, or not in the catalogue
     inputs: Inputs  # the user tower's, without history_vectors; narrow types, see `batch`
     as_of_ms: NDArray[np.int64]  # int64[R]
@@ -30,6 +31,23 @@ class TrainingSet:
     def __len__(self) -> int:
         """Number of requests."""
         return len(self.history)
+
+    def some(self, rows: NDArray[np.int64]) -> "TrainingSet":
+        """Only these requests, `rows` rising."""
+        place, item = self.positives(rows)
+        inputs = {name: values[rows] for name, values in self.inputs.items()}
+        return TrainingSet(self.user[rows], self.history[rows], inputs, self.as_of_ms[rows], place, item)
+
+    def joined(self, other: "TrainingSet") -> "TrainingSet":
+        """These requests, and then the other's."""
+        return TrainingSet(
+            np.concatenate([self.user, other.user]),
+            np.concatenate([self.history, other.history]),
+            {name: np.concatenate([values, other.inputs[name]]) for name, values in self.inputs.items()},
+            np.concatenate([self.as_of_ms, other.as_of_ms]),
+            np.concatenate([self.request, other.request + len(self)]),
+            np.concatenate([self.item, other.item]),
+        )
 
     def age_days(self) -> NDArray[np.float32]:
         """float32[R]: how long each request was before the newest."""
@@ -61,6 +79,7 @@ def training_set(log: EventLog, catalogue: Catalogue, encoding: Encoding, begin_
         history.append(catalogue.index_of(features.item_hashes).astype(np.int32))
         parts.append({name: _narrow(values) for name, values in sample_inputs(features, chunk, encoding).items()})
     return TrainingSet(
+        requests.user,
         np.concatenate(history) if history else np.zeros((0, encoding.spec.history.length), dtype=np.int32),
         {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {},
         requests.as_of_ms,

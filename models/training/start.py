@@ -79,11 +79,17 @@ def towers(
     return user, item
 
 
+def know_also(item: ItemTower, targets: NDArray[np.int64], seen: NDArray[np.int64]) -> None:
+    """Give these items, catalogue indices, a row of their own, which is to be trained: it adds nothing yet."""
+    for known, places in ((item.target, targets), (item.seen, seen)):
+        known[torch.from_numpy(np.unique(places) + 1)] = 1
+
+
 def _user_tower(start: Start, users: Inputs, encoding: Encoding, shape: Architecture) -> UserTower:
     user = UserTower(encoding, shape)
     code_weight, position_weight = history_weights(encoding.spec)
     user.code_weight.copy_(torch.from_numpy(code_weight))
-    user.position_weight.copy_(torch.from_numpy(position_weight))
+    user.place_weight[1:].copy_(torch.from_numpy(position_weight[::-1].copy()))
     for fields in (user.linear, user.request):
         fields.set_scales(users)
     dense = start.factors.dense / start.dense_scale[:, None]

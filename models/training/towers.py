@@ -5,8 +5,8 @@ metric stays IP. An item is a row of its own plus its content; an item that the 
 shortened, so that it loses to an equally similar known one.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.graphs import EPSILON
 from models.samples import user_fields
 from models.tensors import Encoding
+from models.training.encoders import Past
 from models.training.fields import FieldSum, Tensors, fields_of
 from models.training.transformer import Transformer
 from models.training.weighted_mean import WeightedMean
@@ -67,25 +68,25 @@ class UserTower(nn.Module):
         super().__init__()
         spec = encoding.spec
         self._session_s = spec.history.session_ms / 1000
-        length, codes = spec.history.length, len(spec.history.codes) + 1
+        self._length = spec.history.length
+        codes, width = len(spec.history.codes) + 1, shape.width
         fields = user_fields(encoding)
         self.code_weight = nn.Parameter(torch.zeros(codes))
-        self.position_weight = nn.Parameter(torch.zeros(length))
+        self.place_weight = nn.Parameter(torch.zeros(self._length + 1))  # of what a request does not see first: 0
         self.older_weight = nn.Parameter(torch.tensor(0.5))
         self.linear = FieldSum(fields, encoding, shape.dim, share=False)
         self.aggregates = nn.Parameter(torch.zeros(6, shape.dim))
-        self.request = FieldSum(fields, encoding, shape.width, share=False)
+        self.request = FieldSum(fields, encoding, width, share=False)
         self.request_network = nn.Sequential(
-            nn.Linear(6 + shape.width + shape.dim, 2 * shape.width), nn.GELU(), nn.Linear(2 * shape.width, shape.width)
+            nn.Linear(6 + width + shape.dim, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
-        common: dict[str, Any] = {"dim": shape.dim, "width": shape.width, "length": length, "codes": codes}
         if shape.encoder == "transformer":
             self.encoder: nn.Module = Transformer(
-                **common, session_s=self._session_s, layers=shape.layers, heads=shape.heads, dropout=shape.dropout
+                shape.dim, width, self._length, codes, shape.layers, shape.heads, shape.dropout
             )
         else:
-            self.encoder = WeightedMean(**common, session_s=self._session_s)
-        self.leave = nn.Linear(shape.width, shape.dim)
+            self.encoder = WeightedMean(shape.dim, width, self._length, codes)
+        self.leave = nn.Linear(width, shape.dim)
         self.log_temperature = nn.Parameter(torch.zeros(()))
         self.register_buffer("vector_scale", torch.ones(()))  # of what networks see: history vectors and their sum
         self.register_buffer("pooled_scale", torch.ones(()))
@@ -93,15 +94,23 @@ class UserTower(nn.Module):
         nn.init.zeros_(self.leave.bias)
 
     def forward(self, inputs: Tensors) -> Tensor:
-        """From the user tower's inputs."""
-        vectors, codes, age_s = inputs["history_vectors"], inputs["history_codes"], inputs["history_age_s"]
+        """From the user tower's inputs: one request for each history."""
+        age_s = inputs["history_age_s"]
+        place = torch.arange(self._length, 0, -1, device=age_s.device).expand(age_s.shape[0], 1, self._length)
+        past = Past(inputs["history_vectors"], inputs["history_codes"], age_s, age_s[:, None], place)
+        return self.look_back(past, inputs)
+
+    def look_back(self, past: Past, inputs: Tensors) -> Tensor:
+        """float32[B * K, D] for K requests on each of B stretches; the other inputs have B * K rows."""
         known = self.aggregate(inputs)
-        recent = torch.where(age_s < self._session_s, torch.ones_like(age_s), self.older_weight)
-        weight = self.code_weight[codes] * self.position_weight * recent
-        pooled = (weight[:, None] @ vectors)[:, 0]
+        recent = torch.where(past.age_s < self._session_s, 1.0, self.older_weight)
+        place_weight = self.place_weight[past.place] * (past.place > 0)
+        weight = self.code_weight[past.codes][:, None] * place_weight * recent
+        pooled = (weight @ past.vectors).flatten(0, 1)
         linear = pooled + known @ self.aggregates + self.linear(inputs, known)
         facts = torch.cat([known, self.request(inputs, known), pooled * self.pooled_scale], dim=1)
-        encoded = self.encoder(vectors * self.vector_scale, codes, age_s, self.request_network(facts))
+        request = self.request_network(facts).unflatten(0, past.place.shape[:2])
+        encoded = self.encoder(replace(past, vectors=past.vectors * self.vector_scale), request).flatten(0, 1)
         return unit(linear + self.leave(encoded)) * torch.exp(self.log_temperature / 2)
 
     def aggregate(self, inputs: Tensors) -> Tensor:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from models.spec import Spec
 from models.tensors import Inputs
+from models.training.blocks import MAX_REQUESTS, Block, assemble, cut, request_inputs
 from models.training.loss import Negatives, softmax_loss
-from models.training.samples import HISTORY_VECTORS, TrainingSet
+from models.training.samples import TrainingSet
 from models.training.towers import ItemTower, UserTower
 
 Progress = Callable[[str, float], None]
@@ -29,7 +30,7 @@ class Recipe:
     """Hyperparameters, tuned on the validation window of MovieLens-1M."""
 
     epochs: int = 4
-    batch: int = 256  # requests
+    batch: int = 512  # requests
     negatives: int = 8192  # candidates per batch; every item where there are no more
     learning_rate: float = 1e-3
     tables_learning_rate: float = 1e-3
@@ -95,11 +96,6 @@ class Trainer:
         self._validations: list[float] = []
         self._best: dict[str, Tensor] | None = None
         self._trained_s = 0.0
-
-    @property
-    def steps(self) -> int:
-        """Of one epoch."""
-        return max(1, len(self._samples) // self._recipe.batch)
 
     def run(self, validate: Validate | None, progress: Progress) -> Report:
         """Train until the last epoch, or until validation gets no better; the towers hold the best weights then."""
@@ -168,23 +164,23 @@ class Trainer:
         started = time.perf_counter()
         rng = np.random.default_rng((self._seed, self._epoch))
         torch.manual_seed(self._seed * 1_000_003 + self._epoch)  # dropout: each epoch begins the same, also resumed
-        order = rng.permutation(len(self._samples))
+        batches = _batches(cut(self._samples, rng), self._recipe.batch, rng)
         self._pair.train()
-        total = 0.0
-        for number in range(self.steps):
-            rows = np.sort(order[number * self._recipe.batch :][: self._recipe.batch])
-            total += self._train_step(rows, rng)
-            if number % 20 == 0:
-                done = (self._epoch + number / self.steps) / self._recipe.epochs
+        total, last = 0.0, self._recipe.epochs - 1
+        for number, runs in enumerate(batches):
+            part = number / len(batches)
+            total += self._train_step(assemble(self._samples, runs), self._rate(part), rng)
+            if number % 10 == 0:
+                done = (self._epoch + part) / (last + 1)
                 progress(f"training, epoch {self._epoch + 1}, loss {total / (number + 1):.3f}", done)
         self._epoch += 1
-        self._losses.append(total / self.steps)
+        self._losses.append(total / len(batches))
         self._trained_s += time.perf_counter() - started
 
-    def _train_step(self, rows: NDArray[np.int64], rng: np.random.Generator) -> float:
+    def _train_step(self, block: Block, rate: float, rng: np.random.Generator) -> float:
         for group in self._optimizer.param_groups:
-            group["lr"] = group["rate"] * self._rate()
-        loss = self._loss(rows, rng)
+            group["lr"] = group["rate"] * rate
+        loss = self._loss(block, rng)
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._pair.parameters(), self._recipe.clip)
@@ -193,9 +189,10 @@ class Trainer:
         self._average()
         return float(loss.detach())
 
-    def _rate(self) -> float:
-        steps = self.steps * self._recipe.epochs
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self._step / steps)))
+    def _rate(self, part: float) -> float:
+        """Of the learning rate, when `part` of the epoch is done: a linear rise, then a cosine."""
+        done = (self._epoch + part) / self._recipe.epochs
+        cosine = 0.5 * (1 + math.cos(math.pi * done))
         rising = min(1.0, (self._step + 1) / self._recipe.warmup)
         return rising * (self._recipe.final_rate + (1 - self._recipe.final_rate) * cosine)
 
@@ -206,62 +203,66 @@ class Trainer:
             for mean, value in zip(self._averaged.parameters(), self._pair.parameters(), strict=True):
                 mean.lerp_(value, 1 - keep)
 
-    def _loss(self, rows: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
+    def _loss(self, block: Block, rng: np.random.Generator) -> Tensor:
         user, item = self._pair
-        history = self._samples.history[rows]
-        inputs = self._samples.batch(rows)
-        drop = rng.random(history.shape) < self._recipe.history_dropout
-        codes = inputs["history_codes"]
-        hidden_row, hidden_item = _candidates_seen(history, self._seen_codes[codes])
-        inputs["history_codes"] = np.where(drop, 0, codes)
-        drawn, log_q = self._negatives.draw(rng)
+        block.codes[rng.random(block.codes.shape) < self._recipe.history_dropout] = 0
+        real = np.flatnonzero(block.real)
+        rows = block.rows.reshape(-1)[real]
         row, positive = self._samples.positives(rows)
-
-        needed, place = np.unique(np.concatenate([history.ravel(), positive, drawn]), return_inverse=True)
+        drawn, log_q = self._negatives.draw(rng)
+        needed, place = np.unique(np.concatenate([block.items.ravel(), positive, drawn]), return_inverse=True)
         none = int(needed[0] < 0)  # -1: no item
         indexed, past = item(self._item_inputs(needed[none:], rng))
         past = torch.cat([torch.zeros_like(past[:none]), past])
-        place = torch.from_numpy(place - none).to(self._device)
-        sizes = (history.size, len(positive), len(drawn))
-        of_history, of_positive, of_drawn = place.split(sizes)
-        tensors = {name: torch.from_numpy(values).to(self._device) for name, values in inputs.items()}
-        vectors = nn.functional.embedding(of_history + none, past).unflatten(0, history.shape)
-        vectors = vectors * (tensors["history_codes"] > 0)[:, :, None]
-        users = user(tensors | {HISTORY_VECTORS: vectors})
-        columns = np.full(int(needed[-1]) + 1, -1)
-        columns[drawn] = np.arange(len(drawn))
-        inside = (hidden_item < len(columns)) & (columns[np.minimum(hidden_item, len(columns) - 1)] >= 0)
-        on = [self._index(hidden_row[inside]), self._index(columns[hidden_item[inside]])]
+        sizes = (block.items.size, len(positive), len(drawn))
+        of_history, of_positive, of_drawn = self._tensor(place).split(sizes)
+        vectors = nn.functional.embedding(of_history, past).unflatten(0, block.items.shape)
+        inputs = {name: self._tensor(values) for name, values in request_inputs(self._samples, block).items()}
+        users = user.look_back(block.past(vectors), inputs)[self._tensor(real)]
+
+        column = np.full(len(self._negatives) + 1, -1)  # of each item among the negatives; the last stands for -1
+        column[drawn] = np.arange(len(drawn))
+        seen = self._seen_codes[self._samples.inputs["history_codes"][rows]]
+        met = column[np.where(seen, self._samples.history[rows], -1)]
+        hidden = np.nonzero(met >= 0)
         return softmax_loss(
             users,
-            indexed[of_drawn],
-            torch.from_numpy(log_q).to(self._device),
-            (on[0], on[1]),
-            (self._index(row), indexed[of_positive], self._index(columns[positive])),
-            torch.from_numpy(self._weight[rows][row]).to(self._device),
+            indexed[of_drawn - none],
+            self._tensor(log_q),
+            (self._tensor(hidden[0]), self._tensor(met[hidden])),
+            (self._tensor(row), indexed[of_positive - none], self._tensor(column[positive])),
+            self._tensor(self._weight[rows][row]),
         )
 
     def _item_inputs(self, items: NDArray[np.int64], rng: np.random.Generator) -> dict[str, Tensor]:
         """The item tower's inputs of some items of the catalogue; some lose their code."""
-        chosen = self._index(items)
+        chosen = self._tensor(items)
         inputs = {name: values[chosen] for name, values in self._rows.items()}
-        lost = torch.from_numpy(rng.random(len(items)) < self._recipe.item_dropout).to(self._device)
+        lost = self._tensor(rng.random(len(items)) < self._recipe.item_dropout)
         inputs["item_code"] = inputs["item_code"].masked_fill(lost, 0)
         return inputs
 
-    def _index(self, values: NDArray[np.int64]) -> Tensor:
+    def _tensor(self, values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(values).to(self._device)
+
+
+def _batches(
+    runs: list[NDArray[np.int64]], requests: int, rng: np.random.Generator
+) -> list[list[NDArray[np.int64]]]:
+    """Runs in random order, in batches of about so many requests; of a batch all are about equally long."""
+    order = rng.permutation(len(runs))
+    lengths = np.array([len(run) for run in runs])
+    pool = max(1, 16 * requests // MAX_REQUESTS)
+    batches: list[list[NDArray[np.int64]]] = []
+    for begin in range(0, len(order), pool):
+        some = order[begin : begin + pool]
+        some = some[np.argsort(lengths[some], kind="stable")]
+        group = np.cumsum(lengths[some]) // requests
+        batches += [[runs[n] for n in some[group == number]] for number in np.unique(group)]
+    return [batches[n] for n in rng.permutation(len(batches))]
 
 
 def _seen_codes(spec: Spec) -> NDArray[np.bool_]:
     """bool[codes + 1]: events that take their item out of the candidates, as far as their code tells."""
     seen = [not spec.seen_actions or code.action in spec.seen_actions for code in spec.history.codes]
     return np.array([not spec.seen_actions, *seen])
-
-
-def _candidates_seen(
-    history: NDArray[np.int32], seen: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs (row, catalogue index) of what stands in the history and counts as seen."""
-    row, column = np.nonzero(seen & (history >= 0))
-    return row, history[row, column].astype(np.int64)

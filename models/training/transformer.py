@@ -1,8 +1,11 @@
 """History encoder: a causal transformer whose attention knows how much time lies between two events.
 
 Self-attention (Vaswani et al. 2017; as a recommender: Kang and McAuley 2018, "Self-attentive sequential recommendation")
-with a bias by time between events in place of positions (Li et al. 2020, "Time interval aware self-attention"). What is
-known of the request stands behind the newest event, as one more element; the last layer computes that element alone.
+with a bias by distance and by time in place of positions (Li et al. 2020, "Time interval aware self-attention").
+
+Events look back on the REACH events before them, layer by layer; what is known of a request then looks back on the
+events. Of the H events that a request sees it looks at the newest ones, those whose own look back stays within the H:
+so an event's vector does not depend on the request, and all requests of a stretch of history share it.
 """
 
 import math
@@ -10,98 +13,118 @@ import math
 import torch
 from torch import Tensor, nn
 
-MINUTE_S = 60.0
+from models.training.encoders import Past
+
+REACH = 12
 MASKED = -1e4
 
 
 class Transformer(nn.Module):
-    """Layers of self-attention over history and request."""
+    """`layers` - 1 layers over events, and one in which the request looks at them."""
 
     def __init__(
-        self,
-        dim: int,
-        width: int,
-        length: int,
-        codes: int,
-        session_s: float,
-        layers: int = 2,
-        heads: int = 2,
-        dropout: float = 0.1,
+        self, dim: int, width: int, length: int, codes: int, layers: int = 2, heads: int = 2, dropout: float = 0.1
     ) -> None:
         """`codes` counts code 0; `width` is that of the layers, a multiple of `heads`."""
         super().__init__()
         self.enter = nn.Linear(dim, width)
         self.by_code = nn.Parameter(torch.randn(codes, width) * 0.02)
-        self.by_place = nn.Parameter(torch.randn(length + 1, width) * 0.02)
-        self.time = TimeBias(session_s, heads, length + 1, layers)
-        drops = [0.0] * (layers - 1) + [dropout]  # where one element is left, it costs nothing
-        self.layers = nn.ModuleList(Layer(width, heads, drop) for drop in drops)
+        reach = min(REACH, max(1, (length - 1) // max(1, layers)))
+        self.events = nn.ModuleList(EventLayer(width, heads, reach) for _ in range(layers - 1))
+        self.request = RequestLayer(width, heads, length, dropout)
         self.leave = nn.LayerNorm(width)
+        self._farthest = length - reach * (layers - 1)
 
-    def forward(self, vectors: Tensor, codes: Tensor, age_s: Tensor, request: Tensor) -> Tensor:
+    def forward(self, past: Past, request: Tensor) -> Tensor:
         """See HistoryEncoder."""
-        x = torch.cat([self.enter(vectors) + self.by_code[codes], request[:, None]], dim=1) + self.by_place
-        now = torch.zeros_like(age_s[:, :1])
-        ages = torch.cat([age_s, now], dim=1)
-        hidden = torch.cat([codes == 0, now > 0], dim=1)
-        last = len(self.layers) - 1
-        for number, layer in enumerate(self.layers):
-            rows = ages.shape[1] if number < last else 1
-            x = layer(x, self.time(ages, hidden, rows, number))
-        out: Tensor = self.leave(x[:, -1])
+        x = self.enter(past.vectors) + self.by_code[past.codes]
+        nothing = past.codes == 0
+        for layer in self.events:
+            x = layer(x, past.ago_s, nothing)
+        hidden = (past.place == 0) | (past.place > self._farthest) | nothing[:, None]
+        out: Tensor = self.leave(self.request(request, x, past, hidden))
         return out
 
 
 class TimeBias(nn.Module):
-    """What attention adds for the time between two elements and for their distance in places; continuous in time.
+    """What attention adds for the time between two elements; continuous, so that rounding does not matter."""
 
-    Causal: an element sees itself and earlier ones, and none that is hidden but itself.
-    """
+    SCALES_S = (30.0, 600.0, 86_400.0)
 
-    def __init__(self, session_s: float, heads: int, length: int, layers: int) -> None:
+    def __init__(self, heads: int) -> None:
         super().__init__()
-        self._scales_s = (MINUTE_S, session_s)
-        self.by_time = nn.Parameter(torch.zeros(layers, len(self._scales_s) + 1, heads, 1, 1))
-        self.by_distance = nn.Parameter(torch.zeros(layers, heads, 2 * length - 1))
-        place = torch.arange(length)
-        self.register_buffer("distance", place[:, None] - place[None, :] + length - 1, persistent=False)
-        self.register_buffer("later", place[:, None] < place[None, :], persistent=False)
-        self.register_buffer("itself", place[:, None] == place[None, :], persistent=False)
+        self.weight = nn.Parameter(torch.zeros(len(self.SCALES_S) + 1, heads, 1, 1))
 
-    def forward(self, ages_s: Tensor, hidden: Tensor, rows: int, layer: int) -> Tensor:
-        """float32[B, heads, rows, L] for the last `rows` elements, ages float32[B, L], hidden bool[B, L]."""
-        apart = (ages_s[:, None, :] - ages_s[:, -rows:, None]).clamp(min=0)
-        known = [torch.log1p(apart) * (1 / 16), *(apart.clamp(max=scale) * (1 / scale) for scale in self._scales_s)]
-        bias = self.by_distance[layer][:, self.distance[-rows:]]
-        for feature, weight in zip(known, self.by_time[layer].unbind(0), strict=True):
-            bias = bias + feature[:, None] * weight
-        unseen = (hidden[:, None, :] & ~self.itself[-rows:]) | self.later[-rows:]
-        return bias.masked_fill(unseen[:, None], MASKED)
+    def forward(self, apart_s: Tensor, bias: Tensor) -> Tensor:
+        """Add to float32[B, heads, M, L], from float32[B, M, L]."""
+        bias = bias + torch.log1p(apart_s)[:, None] * (self.weight[0] / 16)
+        for number, scale in enumerate(self.SCALES_S, 1):
+            bias = bias + (apart_s.clamp(max=scale) / scale)[:, None] * self.weight[number]
+        return bias
 
 
-class Layer(nn.Module):
-    """Attention and a network, each with normalisation before and a skip around it."""
+class EventLayer(nn.Module):
+    """Each event looks back on the `reach` events before it and on itself; then a network of its own."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, reach: int) -> None:
         super().__init__()
-        self._heads = heads
-        self.before_attention, self.before_network = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
-        self.join = nn.Linear(width, width)
+        self._heads, self._reach = heads, reach
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query_key_value, self.join = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.network = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-        self.drop = nn.Dropout(dropout)
+        self.by_distance = nn.Parameter(torch.zeros(heads, reach + 1))
+        self.by_time = nn.Parameter(torch.zeros(heads, 1, 1))
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """float32[B, rows, W] for the last rows of x float32[B, L, W], with bias float32[B, heads, rows, L]."""
-        rows = bias.shape[2]
-        normal = self.before_attention(x)
-        query = self._split(self.query(normal[:, -rows:]))
-        key, value = self.key_value(normal).chunk(2, dim=-1)
-        score = query @ self._split(key).transpose(2, 3) * (1 / math.sqrt(query.shape[-1])) + bias
-        mixed = (score.softmax(-1) @ self._split(value)).transpose(1, 2).flatten(2)
-        x = x[:, -rows:] + self.drop(self.join(mixed))
-        out: Tensor = x + self.drop(self.network(self.before_network(x)))
+    def forward(self, x: Tensor, ago_s: Tensor, nothing: Tensor) -> Tensor:
+        """float32[B, L, W] from the same, with ages float32[B, L] and bool[B, L]."""
+        query, key, value = (split(part, self._heads) for part in self.query_key_value(self.before(x)).chunk(3, 2))
+        place = torch.arange(x.shape[1], device=x.device)
+        distance = place[:, None] - place[None, :]
+        apart_s = (ago_s[:, None, :] - ago_s[:, :, None]).clamp(min=0)
+        bias = self.by_distance[:, distance.clamp(0, self._reach)] + torch.log1p(apart_s)[:, None] * self.by_time
+        unseen = (distance < 0) | (distance > self._reach) | (nothing[:, None] & (distance != 0))
+        x = x + self.join(attention(query, key, value, bias.masked_fill(unseen[:, None], MASKED)))
+        out: Tensor = x + self.network(self.between(x))
         return out
 
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self._heads, -1)).transpose(1, 2)
+
+class RequestLayer(nn.Module):
+    """Each request looks at events, or at nothing; then a network."""
+
+    def __init__(self, width: int, heads: int, length: int, dropout: float) -> None:
+        super().__init__()
+        self._heads = heads
+        self.before, self.of_events, self.between = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key_value, self.join = (
+            nn.Linear(width, width),
+            nn.Linear(width, 2 * width),
+            nn.Linear(width, width),
+        )
+        self.network = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.by_place = nn.Parameter(torch.zeros(heads, length + 1))
+        self.by_time = TimeBias(heads)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, request: Tensor, events: Tensor, past: Past, hidden: Tensor) -> Tensor:
+        """float32[B, K, W] from requests float32[B, K, W] and events float32[B, L, W]; hidden bool[B, K, L]."""
+        query = split(self.query(self.before(request)), self._heads)
+        key, value = (split(part, self._heads) for part in self.key_value(self.of_events(events)).chunk(2, 2))
+        bias = self.by_time(past.age_s, self.by_place[:, past.place].transpose(0, 1))
+        bias = bias.masked_fill(hidden[:, None], MASKED)
+        nothing = torch.zeros_like(key[:, :, :1])
+        key, value = torch.cat([nothing, key], dim=2), torch.cat([nothing, value], dim=2)
+        bias = torch.cat([torch.zeros_like(bias[..., :1]), bias], dim=3)
+        x = request + self.drop(self.join(attention(query, key, value, bias)))
+        out: Tensor = x + self.drop(self.network(self.between(x)))
+        return out
+
+
+def split(x: Tensor, heads: int) -> Tensor:
+    """float32[B, heads, M, W / heads] from float32[B, M, W]."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """float32[B, M, W] from heads of M queries and L keys and values, with bias float32[B, heads, M, L]."""
+    score = query @ key.transpose(2, 3) * (1 / math.sqrt(query.shape[-1])) + bias
+    return (score.softmax(3) @ value).transpose(1, 2).flatten(2)

@@ -1,27 +1,34 @@
-"""History encoder: a weighted mean, with weights learned by place, kind of event and age, and a network on top."""
+"""History encoder: weighted means, with weights learned by place, kind of event and age, and a network on top."""
 
 import torch
 from torch import Tensor, nn
+
+from models.training.encoders import Past
+
+MASKED = -1e4
 
 
 class WeightedMean(nn.Module):
     """Several means of the history, each with weights of its own; cheap: one product over the history."""
 
-    def __init__(self, dim: int, width: int, length: int, codes: int, session_s: float, means: int = 4) -> None:
+    def __init__(self, dim: int, width: int, length: int, codes: int, means: int = 4) -> None:
         """`codes` counts code 0. `means` is how many weightings there are."""
         super().__init__()
-        self._session_s = session_s
-        self.by_place = nn.Parameter(torch.zeros(length, means))
-        self.by_code = nn.Parameter(torch.zeros(codes, means))
-        self.by_age = nn.Parameter(torch.linspace(-2.0, 0.0, means))
+        self.by_place = nn.Parameter(torch.zeros(means, length + 1))
+        self.by_code = nn.Parameter(torch.zeros(means, codes))
+        self.by_age = nn.Parameter(torch.linspace(-2.0, 0.0, means)[:, None, None] / 4)
+        self.nothing = nn.Parameter(torch.zeros(means, 1, 1))
         self.network = nn.Sequential(nn.Linear(means * dim + width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
-    def forward(self, vectors: Tensor, codes: Tensor, age_s: Tensor, request: Tensor) -> Tensor:
+    def forward(self, past: Past, request: Tensor) -> Tensor:
         """See HistoryEncoder."""
-        age = torch.log1p(age_s / 60)[:, :, None] * self.by_age / 4
-        score = (self.by_place + self.by_code[codes] + age).masked_fill((codes == 0)[:, :, None], -1e4)
-        score = torch.cat([score, torch.zeros_like(score[:, :1])], dim=1)  # a place for "nothing"
-        weight = score.softmax(1)[:, :-1]
-        means = weight.transpose(1, 2) @ vectors
-        out: Tensor = request + self.network(torch.cat([means.flatten(1), request], dim=1))
+        hidden = (past.place == 0) | (past.codes == 0)[:, None]
+        age = torch.log1p(past.age_s / 60)[:, None] * self.by_age
+        by_code = self.by_code[:, past.codes].transpose(0, 1)[:, :, None]
+        score = self.by_place[:, past.place].transpose(0, 1) + by_code + age
+        score = score.masked_fill(hidden[:, None], MASKED)
+        nothing = self.nothing.expand(score.shape[0], -1, score.shape[2], 1)
+        weight = torch.cat([score, nothing], dim=3).softmax(3)[..., :-1]  # float32[B, means, K, L]
+        means = (weight @ past.vectors[:, None]).transpose(1, 2).flatten(2)
+        out: Tensor = request + self.network(torch.cat([means, request], dim=2))
         return out
