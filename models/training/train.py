@@ -18,7 +18,7 @@ from models.samples import is_target
 from models.spec import Spec
 from models.tensors import Encoding, Inputs, build_vocabularies, item_inputs
 from models.training import export, start
-from models.training.parity import check_parity
+from models.training.parity import OpenOnnx, check_parity
 from models.training.samples import TrainingSet, training_set
 from models.training.towers import Architecture, ItemTower, UserTower
 from models.training.trainer import Recipe, Report, Trainer
@@ -53,6 +53,7 @@ def train(
     features: str,
     folder: Path,
     options: TrainOptions,
+    open_onnx: OpenOnnx,
     progress: Progress,
 ) -> Bundle:
     """Train both towers on a log and a catalogue and write the bundle.
@@ -92,7 +93,7 @@ def train(
     dim = options.architecture.dim
     user, item = pair
     towers = (export.user_tower_onnx(user, encoding, dim), export.item_tower_onnx(item, encoding, dim))
-    check_parity(pair, towers, samples, rows, encoding, dim)
+    difference = check_parity(pair, towers, samples, rows, encoding, open_onnx)
     bundle = write_bundle(
         folder,
         towers=towers,
@@ -104,6 +105,8 @@ def train(
         | {
             "samples_s": round(samples_s, 2),
             "start_s": round(start_s, 2),
+            "train_s": round(report.train_s, 2),
+            "parity": difference,
             "fit_s": round(time.perf_counter() - started, 2),
         },
     )
@@ -125,7 +128,7 @@ def _figures(report: Report, samples: TrainingSet, catalogue: Catalogue, options
         "validations": [round(value, 4) for value in report.validations],
         "seed": options.seed,
         "device": options.device,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
     }
 
 

@@ -54,10 +54,15 @@ def fit(
         result = run_fit(source, job, settings, working.update)
     result = {"decode_s": round(decode_s, 2)} | result
     if not no_activate:
-        _activate(settings, result)
+        activate(settings, result)
     if as_json:
         print(orjson.dumps(result).decode())
         return
+    print_result(result, active=not no_activate)
+
+
+def print_result(result: dict[str, Any], *, active: bool) -> None:
+    """What was made, and its figures, line by line."""
     lists = {"all": result, **result.pop("subsets", {}), "most popular": result.pop("popular", {})}
     for name, value in result.items():
         if not name.startswith(METRICS):
@@ -66,11 +71,12 @@ def fit(
         shown = [f"{metric} {value:.4f}" for metric, value in figures.items() if metric.startswith(METRICS)]
         if shown:
             print(f"{name}: {', '.join(shown)}")
-    if not no_activate:
+    if active:
         print("it is the active bundle now; `recall up` starts workers with it (restart those that run)")
 
 
-def _activate(settings: Settings, result: dict[str, Any]) -> None:
+def activate(settings: Settings, result: dict[str, Any]) -> None:
+    """Make the bundle that was just written the active one. Raises RecallError, ConfigurationError."""
     from workers import views
     from workers.local.discover import with_local_stack
 
