@@ -56,9 +56,8 @@ def softmax_loss(
     row, vectors, column = positives
     logits = users @ negatives.T - log_q
     logits[hidden] = HIDDEN
+    total = torch.logsumexp(logits, dim=1)[row]
     wanted = (users[row] * vectors).sum(1)
-    there = column >= 0
-    others = logits[row]  # a positive's own column counts once, uncorrected
-    others[there, column[there]] = HIDDEN
-    total = torch.logaddexp(torch.logsumexp(others, dim=1), wanted)
-    return ((total - wanted) * weight).sum() / weight.sum()
+    drawn = torch.where(column >= 0, logits[row, column.clamp(min=0)], HIDDEN)  # its own column counts once, uncorrected
+    rest = 1 + torch.exp(wanted - total) - torch.exp(drawn - total)
+    return ((total + torch.log(rest.clamp(min=1e-6)) - wanted) * weight).sum() / weight.sum()
