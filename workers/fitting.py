@@ -55,7 +55,14 @@ def read_source(data: str | None, items: Path | None, activity: Path | None, spe
                 raise ConfigurationError("--data and --items/--activity exclude each other")
             dataset = datasets.load(data, say)
             path = spec or builtin_spec(dataset.spec)
-            return Source(dataset.log, dataset.catalogue, load_spec(path), path.read_text(), dataset.test_ms, dataset.validation_ms)
+            return Source(
+                dataset.log,
+                dataset.catalogue,
+                load_spec(path),
+                path.read_text(),
+                dataset.test_ms,
+                dataset.validation_ms,
+            )
         if items is None or activity is None or spec is None:
             raise ConfigurationError("either --data NAME, or all of --items FILE, --activity FILE and --spec FILE")
         catalogue = Catalogue.from_updates(read_items(items))

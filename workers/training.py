@@ -1,4 +1,4 @@
-"""Training as commands do it: options, the training, its bundle and its report. The counterpart of `workers/fitting.py`."""
+"""Training as commands do it: options, training, bundle and report. The counterpart of `workers/fitting.py`."""
 
 import os
 import tempfile

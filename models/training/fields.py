@@ -1,4 +1,4 @@
-"""Facts of a user, a request or an item as one vector: a weight per value, summed. What `graphs.py` does, to be trained."""
+"""Facts of a user, a request or an item as one vector: a weight for each value, summed, as in `models/graphs.py`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +27,7 @@ class FieldSum(nn.Module):
         self.weights = nn.ParameterDict(
             {name.replace(".", "_", 1): nn.Parameter(torch.zeros(size, dim)) for name, size in widths.items() if size}
         )
-        self._share = share
+        self.share = share
         numbers = [name for name, kind in self._kinds.items() if kind == "number"]
         self._place = {name: place for place, name in enumerate(numbers)}
         self.register_buffer("scale", torch.ones(len(numbers)))  # what numbers are divided by: their unit is anybody's
@@ -51,7 +51,7 @@ class FieldSum(nn.Module):
             elif kind == "number":
                 total = total + (values / self.scale[self._place[name]])[:, None] * weight
             else:
-                if self._share:
+                if self.share:
                     values = values / values.sum(1, keepdim=True).clamp(min=1)
                 total = total + values @ weight
         return total

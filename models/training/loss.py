@@ -58,6 +58,8 @@ def softmax_loss(
     logits[hidden] = HIDDEN
     total = torch.logsumexp(logits, dim=1)[row]
     wanted = (users[row] * vectors).sum(1)
-    drawn = torch.where(column >= 0, logits[row, column.clamp(min=0)], HIDDEN)  # its own column counts once, uncorrected
+    drawn = torch.where(
+        column >= 0, logits[row, column.clamp(min=0)], HIDDEN
+    )  # its own column counts once, uncorrected
     rest = 1 + torch.exp(wanted - total) - torch.exp(drawn - total)
     return ((total + torch.log(rest.clamp(min=1e-6)) - wanted) * weight).sum() / weight.sum()

@@ -1,4 +1,4 @@
-"""What towers are trained on: for every request that led to a target event, the user tower's inputs as serving has them.
+"""What towers are trained on: for every request that led to a target event, the inputs that serving would have had.
 
 Made by the code that serves (`models/tensors.py`): the inputs of a sample are those that the live system would have had
 just before, byte for byte. Vectors of the history are looked up at training time, from tables that change meanwhile.
@@ -51,7 +51,8 @@ class TrainingSet:
 
     def age_days(self) -> NDArray[np.float32]:
         """float32[R]: how long each request was before the newest."""
-        return ((self.as_of_ms.max(initial=0) - self.as_of_ms) / DAY_MS).astype(np.float32)
+        ages: NDArray[np.float32] = ((self.as_of_ms.max(initial=0) - self.as_of_ms) / DAY_MS).astype(np.float32)
+        return ages
 
     def batch(self, rows: NDArray[np.int64]) -> Inputs:
         """The user tower's inputs of some requests, in their declared types, without `history_vectors`."""

@@ -19,7 +19,7 @@ from models.fit import (
     fit_factors,
     history_weights,
 )
-from models.graphs import Embedding
+from models.graphs import Embedding, FieldWeights
 from models.samples import build_samples, history_counts
 from models.tensors import Encoding, Inputs
 from models.training.fields import FieldSum
@@ -102,7 +102,7 @@ def _user_tower(start: Start, users: Inputs, encoding: Encoding, shape: Architec
     return user
 
 
-def _fill(fields: FieldSum, weights: dict[str, Float32], bias: Float32) -> None:
+def _fill(fields: FieldSum, weights: FieldWeights, bias: Float32) -> None:
     """Weights for numbers as they are become weights for numbers divided by their scale."""
     fields.bias.copy_(torch.from_numpy(bias))
     for name, weight in fields.weights.items():

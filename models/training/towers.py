@@ -48,7 +48,7 @@ class ItemTower(nn.Module):
         self.log_temperature = nn.Parameter(torch.zeros(()))
         self.register_buffer("target", torch.zeros(items + 1, dtype=torch.float32))  # 1 = it has a row of its own
         self.register_buffer("seen", torch.zeros(items + 1, dtype=torch.float32))
-        self._content_scale = content_scale
+        self.content_scale = content_scale
 
     def forward(self, inputs: Tensors) -> tuple[Tensor, Tensor]:
         """Both vectors, from the item tower's inputs."""
@@ -58,7 +58,7 @@ class ItemTower(nn.Module):
         indexed = unit(indexed + self.indexed_content(inputs, indexed)) * torch.exp(self.log_temperature / 2)
         history = self.history[code] * seen
         history = history + self.history_content(inputs, history)
-        return indexed * (target + (1 - target) * self._content_scale), history
+        return indexed * (target + (1 - target) * self.content_scale), history
 
 
 class UserTower(nn.Module):

@@ -1,4 +1,4 @@
-"""From events to a bundle by training: closed form first, then PyTorch, then export. The counterpart of `models/fit.py`."""
+"""From events to a bundle by training: closed form, PyTorch, export. The counterpart of `models/fit.py`."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from models.fit import DIMS, FitError
 from models.samples import is_target
 from models.spec import Spec
 from models.tensors import Encoding, Inputs, build_vocabularies, item_inputs
-from models.training import export, start
+from models.training import graphs, start
 from models.training.parity import OpenOnnx, check_parity
 from models.training.samples import TrainingSet, training_set
 from models.training.towers import Architecture, ItemTower, UserTower
@@ -35,7 +35,7 @@ CONTINUED_RATE = 0.3  # of the learning rate, when what was held out for validat
 class TrainOptions:
     """`validation_ms`: where the validation window begins; None = at the newest tenth of events."""
 
-    architecture: Architecture = Architecture()
+    architecture: Architecture = field(default_factory=Architecture)
     recipe: Recipe = field(default_factory=Recipe)
     seed: int = 0
     device: str = "cpu"
@@ -92,7 +92,7 @@ def train(
     progress("exporting towers", 0.97)
     dim = options.architecture.dim
     user, item = pair
-    towers = (export.user_tower_onnx(user, encoding, dim), export.item_tower_onnx(item, encoding, dim))
+    towers = (graphs.user_tower(user, encoding), graphs.item_tower(item, encoding))
     difference = check_parity(pair, towers, samples, rows, encoding, open_onnx)
     bundle = write_bundle(
         folder,

@@ -1,4 +1,4 @@
-"""The training loop: batches of requests, AdamW, averaged weights, early stopping, checkpoints that can be gone on with."""
+"""The training loop: batches of requests, AdamW, averaged weights, early stopping, checkpoints to go on from."""
 
 import copy
 import math
@@ -29,11 +29,11 @@ Validate = Callable[[UserTower, ItemTower], float]
 class Recipe:
     """Hyperparameters, tuned on the validation window of MovieLens-1M."""
 
-    epochs: int = 4
+    epochs: int = 3
     batch: int = 512  # requests
     negatives: int = 8192  # candidates per batch; every item where there are no more
-    learning_rate: float = 1e-3
-    tables_learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
+    tables_learning_rate: float = 2e-3
     weight_decay: float = 0.02
     warmup: int = 100  # steps
     final_rate: float = 0.05  # of the learning rate, reached along a cosine
@@ -81,7 +81,10 @@ class Trainer:
         tables = [towers[1].indexed, towers[1].history]
         of_tables = {id(table) for table in tables}
         networks = [each for each in self._pair.parameters() if id(each) not in of_tables]
-        groups = [{"params": networks, "rate": recipe.learning_rate}, {"params": tables, "rate": recipe.tables_learning_rate}]
+        groups = [
+            {"params": networks, "rate": recipe.learning_rate},
+            {"params": tables, "rate": recipe.tables_learning_rate},
+        ]
         self._optimizer = torch.optim.AdamW(
             [{**group, "lr": group["rate"]} for group in groups],
             betas=(0.9, 0.98),
@@ -182,7 +185,7 @@ class Trainer:
             group["lr"] = group["rate"] * rate
         loss = self._loss(block, rng)
         self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(self._pair.parameters(), self._recipe.clip)
         self._optimizer.step()
         self._step += 1
@@ -246,9 +249,7 @@ class Trainer:
         return torch.from_numpy(values).to(self._device)
 
 
-def _batches(
-    runs: list[NDArray[np.int64]], requests: int, rng: np.random.Generator
-) -> list[list[NDArray[np.int64]]]:
+def _batches(runs: list[NDArray[np.int64]], requests: int, rng: np.random.Generator) -> list[list[NDArray[np.int64]]]:
     """Runs in random order, in batches of about so many requests; of a batch all are about equally long."""
     order = rng.permutation(len(runs))
     lengths = np.array([len(run) for run in runs])

@@ -1,7 +1,8 @@
 """History encoder: a causal transformer whose attention knows how much time lies between two events.
 
-Self-attention (Vaswani et al. 2017; as a recommender: Kang and McAuley 2018, "Self-attentive sequential recommendation")
-with a bias by distance and by time in place of positions (Li et al. 2020, "Time interval aware self-attention").
+Self-attention (Vaswani et al. 2017; as a recommender: Kang and McAuley 2018, "Self-attentive sequential
+recommendation") with a bias by distance and by time in place of positions (Li et al. 2020, "Time interval aware
+self-attention").
 
 Events look back on the REACH events before them, layer by layer; what is known of a request then looks back on the
 events. Of the H events that a request sees it looks at the newest ones, those whose own look back stays within the H:
@@ -17,6 +18,7 @@ from models.training.encoders import Past
 
 REACH = 12
 MASKED = -1e4
+MOMENT_S = 10.0  # times between events count in these: ages in float32 are no finer after some weeks
 
 
 class Transformer(nn.Module):
@@ -33,7 +35,7 @@ class Transformer(nn.Module):
         self.events = nn.ModuleList(EventLayer(width, heads, reach) for _ in range(layers - 1))
         self.request = RequestLayer(width, heads, length, dropout)
         self.leave = nn.LayerNorm(width)
-        self._farthest = length - reach * (layers - 1)
+        self.farthest = length - reach * (layers - 1)
 
     def forward(self, past: Past, request: Tensor) -> Tensor:
         """See HistoryEncoder."""
@@ -41,7 +43,7 @@ class Transformer(nn.Module):
         nothing = past.codes == 0
         for layer in self.events:
             x = layer(x, past.ago_s, nothing)
-        hidden = (past.place == 0) | (past.place > self._farthest) | nothing[:, None]
+        hidden = (past.place == 0) | (past.place > self.farthest) | nothing[:, None]
         out: Tensor = self.leave(self.request(request, x, past, hidden))
         return out
 
@@ -68,7 +70,7 @@ class EventLayer(nn.Module):
 
     def __init__(self, width: int, heads: int, reach: int) -> None:
         super().__init__()
-        self._heads, self._reach = heads, reach
+        self.heads, self.reach = heads, reach
         self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query_key_value, self.join = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.network = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
@@ -77,12 +79,14 @@ class EventLayer(nn.Module):
 
     def forward(self, x: Tensor, ago_s: Tensor, nothing: Tensor) -> Tensor:
         """float32[B, L, W] from the same, with ages float32[B, L] and bool[B, L]."""
-        query, key, value = (split(part, self._heads) for part in self.query_key_value(self.before(x)).chunk(3, 2))
+        query, key, value = (split(part, self.heads) for part in self.query_key_value(self.before(x)).chunk(3, 2))
         place = torch.arange(x.shape[1], device=x.device)
         distance = place[:, None] - place[None, :]
         apart_s = (ago_s[:, None, :] - ago_s[:, :, None]).clamp(min=0)
-        bias = self.by_distance[:, distance.clamp(0, self._reach)] + torch.log1p(apart_s)[:, None] * self.by_time
-        unseen = (distance < 0) | (distance > self._reach) | (nothing[:, None] & (distance != 0))
+        bias = (
+            self.by_distance[:, distance.clamp(0, self.reach)] + torch.log1p(apart_s / MOMENT_S)[:, None] * self.by_time
+        )
+        unseen = (distance < 0) | (distance > self.reach) | (nothing[:, None] & (distance != 0))
         x = x + self.join(attention(query, key, value, bias.masked_fill(unseen[:, None], MASKED)))
         out: Tensor = x + self.network(self.between(x))
         return out
@@ -93,7 +97,7 @@ class RequestLayer(nn.Module):
 
     def __init__(self, width: int, heads: int, length: int, dropout: float) -> None:
         super().__init__()
-        self._heads = heads
+        self.heads = heads
         self.before, self.of_events, self.between = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key_value, self.join = (
             nn.Linear(width, width),
@@ -107,8 +111,8 @@ class RequestLayer(nn.Module):
 
     def forward(self, request: Tensor, events: Tensor, past: Past, hidden: Tensor) -> Tensor:
         """float32[B, K, W] from requests float32[B, K, W] and events float32[B, L, W]; hidden bool[B, K, L]."""
-        query = split(self.query(self.before(request)), self._heads)
-        key, value = (split(part, self._heads) for part in self.key_value(self.of_events(events)).chunk(2, 2))
+        query = split(self.query(self.before(request)), self.heads)
+        key, value = (split(part, self.heads) for part in self.key_value(self.of_events(events)).chunk(2, 2))
         bias = self.by_time(past.age_s, self.by_place[:, past.place].transpose(0, 1))
         bias = bias.masked_fill(hidden[:, None], MASKED)
         nothing = torch.zeros_like(key[:, :, :1])

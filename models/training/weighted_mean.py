@@ -14,6 +14,7 @@ class WeightedMean(nn.Module):
     def __init__(self, dim: int, width: int, length: int, codes: int, means: int = 4) -> None:
         """`codes` counts code 0. `means` is how many weightings there are."""
         super().__init__()
+        self.dim = dim
         self.by_place = nn.Parameter(torch.zeros(means, length + 1))
         self.by_code = nn.Parameter(torch.zeros(means, codes))
         self.by_age = nn.Parameter(torch.linspace(-2.0, 0.0, means)[:, None, None] / 4)

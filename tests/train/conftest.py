@@ -50,10 +50,10 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    dataset = generate(items=400, users=300, events=15_000)
+    dataset = generate(items=300, users=150, events=6000)
     return trained(dataset, tmp_path_factory.mktemp("films"), "transformer", validation_ms=dataset.validation_ms)
 
 
 @pytest.fixture(scope="session")
 def offers(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return trained(generate_marketplace(400, 300, 3000), tmp_path_factory.mktemp("offers"), "mean")
+    return trained(generate_marketplace(400, 300, 4000), tmp_path_factory.mktemp("offers"), "mean")

@@ -1,4 +1,4 @@
-"""The parts of training: blocks give what serving gives, the start is the closed form, a training can be gone on with."""
+"""The parts of training: a block gives what serving gives, the start is the closed form, an interrupted run goes on."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +18,8 @@ from models.training.blocks import MAX_REQUESTS, assemble, cut, request_inputs
 from models.training.loss import Negatives, softmax_loss
 from models.training.samples import HISTORY_VECTORS, TrainingSet, training_set
 from models.training.towers import Architecture, Encoder, ItemTower, UserTower
-from models.training.trainer import Trainer
 from models.training.train import TrainOptions, train
+from models.training.trainer import Trainer
 from tests.train.conftest import QUICK, trained
 from workers.towers.onnx import open_tower
 from workers.training import open_onnx
@@ -76,7 +76,8 @@ def test_a_request_gets_in_a_block_what_serving_gives_it(encoder: Encoder, offer
         alone, history = served(made, (user, made.pair[1]), block.rows.reshape(-1))
         vectors = history[torch.from_numpy(block.items).long()]
         together = user.look_back(block.past(vectors), tensors_of(request_inputs(made.samples, block)))
-    np.testing.assert_allclose(together.numpy(), alone.numpy(), atol=2e-5)
+    np.testing.assert_allclose(together.numpy(), alone.numpy(), atol=2e-4)  # ages are rounded, from another time on
+    assert np.abs(together.numpy() - alone.numpy()).mean() < 1e-6
 
 
 def test_towers_begin_as_the_closed_form(tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_towers_begin_as_the_closed_form(tmp_path: Path) -> None:
 
 def test_a_training_that_was_interrupted_ends_as_one_that_was_not(tmp_path: Path) -> None:
     def score(user: UserTower, item: ItemTower) -> float:
-        return -float(user.log_temperature) - float(item.log_temperature)
+        return -float((user.log_temperature + item.log_temperature).detach())
 
     whole, first, second = Made(), Made(), Made()
     whole.trainer().run(score, lambda *_: None)
@@ -144,7 +145,7 @@ def test_training_stops_when_validation_gets_no_better() -> None:
 def test_a_sample_of_negatives_estimates_the_whole_softmax() -> None:
     rng = np.random.default_rng(0)
     counts = rng.zipf(1.5, 400).clip(max=1000)
-    items, users = torch.randn(400, 8), torch.randn(50, 8)
+    items, users = torch.randn(400, 8), torch.randn(50, 8) / 2
     wanted = torch.from_numpy(rng.integers(0, 400, 50))
     nothing = (torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long))
 

@@ -19,6 +19,7 @@ VENDORS = {
     "pyarrow": {"workers/parquet.py"},
     "faust": {"workers/app.py", "workers/agents.py", "workers/transport.py"},
     "onnx": {"models/graphs.py"},
+    "torch": {"models/training", "workers/cli/model_train.py"},
     "scipy": {"models/samples.py", "models/closed_form.py", "models/polish.py"},
 }
 

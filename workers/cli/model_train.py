@@ -61,7 +61,7 @@ def train(
         raise ConfigurationError(f"--dim: {dim} is not one of 32, 64, 128, 256")
     if data is None and (items is None or activity is None or spec is None):
         raise ConfigurationError("either --data NAME, or all of --items FILE, --activity FILE and --spec FILE")
-    if find_spec("torch") is None or find_spec("onnxscript") is None:
+    if find_spec("torch") is None:
         raise ConfigurationError("training needs the extra `train`: pip install recall-worker[train]")
     settings = load_settings()
     with Working("loading PyTorch") as working:
