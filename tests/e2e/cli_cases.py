@@ -129,6 +129,26 @@ def _(idle: Place) -> list[Done]:
     return idle.each(["model", "fit", "--data", "generated", "--dim", "33"])
 
 
+@case("`model train`", "neither `--data` nor files")
+def _(idle: Place) -> list[Done]:
+    return idle.each(["model", "train"], ["model", "train", "--items", "items.jsonl"])
+
+
+@case("`model train`", "`--dim 33`")
+def _(idle: Place) -> list[Done]:
+    return idle.each(["model", "train", "--data", "generated", "--dim", "33"])
+
+
+@case("`model train`", "`--evaluate` with files")
+def _(idle: Place) -> list[Done]:
+    return idle.each(["model", "train", *FIT[2:-2], "--evaluate"])
+
+
+@case("`model train`", "PyTorch is not installed")
+def _(idle: Place) -> list[Done]:
+    return idle.each(["model", "train", *FIT[2:-2]])
+
+
 # wrong configuration
 
 
