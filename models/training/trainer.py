@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.fit import FitError
 from models.spec import Spec
 from models.tensors import Inputs
 from models.training.blocks import MAX_REQUESTS, Block, assemble, cut, request_inputs
@@ -116,12 +117,12 @@ class Trainer:
         return Report(best, self._validations if validate else [], self._losses, self._trained_s)
 
     def resume(self) -> bool:
-        """Go on where the checkpoint was written. False when there is none of this training."""
+        """Go on where the checkpoint was written. False when there is none; raises FitError for another training's."""
         if self._checkpoint is None or not self._checkpoint.exists():
             return False
         state = torch.load(self._checkpoint, map_location=self._device, weights_only=True)
         if state["identity"] != self._identity():
-            return False
+            raise FitError(f"{self._checkpoint} is of another training: of other data, another seed or other options")
         self._pair.load_state_dict(state["towers"])
         self._averaged.load_state_dict(state["averaged"])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -130,9 +131,10 @@ class Trainer:
         return True
 
     def _identity(self) -> dict[str, Any]:
-        """What makes a training the same: its recipe, seed and samples."""
-        samples = [len(self._samples), len(self._samples.item), int(self._samples.as_of_ms.sum() % 2**53)]
-        return {"recipe": asdict(self._recipe), "seed": self._seed, "samples": samples}
+        """What makes a training the same: its towers' shapes, recipe, seed and samples."""
+        shapes = {name: list(value.shape) for name, value in self._pair.state_dict().items()}
+        samples = [len(self._samples), len(self._samples.item), int(self._samples.as_of_ms.sum())]
+        return {"towers": shapes, "recipe": asdict(self._recipe), "seed": self._seed, "samples": samples}
 
     def _save(self) -> None:
         if self._checkpoint is None:

@@ -122,7 +122,9 @@ def test_a_training_that_was_interrupted_ends_as_one_that_was_not(tmp_path: Path
     for one, other in zip(whole.pair, second.pair, strict=True):
         for name, value in one.state_dict().items():
             torch.testing.assert_close(other.state_dict()[name], value, msg=name)
-    assert not second.trainer(checkpoint, epochs=5).resume(), "that is another training"
+    with pytest.raises(FitError, match="is of another training"):
+        second.trainer(checkpoint, epochs=5).resume()
+    assert not second.trainer(tmp_path / "nowhere.pt").resume()
 
 
 def test_the_same_data_and_seed_give_the_same_bundle(tmp_path: Path) -> None:
