@@ -22,6 +22,7 @@ from models.training.parity import OpenOnnx, check_parity
 from models.training.samples import TrainingSet, training_set
 from models.training.towers import Architecture, ItemTower, UserTower
 from models.training.trainer import Recipe, Report, Trainer
+from models.training.weights import save_weights
 
 Float32 = NDArray[np.float32]
 Progress = Callable[[str, float], None]
@@ -110,6 +111,7 @@ def train(
             "fit_s": round(time.perf_counter() - started, 2),
         },
     )
+    save_weights(bundle, pair, options.architecture)
     if options.checkpoint is not None:
         options.checkpoint.unlink(missing_ok=True)
     progress("done", 1.0)

@@ -1,7 +1,11 @@
 """Training ends in a bundle that serves: its towers load as a worker's, and foretell better than popularity."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
 from models import signature, tensors
 from models.bundle import load_bundle
@@ -11,6 +15,8 @@ from models.training import parity, start
 from models.training.samples import HISTORY_VECTORS, training_set
 from models.training.towers import Architecture
 from tests.train.conftest import Trained
+from workers.errors import RecallError
+from workers.exporting import export_bundle
 from workers.fitting import TOWER_TIMEOUT_MS
 from workers.towers.onnx import OnnxTower, open_tower
 from workers.training import open_onnx
@@ -109,3 +115,31 @@ def test_samples_are_what_serving_would_have_been_given(films: Trained) -> None:
         assert found[name].dtype == values.dtype
         assert found[name].tobytes() == values.tobytes(), name
     np.testing.assert_array_equal(samples.history[rows], catalogue.index_of(features.item_hashes))
+
+
+def test_torchscript_gives_what_onnx_gives(model: Trained, tmp_path: Path) -> None:
+    encoding, dataset, rng = model.bundle.encoding, model.dataset, np.random.default_rng(1)
+    user, item = towers(model)
+    paths = export_bundle(load_bundle(model.bundle.path), "torchscript", tmp_path / "made")
+    assert [path.name for path in paths] == ["user_tower.pt", "item_tower.pt"]
+    samples = training_set(dataset.log, dataset.catalogue(), encoding)
+    inputs = samples.batch(rng.integers(0, len(samples), 40))
+    shape = (40, encoding.spec.history.length, model.bundle.dim)
+    inputs[HISTORY_VECTORS] = rng.standard_normal(shape).astype(np.float32)
+    rows = tensors.item_inputs(dataset.item_ids, dataset.attributes, encoding)
+    sides = (
+        (paths[0], inputs, signature.user_inputs(encoding, model.bundle.dim), user),
+        (paths[1], rows, signature.item_inputs(encoding), item),
+    )
+    for path, given, declared, onnx in sides:
+        script = torch.jit.load(str(path))
+        found = script(*(torch.from_numpy(given[name]) for name in declared))
+        wanted = onnx.run(given)
+        for array, expected in zip(found if isinstance(found, tuple) else [found], wanted.values(), strict=True):
+            np.testing.assert_allclose(array.numpy(), expected, atol=1e-5)
+
+
+def test_a_bundle_without_weights_has_no_torchscript(model: Trained, tmp_path: Path) -> None:
+    alone = shutil.copytree(model.bundle.path, tmp_path / model.bundle.version)
+    with pytest.raises(RecallError, match="only bundles of `recall model train` have weights"):
+        export_bundle(load_bundle(alone), "torchscript", tmp_path)
