@@ -9,8 +9,6 @@ events. Of the H events that a request sees it looks at the newest ones, those w
 so an event's vector does not depend on the request, and all requests of a stretch of history share it.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -130,5 +128,5 @@ def split(x: Tensor, heads: int) -> Tensor:
 
 def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     """float32[B, M, W] from heads of M queries and L keys and values, with bias float32[B, heads, M, L]."""
-    score = query @ key.transpose(2, 3) * (1 / math.sqrt(query.shape[-1])) + bias
+    score = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5 + bias
     return (score.softmax(3) @ value).transpose(1, 2).flatten(2)

@@ -40,4 +40,4 @@ def load_weights(bundle: Path, encoding: Encoding) -> tuple[UserTower, ItemTower
         raise FitError(f"{path} is not there: only bundles of `recall model train` have weights") from error
     except (RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise FitError(f"{path} is not the weights of this bundle's towers") from error
-    return user.eval(), item.eval()
+    return user.eval().requires_grad_(False), item.eval().requires_grad_(False)

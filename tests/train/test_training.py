@@ -77,7 +77,7 @@ def test_a_request_gets_in_a_block_what_serving_gives_it(encoder: Encoder, offer
         vectors = history[torch.from_numpy(block.items).long()]
         together = user.look_back(block.past(vectors), tensors_of(request_inputs(made.samples, block)))
     np.testing.assert_allclose(together.numpy(), alone.numpy(), atol=2e-4)  # ages are rounded, from another time on
-    assert np.abs(together.numpy() - alone.numpy()).mean() < 1e-6
+    assert np.abs(together.numpy() - alone.numpy()).mean() < 5e-6
 
 
 def test_towers_begin_as_the_closed_form(tmp_path: Path) -> None:
