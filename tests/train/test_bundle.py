@@ -100,23 +100,6 @@ def test_a_tower_that_is_not_the_trained_one_is_refused(films: Trained) -> None:
         parity.check_parity((pair[0].eval(), pair[1].eval()), files, samples, rows, encoding, open_onnx)
 
 
-def test_samples_are_what_serving_would_have_been_given(films: Trained) -> None:
-    dataset, encoding = films.dataset, films.bundle.encoding
-    catalogue = dataset.catalogue()
-    samples = training_set(dataset.log, catalogue, encoding)
-    rows = np.arange(0, len(samples), 97)
-    features = tensors.log_features(dataset.log, samples.user[rows], samples.as_of_ms[rows], encoding)
-    vectors = np.zeros((len(rows), encoding.spec.history.length, 4), dtype=np.float32)
-    served = tensors.user_inputs(features, vectors, samples.as_of_ms[rows], [None] * len(rows), encoding)
-    del served[HISTORY_VECTORS]
-    found = samples.batch(rows)
-    assert found.keys() == served.keys()
-    for name, values in served.items():
-        assert found[name].dtype == values.dtype
-        assert found[name].tobytes() == values.tobytes(), name
-    np.testing.assert_array_equal(samples.history[rows], catalogue.index_of(features.item_hashes))
-
-
 def test_torchscript_gives_what_onnx_gives(model: Trained, tmp_path: Path) -> None:
     encoding, dataset, rng = model.bundle.encoding, model.dataset, np.random.default_rng(1)
     user, item = towers(model)

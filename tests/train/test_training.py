@@ -16,7 +16,7 @@ from models.tensors import Encoding, Inputs, build_vocabularies, item_inputs
 from models.training import start
 from models.training.blocks import MAX_REQUESTS, assemble, cut, request_inputs
 from models.training.loss import Negatives, softmax_loss
-from models.training.samples import HISTORY_VECTORS, TrainingSet, training_set
+from models.training.samples import HISTORY_VECTORS, training_set
 from models.training.towers import Architecture, Encoder, ItemTower, UserTower
 from models.training.train import TrainOptions, train
 from models.training.trainer import Trainer
@@ -181,11 +181,3 @@ def test_nothing_to_learn_is_one_line(tmp_path: Path) -> None:
             open_onnx,
             lambda *_: None,
         )
-
-
-def test_a_batch_holds_what_its_requests_led_to() -> None:
-    samples: TrainingSet = Made().samples
-    rows = np.array([3, 10, 11])
-    place, item = samples.positives(rows)
-    for n, row in enumerate(rows):
-        np.testing.assert_array_equal(item[place == n], samples.item[samples.request == row])
