@@ -16,12 +16,11 @@ from schemas.records import UserRecord
 from workers.merge import merge
 
 
-def _record_before(dataset: Dataset, user: int, limit_ms: int, step_ms: int, rng: random.Random) -> bytes | None:
-    """The record as it stood strictly before a request's step, from events that came in any order."""
+def _record_before(dataset: Dataset, user: int, limit_ms: int, step_ms: int) -> bytes | None:
+    """The record as it stood strictly before a request's step."""
     earlier = np.flatnonzero((dataset.user == user) & (dataset.timestamp_ms // step_ms < limit_ms // step_ms))
     events = [each for each in dataset.profile_activities() if each.user_id == dataset.user_ids[user]]
     events += dataset.activities(earlier.tolist())
-    rng.shuffle(events)
     return merge(UserRecord(), events, frozenset()).record.encode() if events else None
 
 
@@ -36,7 +35,7 @@ def test_a_sample_is_what_serving_reads_from_the_merged_record(dataset: Dataset)
     rows = np.array(sorted(rng.sample(range(len(samples)), 120)))
     as_of_ms, step_ms = samples.as_of_ms[rows], spec.history.time_resolution_ms
     stored = [
-        _record_before(dataset, user, limit_ms, step_ms, rng)
+        _record_before(dataset, user, limit_ms, step_ms)
         for user, limit_ms in zip(samples.user[rows].tolist(), as_of_ms.tolist(), strict=True)
     ]
     read = tensors.user_features(stored, as_of_ms, encoding)
