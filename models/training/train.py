@@ -27,7 +27,7 @@ from models.training.weights import save_weights
 Float32 = NDArray[np.float32]
 Progress = Callable[[str, float], None]
 VALIDATION_REQUESTS = 5000
-VALIDATION_USERS = 50
+VALIDATION_USERS = 100
 VALIDATION_SHARE = 0.9  # of events, in time, stands before the validation window where nobody names one
 CONTINUED_RATE = 0.3  # of the learning rate, when what was held out for validation is learned at last
 
