@@ -34,13 +34,13 @@ class Recipe:
     batch: int = 512  # requests
     negatives: int = 8192  # candidates per batch; every item where there are no more
     learning_rate: float = 2e-3
-    tables_learning_rate: float = 2e-4  # they start from the closed form, and are most of what can be learned by heart
-    weight_decay: float = 0.05
+    tables_learning_rate: float = 2e-3
+    weight_decay: float = 0.02
     warmup: int = 100  # steps
     final_rate: float = 0.05  # of the learning rate, reached along a cosine
     half_weight_days: float = 200.0  # a request's weight is exp(-age / this)
     item_dropout: float = 0.1  # of rows of their own, so that content alone is worth something
-    history_dropout: float = 0.25  # of events
+    history_dropout: float = 0.1  # of events
     averaging: float = 0.998  # of weights, per step; 0 = none
     patience: int = 2  # epochs without a better validation
     clip: float = 1.0  # norm of gradients
