@@ -20,8 +20,6 @@ from workers.towers.onnx import OnnxTower
 
 FIGURES = (
     "fit_s",
-    "samples_s",
-    "start_s",
     "train_s",
     "requests",
     "positives",

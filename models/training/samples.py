@@ -32,23 +32,6 @@ class TrainingSet:
         """Number of requests."""
         return len(self.history)
 
-    def some(self, rows: NDArray[np.int64]) -> "TrainingSet":
-        """Only these requests, `rows` rising."""
-        place, item = self.positives(rows)
-        inputs = {name: values[rows] for name, values in self.inputs.items()}
-        return TrainingSet(self.user[rows], self.history[rows], inputs, self.as_of_ms[rows], place, item)
-
-    def joined(self, other: "TrainingSet") -> "TrainingSet":
-        """These requests, and then the other's."""
-        return TrainingSet(
-            np.concatenate([self.user, other.user]),
-            np.concatenate([self.history, other.history]),
-            {name: np.concatenate([values, other.inputs[name]]) for name, values in self.inputs.items()},
-            np.concatenate([self.as_of_ms, other.as_of_ms]),
-            np.concatenate([self.request, other.request + len(self)]),
-            np.concatenate([self.item, other.item]),
-        )
-
     def age_days(self) -> NDArray[np.float32]:
         """float32[R]: how long each request was before the newest."""
         ages: NDArray[np.float32] = ((self.as_of_ms.max(initial=0) - self.as_of_ms) / DAY_MS).astype(np.float32)
@@ -66,13 +49,10 @@ class TrainingSet:
         return np.repeat(np.arange(len(rows)), counts), self.item[np.repeat(begins, counts) + offsets]
 
 
-def training_set(log: EventLog, catalogue: Catalogue, encoding: Encoding, begin_ms: int | None = None) -> TrainingSet:
-    """Samples of every target event, from `begin_ms` on, whose item is in the catalogue."""
+def training_set(log: EventLog, catalogue: Catalogue, encoding: Encoding) -> TrainingSet:
+    """Samples of every target event whose item is in the catalogue."""
     index = catalogue.index_of(log.item)
-    wanted = is_target(log, encoding) & (index >= 0)
-    if begin_ms is not None:
-        wanted &= log.timestamp_ms >= begin_ms
-    rows = np.flatnonzero(wanted)
+    rows = np.flatnonzero(is_target(log, encoding) & (index >= 0))
     requests, request = target_requests(log, rows, encoding)
     order = np.argsort(request, kind="stable")
     history, parts = [], []

@@ -79,12 +79,6 @@ def towers(
     return user, item
 
 
-def know_also(item: ItemTower, targets: NDArray[np.int64], seen: NDArray[np.int64]) -> None:
-    """Give these items, catalogue indices, a row of their own, which is to be trained: it adds nothing yet."""
-    for known, places in ((item.target, targets), (item.seen, seen)):
-        known[torch.from_numpy(np.unique(places) + 1)] = 1
-
-
 def _user_tower(start: Start, users: Inputs, encoding: Encoding, shape: Architecture) -> UserTower:
     user = UserTower(encoding, shape)
     code_weight, position_weight = history_weights(encoding.spec)

@@ -21,7 +21,7 @@ from models.training import graphs, start
 from models.training.parity import OpenOnnx, check_parity
 from models.training.samples import TrainingSet, training_set
 from models.training.towers import Architecture, ItemTower, UserTower
-from models.training.trainer import Recipe, Report, Trainer
+from models.training.trainer import Recipe, Report, Trainer, Validate
 from models.training.weights import save_weights
 
 Float32 = NDArray[np.float32]
@@ -29,7 +29,6 @@ Progress = Callable[[str, float], None]
 VALIDATION_REQUESTS = 5000
 VALIDATION_USERS = 100
 VALIDATION_SHARE = 0.9  # of events, in time, stands before the validation window where nobody names one
-CONTINUED_RATE = 0.3  # of the learning rate, when what was held out for validation is learned at last
 
 
 @dataclass(frozen=True)
@@ -59,36 +58,27 @@ def train(
 ) -> Bundle:
     """Train both towers on a log and a catalogue and write the bundle.
 
-    With validation, the newest events are held out until the best epoch is known, and learned then, together with as
-    many older requests. Raises FitError when no target event names an item of the catalogue.
+    With validation, the newest events are held out until the best number of epochs is known; then all of it starts
+    again on everything, for so many. Raises FitError when no target event names an item of the catalogue.
     """
     if options.architecture.dim not in DIMS:
         raise FitError(f"dim is {options.architecture.dim}, one of {', '.join(map(str, DIMS))} is possible")
     started = time.perf_counter()
     torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
     progress("building samples", 0.0)
     encoding = Encoding(spec, build_vocabularies(log, catalogue.item_ids, catalogue.attributes, spec))
     rows = item_inputs(catalogue.item_ids, catalogue.attributes, encoding)
     held_out_ms = _held_out_from(log, catalogue, encoding, options)
-    earlier = log if held_out_ms is None else log.before(held_out_ms)
-    samples = training_set(earlier, catalogue, encoding)
-    if len(samples) == 0:
-        raise FitError(f"no {spec.target.action!r} event that is a target names an item of the catalogue")
-    samples_s = time.perf_counter() - started
-
-    first = start.closed_form(earlier, catalogue, encoding, options.architecture.dim, options.seed, progress)
-    pair = start.towers(first, rows, samples.inputs, encoding, options.architecture)
-    start_s = time.perf_counter() - started - samples_s
-    trainer = Trainer(pair, samples, rows, spec, options.recipe, options.seed, options.device, options.checkpoint)
-    if options.resume and trainer.resume():
-        progress("resumed", 0.0)
-    validate = None
-    if held_out_ms is not None:
+    data = _Data(catalogue, encoding, rows)
+    if held_out_ms is None:
+        found = _run(log, data, options, progress)
+        report = found.report
+    else:
         validate = _validation(log, catalogue, encoding, held_out_ms, options)
-    report = trainer.run(validate, progress)
-    if held_out_ms is not None:
-        _learn_held_out(pair, samples, (log, catalogue, encoding, held_out_ms), rows, options, progress)
+        report = _run(log.before(held_out_ms), data, options, progress, validate).report
+        refit = replace(options, recipe=replace(options.recipe, epochs=report.epochs), checkpoint=None)
+        found = _run(log, data, refit, lambda what, part: progress(f"{what}, all events", part))
+    pair, samples = found.pair, found.samples
 
     progress("exporting towers", 0.97)
     dim = options.architecture.dim
@@ -104,9 +94,7 @@ def train(
         metric="IP",
         figures=_figures(report, samples, catalogue, options)
         | {
-            "samples_s": round(samples_s, 2),
-            "start_s": round(start_s, 2),
-            "train_s": round(report.train_s, 2),
+            "train_s": round(found.report.train_s, 2),
             "parity": difference,
             "fit_s": round(time.perf_counter() - started, 2),
         },
@@ -116,6 +104,37 @@ def train(
         options.checkpoint.unlink(missing_ok=True)
     progress("done", 1.0)
     return bundle
+
+
+@dataclass(frozen=True)
+class _Data:
+    catalogue: Catalogue
+    encoding: Encoding
+    rows: Inputs
+
+
+@dataclass(frozen=True)
+class _Found:
+    pair: tuple[UserTower, ItemTower]
+    samples: TrainingSet
+    report: Report
+
+
+def _run(
+    log: EventLog, data: _Data, options: TrainOptions, progress: Progress, validate: Validate | None = None
+) -> _Found:
+    """One training from its start: samples, closed form, epochs."""
+    torch.manual_seed(options.seed)
+    shape, spec = options.architecture, data.encoding.spec
+    samples = training_set(log, data.catalogue, data.encoding)
+    if len(samples) == 0:
+        raise FitError(f"no {spec.target.action!r} event that is a target names an item of the catalogue")
+    first = start.closed_form(log, data.catalogue, data.encoding, shape.dim, options.seed, progress)
+    pair = start.towers(first, data.rows, samples.inputs, data.encoding, shape)
+    trainer = Trainer(pair, samples, data.rows, spec, options.recipe, options.seed, options.device, options.checkpoint)
+    if options.resume and trainer.resume():
+        progress("resumed", 0.0)
+    return _Found(pair, samples, trainer.run(validate, progress))
 
 
 def _figures(report: Report, samples: TrainingSet, catalogue: Catalogue, options: TrainOptions) -> dict[str, Any]:
@@ -174,28 +193,3 @@ def _validation(
 
 def _tensors(inputs: Inputs, device: torch.device) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(np.ascontiguousarray(values)).to(device) for name, values in inputs.items()}
-
-
-def _learn_held_out(
-    pair: tuple[UserTower, ItemTower],
-    samples: TrainingSet,
-    held_out: tuple[EventLog, Catalogue, Encoding, int],
-    rows: Inputs,
-    options: TrainOptions,
-    progress: Progress,
-) -> None:
-    """One more pass, over what was held out and as many older requests, so that neither is forgotten."""
-    log, catalogue, encoding, begin_ms = held_out
-    newest = training_set(log, catalogue, encoding, begin_ms)
-    chosen = np.random.default_rng(options.seed).permutation(len(samples))[: len(newest)]
-    both = newest.joined(samples.some(np.sort(chosen)))
-    recipe = replace(
-        options.recipe,
-        epochs=1,
-        learning_rate=options.recipe.learning_rate * CONTINUED_RATE,
-        tables_learning_rate=options.recipe.tables_learning_rate * CONTINUED_RATE,
-    )
-    index = catalogue.index_of(log.item)
-    start.know_also(pair[1], newest.item, index[index >= 0])
-    trainer = Trainer(pair, both, rows, encoding.spec, recipe, options.seed + 1, options.device)
-    trainer.run(None, lambda what, part: progress(f"{what}, held-out events", part))

@@ -59,20 +59,6 @@ def _contexts(dataset: Dataset, users: np.ndarray, as_of_ms: np.ndarray) -> list
     return [dataset.contexts[at[user, time]] for user, time in zip(users.tolist(), as_of_ms.tolist(), strict=True)]
 
 
-def test_only_targets_from_a_time_on() -> None:
-    dataset = generate(100, 30, 1500)
-    spec = load_spec(builtin_spec(dataset.spec))
-    catalogue = dataset.catalogue()
-    words = tensors.build_vocabularies(dataset.log, catalogue.item_ids, catalogue.attributes, spec)
-    encoding = Encoding(spec, words)
-    whole = training_set(dataset.log, catalogue, encoding)
-    newest = training_set(dataset.log, catalogue, encoding, dataset.test_ms)
-    earlier = training_set(dataset.log.before(dataset.test_ms), catalogue, encoding)
-    assert newest.as_of_ms.min() >= dataset.test_ms > earlier.as_of_ms.max()
-    assert len(newest.item) + len(earlier.item) == len(whole.item)
-    assert (newest.history >= 0).any(), "what happened before stands in their histories"
-
-
 def test_positives_of_requests() -> None:
     dataset = generate(100, 30, 1500)
     spec = load_spec(builtin_spec(dataset.spec))
@@ -81,10 +67,6 @@ def test_positives_of_requests() -> None:
     samples = training_set(dataset.log, catalogue, Encoding(spec, words))
     rows = np.array([3, 10, 11])
     place, item = samples.positives(rows)
-    some = samples.some(rows)
     for n, row in enumerate(rows):
         wanted = samples.item[samples.request == row]
         np.testing.assert_array_equal(item[place == n], wanted)
-        np.testing.assert_array_equal(some.item[some.request == n], wanted)
-    both = some.joined(samples)
-    np.testing.assert_array_equal(both.item[both.request >= 3], samples.item)
