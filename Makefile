@@ -1,12 +1,16 @@
 # make setup   install everything, pinned and checked by hash, into .venv
 # make check   lint, types, generated files
 # make test    every test, against real Kafka, Redis and Milvus
+# make test-train   tests of training, in an environment of their own: PyTorch is several GB
 # make demo    the whole thing live on real data
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup check test demo
+TRAIN_BIN := .venv-train/bin
+TRAIN_STAMP := .venv-train/.installed
+
+.PHONY: setup check test test-train demo
 
 setup: $(STAMP)
 
@@ -27,6 +31,16 @@ check: setup
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+$(TRAIN_STAMP): requirements/train.txt pyproject.toml $(STAMP)
+	@echo "installing PyTorch into .venv-train (about 5.5 GB on disk)"
+	@test -x $(TRAIN_BIN)/python || $(BIN)/python -m venv .venv-train
+	$(BIN)/uv --quiet pip sync --python $(TRAIN_BIN)/python --require-hashes requirements/train.txt
+	$(BIN)/uv --quiet pip install --python $(TRAIN_BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $(TRAIN_STAMP)
+
+test-train: $(TRAIN_STAMP)
+	$(TRAIN_BIN)/python -m pytest tests/train --override-ini norecursedirs=
 
 demo: setup
 	$(BIN)/recall demo

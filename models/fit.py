@@ -75,31 +75,29 @@ def fit(
     started = time.perf_counter()
     progress("building samples", 0.0)
     encoding = Encoding(spec, build_vocabularies(log, catalogue.item_ids, catalogue.attributes, spec))
-    code_weight = np.array([0.0, *(code.weight for code in spec.history.codes)], dtype=np.float32)
-    position = np.arange(spec.history.length)[::-1]
-    position_weight = ((1 + position / 6) ** -1.5).astype(np.float32)
+    code_weight, position_weight = history_weights(spec)
     samples = build_samples(log, catalogue, encoding, code_weight, position_weight)
     if len(samples.item) == 0:
         raise FitError(f"no {spec.target.action!r} event that is a target names an item of the catalogue")
     samples_s = time.perf_counter() - started
 
-    scale = _dense_scale(samples.dense, encoding)
-    factors = _factors(replace(samples, dense=samples.dense / scale), options, progress)
+    scale = dense_scale(samples.dense, encoding)
+    factors = fit_factors(replace(samples, dense=samples.dense / scale), options, progress)
     dense = factors.dense / scale[:, None]
     progress("writing towers", 0.95)
     counts = history_counts(log, catalogue, encoding)
     targets = np.bincount(samples.item, minlength=len(catalogue))
     rows = item_inputs(catalogue.item_ids, catalogue.attributes, encoding)
-    indexed = _embedding(
+    indexed = content_embedding(
         factors.item, targets, np.ones(len(targets)), rows, encoding, factors.unit_length, CONTENT_SCALE
     )
-    history = _embedding(factors.history, counts, counts.astype(np.float64), rows, encoding, False, 1.0)
+    history = content_embedding(factors.history, counts, counts.astype(np.float64), rows, encoding, False, 1.0)
     user = graphs.UserTower(
         code_weight=code_weight,
         position_weight=position_weight,
         aggregates=dense[AGGREGATES],
         bias=dense[0],
-        fields=_field_weights(dense, encoding),
+        fields=field_weights(dense, encoding),
         unit_length=factors.unit_length,
     )
     towers = (
@@ -123,7 +121,15 @@ def fit(
     return bundle
 
 
-def _factors(samples: Samples, options: FitOptions, progress: Progress) -> Factors:
+def history_weights(spec: Spec) -> tuple[Float32, Float32]:
+    """Weights of codes float32[codes + 1], code 0 first, and of places float32[H], newest last."""
+    code_weight = np.array([0.0, *(code.weight for code in spec.history.codes)], dtype=np.float32)
+    position = np.arange(spec.history.length)[::-1]
+    return code_weight, ((1 + position / 6) ** -1.5).astype(np.float32)
+
+
+def fit_factors(samples: Samples, options: FitOptions, progress: Progress) -> Factors:
+    """Closed form, and polish where that is wanted; tables are `options.dim` wide."""
     positives = len(samples.item)
     progress("solving", 0.2)
     few = positives < FEW_POSITIVES
@@ -141,7 +147,7 @@ def _factors(samples: Samples, options: FitOptions, progress: Progress) -> Facto
     return Factors(history, dense, item, unit_length=wanted)
 
 
-def _embedding(
+def content_embedding(
     table: Float32,
     counts: NDArray[np.int64],
     weight: NDArray[np.float64],
@@ -179,7 +185,7 @@ def _content(name: str, rows: Inputs, encoding: Encoding) -> Float32:
     return block / np.maximum(block.sum(1, keepdims=True), 1) if field.kind == "multi" else block
 
 
-def _dense_scale(dense: Float32, encoding: Encoding) -> Float32:
+def dense_scale(dense: Float32, encoding: Encoding) -> Float32:
     """float32[m]: the root mean square of numbers, 1 for other columns: a step of the polish is the same for all."""
     scale, start = np.ones(dense.shape[1], dtype=np.float32), FIRST_FIELD
     for name, field in user_fields(encoding).items():
@@ -189,7 +195,8 @@ def _dense_scale(dense: Float32, encoding: Encoding) -> Float32:
     return scale
 
 
-def _field_weights(dense: Float32, encoding: Encoding) -> dict[str, Float32]:
+def field_weights(dense: Float32, encoding: Encoding) -> dict[str, Float32]:
+    """`section_name` -> float32[width, D]: the dense factors of each field."""
     weights, start = {}, FIRST_FIELD
     for name, field in user_fields(encoding).items():
         size = width(field, name, encoding.vocabularies)

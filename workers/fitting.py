@@ -77,26 +77,36 @@ def read_source(data: str | None, items: Path | None, activity: Path | None, spe
         raise RecallError(str(error)) from error
 
 
-def run_fit(source: Source, job: Job, settings: Settings, say: Say) -> dict[str, Any]:
-    """Fit, and evaluate when that is asked for. Raises RecallError, ConfigurationError."""
+def bundles_folder(settings: Settings) -> Path:
+    """Where bundles are written; known to be there before the work is done. Raises ConfigurationError."""
     folder = settings.data_dir / "bundles"
     try:
-        folder.mkdir(parents=True, exist_ok=True)  # known before the work is done
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(f"{folder} cannot be written: {error.strerror}") from error
+    return folder
+
+
+def run_fit(source: Source, job: Job, settings: Settings, say: Say) -> dict[str, Any]:
+    """Fit, and evaluate when that is asked for. Raises RecallError, ConfigurationError."""
+    folder = bundles_folder(settings)
     bundle = fit_bundle(source, job, folder, say)
     result: dict[str, Any] = {"version": bundle.version, "path": str(bundle.path), "dim": bundle.dim}
     result |= {name: bundle.manifest.figures[name] for name in ("fit_s", "requests", "positives", "items", "polished")}
     if job.evaluate and source.test_ms is not None:
-        say("evaluating")
-        catalogue = source.known_until(None)
-        asked = protocol.window(source.log, catalogue, bundle.encoding, source.test_ms)
-        ranks = exact_ranks(source, catalogue, bundle, asked, lambda part: say(f"evaluating {part:.0%}"))
-        result |= protocol.metrics(ranks)
-        result["subsets"] = {name: protocol.metrics(ranks[rows]) for name, rows in protocol.subsets(asked).items()}
-        popular = protocol.popularity_ranks(source.log, catalogue, bundle.encoding, asked, source.test_ms)
-        result["popular"] = protocol.metrics(popular)
+        result |= report(source, bundle, source.test_ms, say)
     return result
+
+
+def report(source: Source, bundle: Bundle, test_ms: int, say: Say) -> dict[str, Any]:
+    """Figures over what happened from `test_ms` on: through the bundle's own towers, exact, full catalogue."""
+    say("evaluating")
+    catalogue = source.known_until(None)
+    asked = protocol.window(source.log, catalogue, bundle.encoding, test_ms)
+    ranks = exact_ranks(source, catalogue, bundle, asked, lambda part: say(f"evaluating {part:.0%}"))
+    popular = protocol.popularity_ranks(source.log, catalogue, bundle.encoding, asked, test_ms)
+    subsets = {name: protocol.metrics(ranks[rows]) for name, rows in protocol.subsets(asked).items()}
+    return protocol.metrics(ranks) | {"subsets": subsets, "popular": protocol.metrics(popular)}
 
 
 def fit_bundle(source: Source, job: Job, folder: Path, say: Say) -> Bundle:

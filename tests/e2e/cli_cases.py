@@ -1,5 +1,6 @@
 """Situations of docs/cli.md in which nothing runs: what makes them true, and the commands. See `test_cli_table.py`."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -127,6 +128,52 @@ def _(idle: Place) -> list[Done]:
 @case("`model fit`", "`--dim 33`")
 def _(idle: Place) -> list[Done]:
     return idle.each(["model", "fit", "--data", "generated", "--dim", "33"])
+
+
+@case("`model train`", "neither `--data` nor files")
+def _(idle: Place) -> list[Done]:
+    return idle.each(["model", "train"], ["model", "train", "--items", "items.jsonl"])
+
+
+@case("`model train`", "`--dim 33`")
+def _(idle: Place) -> list[Done]:
+    return idle.each(["model", "train", "--data", "generated", "--dim", "33"])
+
+
+@case("`model train`", "`--evaluate` with files")
+def _(idle: Place) -> list[Done]:
+    return idle.each(["model", "train", *FIT[2:-2], "--evaluate"])
+
+
+@case("`model train`", "PyTorch is not installed")
+def _(idle: Place) -> list[Done]:
+    return idle.each(["model", "train", *FIT[2:-2]])
+
+
+def fitted(idle: Place) -> str:
+    """The folder of a bundle."""
+    made = idle.recall(*FIT, "--no-activate", "--json")
+    return str(json.loads(made.out)["path"])
+
+
+@case("`model export`", "no such bundle")
+def _(idle: Place) -> list[Done]:
+    return idle.each(["model", "export", "nowhere", "--to", "made"])
+
+
+@case("`model export`", "a bundle of `model fit`")
+def _(idle: Place) -> list[Done]:
+    return idle.each(["model", "export", fitted(idle), "--to", "made"])
+
+
+@case("`model export`", "the folder cannot be written")
+def _(idle: Place) -> list[Done]:
+    return idle.each(["model", "export", fitted(idle), "--to", "events.jsonl"])
+
+
+@case("`model export --format torchscript`", "PyTorch is not installed")
+def _(idle: Place) -> list[Done]:
+    return idle.each(["model", "export", "nowhere", "--to", "made", "--format", "torchscript"])
 
 
 # wrong configuration

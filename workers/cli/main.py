@@ -44,6 +44,8 @@ COMMANDS: Final[dict[tuple[str, ...], tuple[str, str]]] = {
         "workers.cli.model_evaluate:evaluate",
         "Compare bundles and baselines over the whole catalogue.",
     ),
+    ("model", "train"): ("workers.cli.model_train:train", "Train a bundle with PyTorch and make it the active one."),
+    ("model", "export"): ("workers.cli.model_export:export", "Write a bundle's towers as files for model servers."),
     ("dead-letters", "list"): ("workers.cli.dead_letters:list_", "Show what could not be processed, and why."),
     ("dead-letters", "replay"): ("workers.cli.dead_letters_replay:replay_", "Send dead letters to their topics again."),
     ("dead-letters", "resume"): ("workers.cli.dead_letters_resume:resume", "Let workers that have paused go on."),

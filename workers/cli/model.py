@@ -58,6 +58,11 @@ def fit(
     if as_json:
         print(orjson.dumps(result).decode())
         return
+    print_result(result, active=not no_activate)
+
+
+def print_result(result: dict[str, Any], *, active: bool) -> None:
+    """What was made, and its figures, line by line."""
     lists = {"all": result, **result.pop("subsets", {}), "most popular": result.pop("popular", {})}
     for name, value in result.items():
         if not name.startswith(METRICS):
@@ -66,7 +71,7 @@ def fit(
         shown = [f"{metric} {value:.4f}" for metric, value in figures.items() if metric.startswith(METRICS)]
         if shown:
             print(f"{name}: {', '.join(shown)}")
-    if not no_activate:
+    if active:
         print("it is the active bundle now; `recall up` starts workers with it (restart those that run)")
 
 

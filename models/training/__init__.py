@@ -1,0 +1,1 @@
+"""Towers trained with PyTorch (extra `train`): samples, towers, training, export."""

@@ -1,0 +1,196 @@
+"""From events to a bundle by training: closed form, PyTorch, export. The counterpart of `models/fit.py`."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.bundle import Bundle, write_bundle
+from models.evaluation import protocol
+from models.event_log import Catalogue, EventLog
+from models.fit import DIMS, FitError
+from models.samples import is_target
+from models.spec import Spec
+from models.tensors import Encoding, Inputs, build_vocabularies, item_inputs
+from models.training import graphs, start
+from models.training.parity import OpenOnnx, check_parity
+from models.training.samples import TrainingSet, training_set
+from models.training.towers import Architecture, ItemTower, UserTower
+from models.training.trainer import Recipe, Report, Trainer, Validate
+from models.training.weights import save_weights
+
+Float32 = NDArray[np.float32]
+Progress = Callable[[str, float], None]
+VALIDATION_REQUESTS = 5000
+VALIDATION_USERS = 100
+VALIDATION_SHARE = 0.9  # of events, in time, stands before the validation window where nobody names one
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """`validation_ms`: where the validation window begins; None = at the newest tenth of events."""
+
+    architecture: Architecture = field(default_factory=Architecture)
+    recipe: Recipe = field(default_factory=Recipe)
+    seed: int = 0
+    device: str = "cpu"
+    threads: int = 1
+    validate: bool = True
+    validation_ms: int | None = None
+    checkpoint: Path | None = None
+    resume: bool = False
+
+
+def train(
+    log: EventLog,
+    catalogue: Catalogue,
+    spec: Spec,
+    features: str,
+    folder: Path,
+    options: TrainOptions,
+    open_onnx: OpenOnnx,
+    progress: Progress,
+) -> Bundle:
+    """Train both towers on a log and a catalogue and write the bundle.
+
+    With validation, the newest events are held out until the best number of epochs is known; then all of it starts
+    again on everything, for so many. Raises FitError when no target event names an item of the catalogue.
+    """
+    if options.architecture.dim not in DIMS:
+        raise FitError(f"dim is {options.architecture.dim}, one of {', '.join(map(str, DIMS))} is possible")
+    started = time.perf_counter()
+    torch.set_num_threads(options.threads)
+    progress("building samples", 0.0)
+    encoding = Encoding(spec, build_vocabularies(log, catalogue.item_ids, catalogue.attributes, spec))
+    rows = item_inputs(catalogue.item_ids, catalogue.attributes, encoding)
+    held_out_ms = _held_out_from(log, catalogue, encoding, options)
+    data = _Data(catalogue, encoding, rows)
+    if held_out_ms is None:
+        found = _run(log, data, options, progress)
+        report = found.report
+    else:
+        validate = _validation(log, catalogue, encoding, held_out_ms, options)
+        report = _run(log.before(held_out_ms), data, options, progress, validate).report
+        refit = replace(options, recipe=replace(options.recipe, epochs=report.epochs), checkpoint=None)
+        found = _run(log, data, refit, lambda what, part: progress(f"{what}, all events", part))
+    pair, samples = found.pair, found.samples
+
+    progress("exporting towers", 0.97)
+    dim = options.architecture.dim
+    user, item = pair
+    towers = (graphs.user_tower(user, encoding), graphs.item_tower(item, encoding))
+    difference = check_parity(pair, towers, samples, rows, encoding, open_onnx)
+    bundle = write_bundle(
+        folder,
+        towers=towers,
+        features=features,
+        encoding=encoding,
+        dim=dim,
+        metric="IP",
+        figures=_figures(report, samples, catalogue, options)
+        | {
+            "newest_event_ms": int(log.timestamp_ms.max()),
+            "train_s": round(found.report.train_s, 2),
+            "parity": difference,
+            "fit_s": round(time.perf_counter() - started, 2),
+        },
+    )
+    save_weights(bundle, pair, options.architecture)
+    if options.checkpoint is not None:
+        options.checkpoint.unlink(missing_ok=True)
+    progress("done", 1.0)
+    return bundle
+
+
+@dataclass(frozen=True)
+class _Data:
+    catalogue: Catalogue
+    encoding: Encoding
+    rows: Inputs
+
+
+@dataclass(frozen=True)
+class _Found:
+    pair: tuple[UserTower, ItemTower]
+    samples: TrainingSet
+    report: Report
+
+
+def _run(
+    log: EventLog, data: _Data, options: TrainOptions, progress: Progress, validate: Validate | None = None
+) -> _Found:
+    """One training from its start: samples, closed form, epochs."""
+    torch.manual_seed(options.seed)
+    shape, spec = options.architecture, data.encoding.spec
+    samples = training_set(log, data.catalogue, data.encoding)
+    if len(samples) == 0:
+        raise FitError(f"no {spec.target.action!r} event that is a target names an item of the catalogue")
+    first = start.closed_form(log, data.catalogue, data.encoding, shape.dim, options.seed, progress)
+    pair = start.towers(first, data.rows, samples.inputs, data.encoding, shape)
+    trainer = Trainer(pair, samples, data.rows, spec, options.recipe, options.seed, options.device, options.checkpoint)
+    if options.resume and trainer.resume():
+        progress("resumed", 0.0)
+    return _Found(pair, samples, trainer.run(validate, progress))
+
+
+def _figures(report: Report, samples: TrainingSet, catalogue: Catalogue, options: TrainOptions) -> dict[str, Any]:
+    return {
+        "requests": len(samples),
+        "positives": len(samples.item),
+        "items": len(catalogue),
+        "polished": True,
+        "encoder": options.architecture.encoder,
+        "epochs": report.epochs,
+        "losses": [round(loss, 4) for loss in report.losses],
+        "validations": [round(value, 4) for value in report.validations],
+        "seed": options.seed,
+        "device": options.device,
+        "torch": str(torch.__version__),
+    }
+
+
+def _held_out_from(log: EventLog, catalogue: Catalogue, encoding: Encoding, options: TrainOptions) -> int | None:
+    """Where the validation window begins; None = nothing is held out, as nothing would be left on one of the sides."""
+    if not options.validate:
+        return None
+    times = log.timestamp_ms[is_target(log, encoding) & (catalogue.index_of(log.item) >= 0)]
+    begin_ms = options.validation_ms
+    if begin_ms is None:
+        begin_ms = int(np.quantile(times, VALIDATION_SHARE)) if len(times) else 0
+    return begin_ms if 0 < np.count_nonzero(times < begin_ms) < len(times) else None
+
+
+def _validation(
+    log: EventLog, catalogue: Catalogue, encoding: Encoding, begin_ms: int, options: TrainOptions
+) -> Callable[[UserTower, ItemTower], float]:
+    """Mean of Recall@10 and Recall@100 over whole users of the validation window: exact, full catalogue."""
+    asked = protocol.window(log, catalogue, encoding, begin_ms)
+    if len(asked.requests.user) > VALIDATION_REQUESTS:
+        asked = asked.of_users(protocol.sample_users(asked, VALIDATION_REQUESTS, VALIDATION_USERS, seed=0))
+    device = torch.device(options.device)
+
+    def validate(user: UserTower, item: ItemTower) -> float:
+        def embed_users(inputs: Inputs) -> Float32:
+            found: Float32 = user(_tensors(inputs, device)).cpu().numpy()
+            return found
+
+        def embed_items(inputs: Inputs) -> tuple[Float32, Float32]:
+            indexed, history = item(_tensors(inputs, device))
+            return indexed.cpu().numpy(), history.cpu().numpy()
+
+        with torch.no_grad():
+            pair = (embed_users, embed_items)
+            ranks = protocol.exact_ranks(log, catalogue, encoding, asked, pair, lambda _: None)
+        found = protocol.metrics(ranks)
+        return (found["recall_at_10"] + found["recall_at_100"]) / 2
+
+    return validate
+
+
+def _tensors(inputs: Inputs, device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(np.ascontiguousarray(values)).to(device) for name, values in inputs.items()}

@@ -1,0 +1,38 @@
+"""`recall model export`: a bundle's towers as files for model servers."""
+
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workers.errors import ConfigurationError, RecallError
+
+
+class Format(StrEnum):
+    """What model servers read."""
+
+    ONNX = "onnx"
+    TORCHSCRIPT = "torchscript"
+
+
+def export(
+    bundle: Annotated[Path, typer.Argument(help="The folder of a bundle.")],
+    to: Annotated[Path, typer.Option("--to", help="The folder to write to; it is made.")],
+    kind: Annotated[Format, typer.Option("--format", help="torchscript only for bundles of `recall model train`.")] = (
+        Format.ONNX
+    ),
+) -> None:
+    """Write both towers of a bundle as files for model servers."""
+    if kind is Format.TORCHSCRIPT and find_spec("torch") is None:
+        raise ConfigurationError("TorchScript needs the extra `train`: pip install recall-worker[train]")
+    from models.bundle import BundleError, load_bundle
+    from workers.exporting import export_bundle
+
+    try:
+        paths = export_bundle(load_bundle(bundle), kind.value, to)
+    except BundleError as error:
+        raise RecallError(str(error)) from error
+    for path in paths:
+        print(path)

@@ -1,0 +1,98 @@
+"""`recall model train`: a bundle trained with PyTorch, from a data set or from events of your own."""
+
+import os
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+
+from workers.cli.console import Working
+from workers.cli.data_sets import DataSet
+from workers.cli.model import activate, print_result
+from workers.errors import ConfigurationError
+from workers.settings import load_settings
+
+
+class HistoryEncoder(StrEnum):
+    """What turns a history into a vector."""
+
+    TRANSFORMER = "transformer"
+    MEAN = "mean"
+
+
+class Device(StrEnum):
+    """Where training runs; auto = on a GPU if there is one."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+def train(
+    data: Annotated[DataSet | None, typer.Option(help="A data set; it brings its own spec.")] = None,
+    items: Annotated[Path | None, typer.Option(help="JSON lines of item updates, with --activity and --spec.")] = None,
+    activity: Annotated[Path | None, typer.Option(help="JSON lines of user activity.")] = None,
+    spec: Annotated[Path | None, typer.Option(help="A features.toml; a data set brings its own.")] = None,
+    encoder: Annotated[HistoryEncoder, typer.Option(help="Of the history: more accurate, or faster to serve.")] = (
+        HistoryEncoder.TRANSFORMER
+    ),
+    dim: Annotated[int, typer.Option(help="Dimension of the vectors: 32, 64, 128 or 256.")] = 64,
+    epochs: Annotated[int | None, typer.Option(min=1, help="At most so many; the recipe's own when left out.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of PyTorch; every processor when left out.")] = None,
+    device: Annotated[Device, typer.Option(help="auto = a GPU when there is one.")] = Device.AUTO,
+    no_validation: Annotated[
+        bool, typer.Option("--no-validation", help="Hold nothing out: train all epochs on everything.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")] = False,
+    until_ms: Annotated[int | None, typer.Option(help="Use only what happened before this time (epoch ms).")] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Train on what is before the data set's test window and report on it.")
+    ] = False,
+    no_activate: Annotated[bool, typer.Option("--no-activate", help="Leave the active bundle as it is.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Train both towers with PyTorch and make their bundle the active one."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is loaded: the start is as fast, and repeatable
+    if evaluate and data is None:
+        raise ConfigurationError("--evaluate needs --data, whose test window is known")
+    if dim not in (32, 64, 128, 256):
+        raise ConfigurationError(f"--dim: {dim} is not one of 32, 64, 128, 256")
+    if data is None and (items is None or activity is None or spec is None):
+        raise ConfigurationError("either --data NAME, or all of --items FILE, --activity FILE and --spec FILE")
+    if find_spec("torch") is None:
+        raise ConfigurationError("training needs the extra `train`: pip install recall-worker[train]")
+    settings = load_settings()
+    with Working("loading PyTorch") as working:
+        import torch
+
+        from workers.fitting import read_source
+        from workers.training import TrainingJob, processors, run_train
+
+        cuda = torch.cuda.is_available()
+        if device is Device.CUDA and not cuda:
+            raise ConfigurationError("--device cuda: PyTorch finds no GPU")
+        working.update("reading events")
+        source = read_source(data, items, activity, spec, working.say)
+        job = TrainingJob(
+            dim=dim,
+            encoder=encoder.value,
+            epochs=epochs,
+            seed=seed,
+            device="cuda" if cuda and device is not Device.CPU else "cpu",
+            threads=threads or processors(),
+            validate=not no_validation,
+            resume=resume,
+            until_ms=until_ms if until_ms is not None else (source.test_ms if evaluate else None),
+            evaluate=evaluate,
+        )
+        result = run_train(source, job, settings, working.update)
+    if not no_activate:
+        activate(settings, result)
+    if as_json:
+        print(orjson.dumps(result).decode())
+    else:
+        print_result(result, active=not no_activate)
