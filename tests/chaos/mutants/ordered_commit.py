@@ -5,8 +5,8 @@ from workers.inflight import InFlight
 _add = InFlight.add
 
 
-def add(self, polled):
-    _add(self, polled)
+def add(self, polled, starts=None):
+    _add(self, polled, starts)
     last = self.__dict__.setdefault("last_polled", {})
     for partition, records in polled.items():
         last[partition] = records[-1].offset + 1
