@@ -40,7 +40,7 @@ $(TRAIN_STAMP): requirements/train.txt pyproject.toml $(STAMP)
 	@touch $(TRAIN_STAMP)
 
 test-train: $(TRAIN_STAMP)
-	$(TRAIN_BIN)/python -m pytest tests/train --override-ini norecursedirs=
+	$(TRAIN_BIN)/python -m pytest tests/train --override-ini norecursedirs='.*'
 
 demo: setup
 	$(BIN)/recall demo

@@ -21,6 +21,7 @@ from hypothesis import settings as hypothesis_settings
 from workers.local.state import running
 from workers.settings import Settings, load_settings
 
+PATIENT_MS = 10_000  # a store's timeout where tests use it without trying again, on a machine that does much else
 RUNNING_VARIABLE = "RECALL_TEST_STACK"
 FOLDER_VARIABLE = "RECALL_TEST_FOLDER"  # tells xdist workers which stack is the run's
 START_WITHIN_S = 110.0

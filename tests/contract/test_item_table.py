@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from schemas.records import ItemRecord, hash64, hash64_each
+from tests.conftest import PATIENT_MS
 from workers.errors import DependencyError, RowRefused
 from workers.ports import ItemTable, UInt64
 from workers.settings import Settings, load_settings
@@ -26,8 +27,8 @@ HOSTILE = ["a{b}c", "}{", "quote'\"", "new\nline", "nul\0", "émoji 🎬", "x" *
 def redis_settings(request: pytest.FixtureRequest, namespace: str) -> Settings:
     if request.param == "cluster":
         url = request.getfixturevalue("redis_cluster_url")
-        return load_settings(redis_url=url, redis_cluster=True, namespace=namespace)
-    return request.getfixturevalue("stack").settings(namespace=namespace)
+        return load_settings(redis_url=url, redis_cluster=True, namespace=namespace, store_timeout_ms=PATIENT_MS)
+    return request.getfixturevalue("stack").settings(namespace=namespace, store_timeout_ms=PATIENT_MS)
 
 
 @pytest.fixture(params=["memory", "redis", "cluster"])
@@ -36,11 +37,11 @@ async def table(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator
     if request.param == "memory":
         table = MemoryItemTable(DIM)
     elif request.param == "redis":
-        settings = request.getfixturevalue("stack").settings(namespace=namespace)
+        settings = request.getfixturevalue("stack").settings(namespace=namespace, store_timeout_ms=PATIENT_MS)
         table = RedisItemTable(connect(settings), settings, COLLECTION, DIM)
     else:
         url = request.getfixturevalue("redis_cluster_url")
-        settings = load_settings(redis_url=url, redis_cluster=True, namespace=namespace)
+        settings = load_settings(redis_url=url, redis_cluster=True, namespace=namespace, store_timeout_ms=PATIENT_MS)
         table = RedisItemTable(connect(settings), settings, COLLECTION, DIM)
     yield table
     await table.close()

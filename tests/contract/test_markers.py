@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.conftest import PATIENT_MS
 from workers.errors import DependencyError
 from workers.settings import Settings, load_settings
 from workers.stores import keys
@@ -15,8 +16,8 @@ GROUP = "some-group"
 def settings(request: pytest.FixtureRequest, namespace: str) -> Settings:
     if request.param == "cluster":
         url = request.getfixturevalue("redis_cluster_url")
-        return load_settings(redis_url=url, redis_cluster=True, namespace=namespace)
-    settings: Settings = request.getfixturevalue("stack").settings(namespace=namespace)
+        return load_settings(redis_url=url, redis_cluster=True, namespace=namespace, store_timeout_ms=PATIENT_MS)
+    settings: Settings = request.getfixturevalue("stack").settings(namespace=namespace, store_timeout_ms=PATIENT_MS)
     return settings
 
 

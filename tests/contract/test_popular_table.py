@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import pytest
 
+from tests.conftest import PATIENT_MS
 from workers.errors import DependencyError
 from workers.popularity import EPOCH_HALF_LIVES, EVERYBODY, UNIT
 from workers.ports import PopularChange, PopularTable
@@ -26,8 +27,8 @@ Counts = Mapping[tuple[int, str], Mapping[int, int]]
 def redis_settings(request: pytest.FixtureRequest, namespace: str) -> Settings:
     if request.param == "cluster":
         url = request.getfixturevalue("redis_cluster_url")
-        return load_settings(redis_url=url, redis_cluster=True, namespace=namespace)
-    settings: Settings = request.getfixturevalue("stack").settings(namespace=namespace)
+        return load_settings(redis_url=url, redis_cluster=True, namespace=namespace, store_timeout_ms=PATIENT_MS)
+    settings: Settings = request.getfixturevalue("stack").settings(namespace=namespace, store_timeout_ms=PATIENT_MS)
     return settings
 
 
@@ -39,10 +40,12 @@ def on_redis(settings: Settings, definition: str = DEFINITION) -> RedisPopularTa
 async def table(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator[PopularTable]:
     table: PopularTable = MemoryPopularTable(MAX_ITEMS)
     if request.param == "redis":
-        table = on_redis(request.getfixturevalue("stack").settings(namespace=namespace))
+        table = on_redis(request.getfixturevalue("stack").settings(namespace=namespace, store_timeout_ms=PATIENT_MS))
     elif request.param == "cluster":
         url = request.getfixturevalue("redis_cluster_url")
-        table = on_redis(load_settings(redis_url=url, redis_cluster=True, namespace=namespace))
+        table = on_redis(
+            load_settings(redis_url=url, redis_cluster=True, namespace=namespace, store_timeout_ms=PATIENT_MS)
+        )
     yield table
     await table.close()
 

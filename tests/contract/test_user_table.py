@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from schemas.records import SEEN_ENTRY, UserRecord
+from tests.conftest import PATIENT_MS
 from workers.errors import DependencyError, DependencyTimeout, StoreLost
 from workers.ports import Applied, StoredUser, UserChange, UserTable
 from workers.settings import Settings, load_settings
@@ -27,8 +28,8 @@ HOSTILE = ["a{b}c", "}{", "quote'\"", "new\nline", "nul\0", "émoji 🎬", "x" *
 def redis_settings(request: pytest.FixtureRequest, namespace: str) -> Settings:
     if request.param == "cluster":
         url = request.getfixturevalue("redis_cluster_url")
-        return load_settings(redis_url=url, redis_cluster=True, namespace=namespace)
-    settings: Settings = request.getfixturevalue("stack").settings(namespace=namespace)
+        return load_settings(redis_url=url, redis_cluster=True, namespace=namespace, store_timeout_ms=PATIENT_MS)
+    settings: Settings = request.getfixturevalue("stack").settings(namespace=namespace, store_timeout_ms=PATIENT_MS)
     return settings
 
 
@@ -43,10 +44,10 @@ async def partial(request: pytest.FixtureRequest, namespace: str) -> AsyncIterat
 
         yield table, complete_memory
         return
-    settings = request.getfixturevalue("stack").settings(namespace=namespace)
+    settings = request.getfixturevalue("stack").settings(namespace=namespace, store_timeout_ms=PATIENT_MS)
     if request.param == "cluster":
         url = request.getfixturevalue("redis_cluster_url")
-        settings = load_settings(redis_url=url, redis_cluster=True, namespace=namespace)
+        settings = load_settings(redis_url=url, redis_cluster=True, namespace=namespace, store_timeout_ms=PATIENT_MS)
     client = connect(settings)
     yield RedisUserTable(client, settings), partial_of(mark_all, client, settings)
     await client.aclose()

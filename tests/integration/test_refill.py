@@ -11,6 +11,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, RecordsToDelete
 
+from tests.conftest import PATIENT_MS
 from workers import topics
 from workers.dependencies import Dependencies
 from workers.errors import StoreLost
@@ -34,9 +35,11 @@ class Place:
     """A topic of two partitions, a group that reads it, and what the group was given."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
-        self.settings = settings.model_copy(update={"data_dir": folder, "partitions": 2})
+        self.settings = settings.model_copy(
+            update={"data_dir": folder, "partitions": 2, "store_timeout_ms": PATIENT_MS}
+        )
         self.topic = settings.topic("user-activity")
-        self.client = connect(settings)
+        self.client = connect(self.settings)
         self.counts = MemoryPopularTable()
         self.markers = RedisMarkers(self.client, settings, GROUP)
         self.taken: list[bytes] = []
