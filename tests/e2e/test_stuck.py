@@ -59,8 +59,7 @@ WAYS = {
     "loop": ("activity", signal.SIGUSR1, "the event loop has not turned for 5 s", "block_the_loop"),
     "polls": ("activity", signal.SIGUSR2, "activity: the poll loop has not turned for 5 s", "watchdog.py"),
     "batch": ("activity", signal.SIGHUP, "activity: the same batch has been in hand for 50 s", "watchdog.py"),
-    "item tower": ("items", signal.SIGALRM, "items: the tower has been in the same run for 5 s", "onnx.py"),
-    "user tower": ("recall", signal.SIGALRM, "recall: the tower has been in the same run for 5 s", "onnx.py"),
+    "tower": ("items", signal.SIGALRM, "items: the tower has been in the same run for 5 s", "onnx.py"),
 }
 
 

@@ -23,7 +23,7 @@ from workers.settings import Settings
 
 SCRIPT = Path(__file__).with_name("passthrough.py")
 PARTITIONS = 4
-SIGTERMS = 6
+SIGTERMS = 4
 both_ways = pytest.mark.parametrize("flow", ["whole", "apart"], indirect=True)
 """Batches that are finished as they came, and records that wait in an intake: see passthrough.py."""
 

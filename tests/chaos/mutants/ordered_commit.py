@@ -2,7 +2,7 @@
 
 from workers.inflight import InFlight
 
-_add = InFlight.add
+_add, _committable = InFlight.add, InFlight.committable
 
 
 def add(self, polled, starts=None):
@@ -13,6 +13,7 @@ def add(self, polled, starts=None):
 
 
 def committable(self):
+    _committable(self)  # which others rely on, to know what is finished
     last = self.__dict__.get("last_polled", {})
     return {partition: offset for partition, offset in last.items() if self._confirmed.get(partition) != offset}
 
