@@ -50,7 +50,7 @@ def test_arbitrary_bytes(value: bytes) -> None:
     decode_all(value)
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(st.dictionaries(names, anything, max_size=8), st.sampled_from([{}, ACTIVITY, ITEM, REQUEST]))
 def test_arbitrary_objects_of_our_fields(fields: dict, base: dict) -> None:
     decode_all(json.dumps(base | fields).encode())
