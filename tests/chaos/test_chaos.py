@@ -13,10 +13,7 @@ FAULTS = [
     "kill_items",
     "kill_recall",
     "redis_tail_lost",
-    "redis_emptied",
     "kafka_kill",
-    "tower_hangs",
-    "partitions_added",
 ]
 ROOT = Path(__file__).parents[2]
 FIELDS = [

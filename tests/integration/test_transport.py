@@ -153,7 +153,7 @@ async def test_a_joining_worker_loses_and_repeats_nothing(flow: Flow) -> None:
     assert (len(values), repeats(values)) == (flow.sent, 0)
 
 
-@both_ways
+@pytest.mark.parametrize("flow", ["apart"], indirect=True)
 @pytest.mark.timeout(600)
 async def test_many_sigterms_under_load_repeat_nothing(flow: Flow) -> None:
     stayer = flow.spawn()
