@@ -37,6 +37,10 @@ class Source:
     validation_ms: int | None = None
     dataset: Dataset | None = None  # what it was read from, when it is one with a name
 
+    def log_until(self, until_ms: int | None) -> EventLog:
+        """What happened before then; all of it for None."""
+        return self.log if until_ms is None else self.log.before(until_ms)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -111,11 +115,10 @@ def report(source: Source, bundle: Bundle, test_ms: int, say: Say) -> dict[str, 
 
 def fit_bundle(source: Source, job: Job, folder: Path, say: Say) -> Bundle:
     """Fit on what happened before `job.until_ms`."""
-    log = source.log if job.until_ms is None else source.log.before(job.until_ms)
     options = FitOptions(dim=job.dim, polish=job.polish, seed=job.seed)
     try:
         return fit(
-            log,
+            source.log_until(job.until_ms),
             source.known_until(job.until_ms),
             source.spec,
             source.features,

@@ -63,7 +63,6 @@ def run_train(source: Source, job: TrainingJob, settings: Settings, say: Say) ->
 
 def train_bundle(source: Source, job: TrainingJob, folder: Path, checkpoint: Path, say: Say) -> Bundle:
     """Train on what happened before `job.until_ms`."""
-    log = source.log if job.until_ms is None else source.log.before(job.until_ms)
     recipe = Recipe() if job.epochs is None else replace(Recipe(), epochs=job.epochs)
     options = TrainOptions(
         architecture=Architecture(dim=job.dim, encoder=job.encoder),
@@ -78,7 +77,7 @@ def train_bundle(source: Source, job: TrainingJob, folder: Path, checkpoint: Pat
     )
     try:
         return train(
-            log,
+            source.log_until(job.until_ms),
             source.known_until(job.until_ms),
             source.spec,
             source.features,

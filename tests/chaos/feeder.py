@@ -82,9 +82,8 @@ class Feeder:
 
     async def stop(self) -> None:
         """End feeding, and wait for what is under way."""
-        self._over = True  # a cancellation is lost when what `wait_for` waits for is done at the same moment
+        self._over = True  # and no cancellation, which `wait_for` may keep to itself
         if self._task is not None:
-            self._over = True  # and no cancellation, which `wait_for` may keep to itself
             await self._task
             self._task = None
         if self._producer is not None:
