@@ -23,6 +23,7 @@ from models import tensors
 from models.bundle import Bundle
 from workers import topics, views
 from workers.agents import Context, EventAgent, RecallAgent, attach, decode_activity
+from workers.cancelling import cancel
 from workers.clock import SystemClock
 from workers.dependencies import Dependencies
 from workers.doctor import start
@@ -100,7 +101,7 @@ async def run(settings: Settings, kinds: Sequence[AgentKind]) -> None:
             opened.push_async_callback(pages.close)
         watchdog = Watchdog(settings.stuck_after_ms / 1000, [each for worker in workers for each in worker.watched()])
         watching = asyncio.create_task(watchdog.run())
-        opened.callback(watching.cancel)
+        opened.push_async_callback(cancel, watching)
         tasks = [asyncio.create_task(_work(worker, stopping)) for worker in workers]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         stopping.set()  # when one cannot work, none of this process does
@@ -129,8 +130,7 @@ async def _work(worker: Worker, stopping: asyncio.Event) -> None:
         try:
             await run_until(worker.app, stopping)
         finally:
-            for task in tasks:
-                task.cancel()
+            await cancel(*tasks)
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(result, Exception):
                 raise result
@@ -147,13 +147,11 @@ async def _unless(stopping: asyncio.Event, work: Awaitable[None]) -> bool:
     """Do some work, or give it up when it is time to stop; whether it was done."""
     task, stop = asyncio.ensure_future(work), asyncio.ensure_future(stopping.wait())
     await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
-    stop.cancel()
-    if task.done():
+    done = task.done()
+    await cancel(stop, task)
+    if done:
         task.result()
-        return True
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    return False
+    return done
 
 
 async def _tell_readiness(worker: Worker) -> None:

@@ -11,6 +11,7 @@ from aiokafka.errors import KafkaError
 
 from schemas import codec
 from schemas.recall import DEFAULT_TIMEOUT_MS, CandidateList, RecallRequest
+from workers.cancelling import cancel
 from workers.errors import DependencyTimeout, DependencyUnavailable
 from workers.kafka_client import connected, no_answer, require_topics
 from workers.settings import Settings
@@ -99,8 +100,7 @@ class RecallClient:
     async def close(self) -> None:
         """End the reader and both connections. May be called twice."""
         if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
+            await cancel(self._reader)
             self._reader = None
         await self._opened.aclose()
 

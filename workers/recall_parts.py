@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.bundle import Bundle
+from workers.cancelling import cancel
 from workers.dependencies import Dependencies, Probe
 from workers.index.milvus import MilvusItemIndex
 from workers.index.milvus_collection import open_index
@@ -99,7 +100,7 @@ async def open_recall_parts(
     follower = ItemFollower(table, vectors, facts, popular)
     for work, every_s in ((follower.refresh, FEED_EVERY_S), (popular.refresh, settings.popular_refresh_ms / 1000)):
         following = tools.spawn(_repeat(work, every_s, tools.dependencies))
-        opened.callback(following.cancel)
+        opened.push_async_callback(cancel, following)
     return RecallParts(view, parts, index, popular, pipeline, tower, {"milvus": index.ping, "tower": tower.ping})
 
 

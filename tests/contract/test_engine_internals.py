@@ -132,3 +132,8 @@ def test_the_apps_state() -> None:
     assert hasattr(app, "crash_reason")
     assert app.rebalancing is False
     assert Consumer.__mro__[1] is driver.Consumer
+
+
+def test_a_consumer_takes_how_long_a_fetch_waits_when_it_starts() -> None:
+    assert "self._create_worker_consumer(transport)" in inspect.getsource(driver.AIOKafkaConsumerThread)
+    assert "fetch_max_wait_ms=self._fetch_max_wait_ms" in inspect.getsource(AIOKafkaConsumer.start)

@@ -25,7 +25,9 @@ from workers import views
 from workers.client import RecallClient
 from workers.demo.sender import Sender
 from workers.local.discover import with_local_stack
-from workers.local.process import end
+from workers.local.process import end, free_ports
+from workers.local.ready import health
+from workers.local.state import WorkerState
 from workers.local.workers import environment
 from workers.settings import Settings, load_settings
 
@@ -49,6 +51,19 @@ def packed(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle
 def start(env: Mapping[str, str], *arguments: str) -> "subprocess.Popen[str]":
     argv = [sys.executable, "-m", "workers.cli.main", *arguments]
     return subprocess.Popen(argv, env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def start_one_process(env: Mapping[str, str]) -> "subprocess.Popen[str]":
+    """A worker that runs every kind, once it is ready."""
+    [port] = free_ports(1)
+    worker = start({**env, "RECALL_WEB_PORT": str(port)}, "worker", "all", "--one-process")
+    state = WorkerState(kind="all", pid=worker.pid, web_port=port, restarts=0)
+    end_at = time.monotonic() + COMMAND_WITHIN_S
+    while (found := health(state)) != "ready":
+        assert worker.poll() is None, worker.communicate()
+        assert time.monotonic() < end_at, found
+        time.sleep(0.05)
+    return worker
 
 
 def recall(env: Mapping[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -163,7 +178,7 @@ def test_a_file_is_for_one_process(on_file: Settings, dataset: Dataset) -> None:
     assert refused.returncode == 2
     line = f"recall: milvus_uri: {on_file.milvus_uri} is a file, which only one process can open"
     assert refused.stderr == f"{line}: recall worker all --one-process\n"
-    worker = start(env, "worker", "all", "--one-process")
+    worker = start_one_process(env)
     try:
         assert asyncio.run(listed(on_file)) == set()
         asyncio.run(load(on_file, dataset))
@@ -177,7 +192,7 @@ def test_a_file_is_for_one_process(on_file: Settings, dataset: Dataset) -> None:
         _, said = worker.communicate(timeout=COMMAND_WITHIN_S)
         assert worker.returncode == 0, said
         assert not Path(f"/proc/{server}").exists()
-        worker = start(env, "worker", "all", "--one-process")
+        worker = start_one_process(env)
         assert asyncio.run(listed(on_file)) == after
         os.kill(lite_child(worker.pid), signal.SIGKILL)
         _, said = worker.communicate(timeout=COMMAND_WITHIN_S)
@@ -188,7 +203,7 @@ def test_a_file_is_for_one_process(on_file: Settings, dataset: Dataset) -> None:
 
 
 def test_a_worker_that_is_killed_takes_its_server_along(on_file: Settings) -> None:
-    worker = start(environment(on_file), "worker", "all", "--one-process")
+    worker = start_one_process(environment(on_file))
     server = lite_child(worker.pid)
     worker.kill()
     worker.communicate(timeout=COMMAND_WITHIN_S)
