@@ -20,6 +20,7 @@ STEPS = 100
 SLOWER_S = 0.5
 SLOW_FOR_S = 15.0
 ASKED = 10
+STEPS_BETWEEN_COMMITS = 15
 BACKLOG = 200
 REFUSALS = 5
 
@@ -76,6 +77,20 @@ async def milvus_slow(rig: Rig) -> None:
     say(f"  answers: {dict(said)}")
 
 
+async def milvus_slow_and_kill(rig: Rig) -> None:
+    """Whoever searches or feeds a slow Milvus is killed, with what it has had in hand for longer than commits take."""
+    await rig.working("recall")
+    rig.milvus.delay_s = SLOWER_S
+    try:
+        await rig.feeder.steps_more(STEPS_BETWEEN_COMMITS)
+        for kind in ("recall", "items"):
+            for worker in rig.workers.of(kind):
+                rig.workers.kill(worker)
+                rig.workers.start(kind)
+    finally:
+        rig.milvus.delay_s = 0.0
+
+
 async def refused_row(rig: Rig) -> None:
     """What a backend refuses, among good ones: an item the index, an item the tower, and a user who has no place."""
     await plant(rig)
@@ -99,5 +114,6 @@ BACKEND_FAULTS: dict[str, Callable[[Rig], Awaitable[None]]] = {
     "redis_full": redis_full,
     "redis_emptied": redis_emptied,
     "milvus_slow": milvus_slow,
+    "milvus_slow_and_kill": milvus_slow_and_kill,
     "refused_row": refused_row,
 }

@@ -27,7 +27,7 @@ MUTANTS = {
     "floor": Exposure(("quiet",), "double_effects"),
     "write_token": Exposure(("quiet",), "lost", Rates(burst=1.0)),
     "item_fence": Exposure(("freeze_items",), "lost"),
-    "ordered_commit": Exposure(("tower_hangs",), "unanswered"),
+    "ordered_commit": Exposure(("milvus_slow_and_kill",), "unanswered"),
     "acknowledgement": Exposure(("kill_recall",), "unanswered"),
     "durability": Exposure(("redis_tail_lost",), "lost"),
 }

@@ -11,6 +11,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from workers.errors import ConfigurationError, DependencyTimeout, DependencyUnavailable
+from workers.resets import is_reset
 from workers.settings import Settings
 
 DEPENDENCY = "redis"
@@ -55,6 +56,10 @@ def translated() -> Iterator[None]:
         raise DependencyTimeout(DEPENDENCY, "no answer in time") from error
     except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as error:
         raise DependencyUnavailable(DEPENDENCY, f"{type(error).__name__}: {error}") from error
+    except RuntimeError as error:
+        if not is_reset(error):
+            raise
+        raise DependencyUnavailable(DEPENDENCY, "the connection was reset") from error
 
 
 class Script:
