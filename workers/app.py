@@ -51,7 +51,7 @@ from workers.refill import Refill
 from workers.retry import until_done
 from workers.settings import AgentKind, Settings
 from workers.stopwatch import Observe
-from workers.stores.connect import connect, ping
+from workers.stores.connect import close, connect, ping
 from workers.stores.item_ends import note_ends
 from workers.stores.item_redis import RedisItemTable
 from workers.stores.markers_redis import RedisMarkers
@@ -302,7 +302,7 @@ def _context(worker: Worker, group: str, refill: Refill | None = None, same: Sam
 
 def _redis(worker: Worker, opened: AsyncExitStack) -> Any:
     client = connect(worker.settings)
-    opened.push_async_callback(client.aclose)
+    opened.push_async_callback(close, client)
     worker.probes["redis"] = partial(ping, client)
     return client
 

@@ -24,7 +24,7 @@ from workers.pipelines.rows import Found, Row
 from workers.ports import Clock
 from workers.recall_parts import RecallParts, Tools, open_recall_parts
 from workers.settings import Settings
-from workers.stores.connect import connect
+from workers.stores.connect import close, connect
 from workers.stores.item_facts import ItemFact
 
 DEEPEST = 16_384  # ranks are told up to here
@@ -37,7 +37,7 @@ async def open_explainer(settings: Settings, opened: AsyncExitStack) -> "Explain
     if view is None:
         raise ConfigurationError("no bundle is active; make one: recall model fit --data movielens-1m")
     client = connect(settings)
-    opened.push_async_callback(client.aclose)
+    opened.push_async_callback(close, client)
     metrics = Metrics()
     tools = Tools(SystemClock(), Dependencies("recall", metrics), metrics)
     ready = await open_recall_parts(settings, (views.load(view), view), client, tools, opened)

@@ -11,14 +11,13 @@ committed as the longest finished prefix.
     async def agent(stream):
         await serve(stream, handle)      # handle(batch) must end with batch.done()
 
-This is the one file that touches Faust's internals; tests/contract/test_engine_internals.py names each of them.
+Only this, positions.py and liveness.py touch what Faust is made of; tests/contract/test_engine_internals.py names it.
 """
 
 import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
@@ -26,7 +25,6 @@ import aiokafka
 import faust
 import structlog
 import uvloop
-from faust.exceptions import ConsumerNotStarted
 from faust.transport import drivers
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage
@@ -199,7 +197,7 @@ class Consumer(driver.Consumer):
         await self.commit(start_new_transaction=False)
 
     async def verify_all_partitions_active(self) -> None:
-        """Faust judges liveness by single messages, which do not exist here; see `liveness`."""
+        """Faust judges liveness by single messages, which do not exist here; see liveness.py."""
 
     async def on_partitions_revoked(self, revoked: Any) -> None:
         """Faust drains and commits through `wait_empty`; afterwards acknowledgements of this assignment are void."""
@@ -340,50 +338,6 @@ async def leave_and_end(app: Any) -> NoReturn:
 def producer_of(app: Any) -> aiokafka.AIOKafkaProducer:
     """The producer inside a started app."""
     return app.producer._producer
-
-
-@dataclass(frozen=True, slots=True)
-class Liveness:
-    """Facts about an app: seconds since the poll loop turned, partitions assigned, records not yet taken, the age of
-    the oldest one taken and not finished (0 = there is none), batches being worked on, and the partitions' numbers."""
-
-    idle_s: float = 0.0
-    assigned: int = 0
-    lag: int = 0
-    lag_age_ms: int = 0
-    in_flight: int = 0
-    partitions: frozenset[int] = frozenset()
-
-
-def liveness(app: Any) -> Liveness:
-    """Facts for health pages; asks nobody."""
-    consumer = app._consumer
-    if consumer is None:
-        return Liveness()
-    idle_s = time.monotonic() - consumer.last_poll
-    try:
-        assigned = frozenset() if app.rebalancing else consumer.assignment()
-    except ConsumerNotStarted:
-        return Liveness(idle_s)
-    lag = 0
-    for partition in assigned:
-        highwater = consumer.highwater(partition)
-        read = consumer._read_offset[partition]
-        lag += max(0, highwater - read) if highwater is not None and read is not None else 0
-    oldest_ms = consumer.flight.oldest_ms()
-    age_ms = 0 if oldest_ms is None else max(0, time.time_ns() // 1_000_000 - oldest_ms)
-    working = consumer.flight.counts[0] + (0 if consumer.backlog is None else consumer.backlog.running)
-    return Liveness(idle_s, len(assigned), lag, age_ms, working, frozenset(each.partition for each in assigned))
-
-
-def poll_turns(app: Any) -> int | None:
-    """How often the poll loop has turned; None before there is one, 0 while it waits to join its group."""
-    return None if app is None or app._consumer is None else app._consumer.turns
-
-
-def oldest_batch(app: Any) -> Batch | None:
-    """The batch in hand that was polled first; None without one."""
-    return None if app is None or app._consumer is None else app._consumer.flight.oldest()
 
 
 async def ask_broker(app: Any) -> None:

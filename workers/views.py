@@ -17,7 +17,7 @@ from models.bundle import Bundle, BundleError, load_bundle
 from workers.errors import ConfigurationError, DependencyError
 from workers.settings import Settings
 from workers.stores import keys
-from workers.stores.connect import connect, translated
+from workers.stores.connect import close, connect, translated
 
 log = structlog.get_logger()
 
@@ -38,7 +38,7 @@ async def read_active(settings: Settings) -> ActiveView | None:
         with translated():
             stored = await client.get(keys.active_view(settings))
     finally:
-        await client.aclose()
+        await close(client)
     return None if stored is None else _decode(stored, keys.active_view(settings).decode())
 
 
@@ -104,7 +104,7 @@ async def _store(settings: Settings, view: ActiveView, *, unless_there: bool = F
         with translated():
             await client.set(keys.active_view(settings), _encode(view), nx=unless_there)
     finally:
-        await client.aclose()
+        await close(client)
 
 
 def _pointer(settings: Settings) -> Path:

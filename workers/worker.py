@@ -7,11 +7,11 @@ from typing import Any
 
 from workers.dependencies import Dependencies, Probe
 from workers.health import Condition
+from workers.liveness import Liveness, liveness, oldest_batch, poll_turns
 from workers.local.ready import READING
 from workers.metrics import Metrics
 from workers.settings import AgentKind, Settings
 from workers.towers.onnx import OnnxTower
-from workers.transport import Liveness, liveness, oldest_batch, poll_turns
 from workers.watchdog import Watched
 
 LIVE_WITHIN_S = 60.0

@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 
-FAULTS = [
-    "kill_activity",
-    "kill_items",
-    "kill_recall",
+from workers.settings import AGENT_KINDS
+
+FAULTS = [  # those of few seconds
+    *(f"kill_{kind}" for kind in AGENT_KINDS),
     "redis_tail_lost",
+    "redis_stall",
     "kafka_kill",
+    "partitions_added",
+    "milvus_slow_and_kill",
+    "tower_nan",
+    "refused_row",
 ]
 ROOT = Path(__file__).parents[2]
 FIELDS = [

@@ -66,8 +66,9 @@ async def test_it_shows_the_record_the_inputs_and_the_list_that_a_worker_gives(
 
 
 async def test_an_item_has_the_exact_rank_of_all_scores(live: Live, explainer: Explainer, reader: str) -> None:
-    told = await explainer.explain(request(reader), "film-42")
-    row, _ = await explainer.trace(request(reader))
+    at_ms = click(reader, "film-1").timestamp_ms + 60_000  # both look at the same moment: gaps are features
+    told = await explainer.explain(request(reader, timestamp_ms=at_ms), "film-42")
+    row, _ = await explainer.trace(request(reader, timestamp_ms=at_ms))
     tower = OnnxTower(
         live.bundle.item_tower, signature.item_inputs(live.bundle.encoding), signature.item_outputs(32), 1000
     )

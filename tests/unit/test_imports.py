@@ -17,7 +17,7 @@ VENDORS = {
     "grpc": {"workers/index", "workers/local/probes.py"},
     "onnxruntime": {"workers/towers"},
     "pyarrow": {"workers/parquet.py"},
-    "faust": {"workers/app.py", "workers/agents.py", "workers/transport.py"},
+    "faust": {"workers/app.py", "workers/agents.py", "workers/transport.py", "workers/liveness.py"},
     "onnx": {"models/graphs.py", "models/pack.py"},
     "scipy": {"models/samples.py", "models/closed_form.py", "models/polish.py", "models/evaluation"},
     "implicit": {"models/evaluation/baselines/ials.py"},

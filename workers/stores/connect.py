@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from redis import asyncio as redis_asyncio
@@ -21,7 +21,7 @@ Client = Any  # redis.asyncio.Redis or RedisCluster: the commands used here are 
 
 
 def connect(settings: Settings) -> Client:
-    """A client of the configured server or cluster; connects at the first command. Close it with `aclose()`."""
+    """A client of the configured server or cluster; connects at the first command. Close it with `close`."""
     timeout_s = settings.store_timeout_ms / 1000
     url = settings.redis_url.get_secret_value()
     try:
@@ -39,6 +39,12 @@ def connect(settings: Settings) -> Client:
     except ValueError:  # its text may hold a part of a password that was not percent-encoded: not to be shown
         line = "redis_url: not redis://[[user]:password@]host:port/db (what is special in a password percent-encoded)"
         raise ConfigurationError(line) from None
+
+
+async def close(client: Client) -> None:
+    """Close a client; one whose server no longer says goodbye is let go of."""
+    with suppress(exceptions.RedisError, OSError, TimeoutError):
+        await client.aclose()
 
 
 async def ping(client: Client) -> None:

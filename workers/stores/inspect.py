@@ -18,7 +18,7 @@ from redis import exceptions
 from workers.clock import Skew
 from workers.errors import DependencyError
 from workers.settings import Settings
-from workers.stores.connect import DEPENDENCY, Client, connect, translated
+from workers.stores.connect import DEPENDENCY, Client, close, connect, translated
 
 NODE_TIMEOUT_S = 2.0
 
@@ -88,14 +88,14 @@ async def _servers(settings: Settings) -> AsyncIterator[dict[str, Ask]]:
     """Address of each server -> how to ask it. What is no cluster node is one server, whatever the settings say."""
     async with AsyncExitStack() as opened:
         single = connect(settings.model_copy(update={"redis_cluster": False}))
-        opened.push_async_callback(single.aclose)
+        opened.push_async_callback(close, single)
         parts = urlsplit(settings.redis_url.get_secret_value())
         address = f"{parts.hostname}:{parts.port or 6379}" if parts.hostname else parts.path
         if not settings.redis_cluster or not await _is_clustered(single):
             yield {address: single.execute_command}
             return
         cluster = connect(settings)
-        opened.push_async_callback(cluster.aclose)
+        opened.push_async_callback(close, cluster)
         with translated():
             await cluster.initialize()
         yield {node.name: partial(cluster.execute_command, target_nodes=node) for node in cluster.get_nodes()}

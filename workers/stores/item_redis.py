@@ -15,7 +15,7 @@ from schemas.records import ITEM_HEAD, ItemRecord, hash64, item_fence, item_vect
 from workers.ports import Float32, Intent, ItemChanges, ItemHeads, UInt64
 from workers.settings import Settings
 from workers.stores import item_feed, keys
-from workers.stores.connect import Client, Script, get_each, translated
+from workers.stores.connect import Client, Script, close, get_each, translated
 from workers.stores.item_bytes import heads_of, pack_intent, read_each, unpack_intent
 
 DELETED_TTL_MS = 14 * 86_400_000  # how long the fence of a deleted item stands; live items never expire
@@ -134,7 +134,7 @@ class RedisItemTable:
 
     async def close(self) -> None:
         """Close the client."""
-        await self._client.aclose()
+        await close(self._client)
 
     def _key(self, item_hash: int) -> bytes:
         return keys.item_record(self._settings, self._collection, item_hash)

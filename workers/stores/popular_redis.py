@@ -14,7 +14,7 @@ from workers.popularity import EPOCHS_KEPT, EpochCounts, merged
 from workers.ports import PopularChange, PopularItems
 from workers.settings import Settings
 from workers.stores import keys
-from workers.stores.connect import Client, Script, translated
+from workers.stores.connect import Client, Script, close, translated
 
 MAX_ITEMS = 10_000
 EXPIRES_LATER = 1.1  # than user_ttl_ms: so that all that belongs together is renewed together, and seldom
@@ -153,7 +153,7 @@ class RedisPopularTable:
 
     async def close(self) -> None:
         """Close the client."""
-        await self._client.aclose()
+        await close(self._client)
 
     async def _announce(self, partitions: set[int]) -> None:
         """Tell readers of partitions: new and renewed ones, and each once per process, in case the last one died."""

@@ -6,7 +6,7 @@ from workers.errors import StoreLost
 from workers.ports import Applied, StoredUser, UserChange
 from workers.settings import Settings
 from workers.stores import keys
-from workers.stores.connect import Client, Script, get_each, translated
+from workers.stores.connect import Client, Script, close, get_each, translated
 from workers.stores.markers_redis import RedisMarkers
 
 GROUP = "recall-activity"  # whose markers tell whether the table is complete
@@ -82,4 +82,4 @@ class RedisUserTable:
 
     async def close(self) -> None:
         """Close the client."""
-        await self._client.aclose()
+        await close(self._client)
