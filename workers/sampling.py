@@ -66,7 +66,8 @@ async def write_dataset(events: Events, job: Job, say: Progress) -> dict[str, An
     """
     if job.folder.exists() and (not job.folder.is_dir() or any(job.folder.iterdir())):
         raise ConfigurationError(f"--to: {job.folder} is there already")
-    temporary = job.folder.with_name(f".{job.folder.name}.writing")
+    folder = job.folder.resolve()  # `.` has no name
+    temporary = folder.with_name(f".{folder.name}.writing")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -74,7 +75,7 @@ async def write_dataset(events: Events, job: Job, say: Progress) -> dict[str, An
         raise ConfigurationError(f"{job.folder} cannot be written: {error.strerror}") from error
     try:
         about = await _Writing(events, job, temporary, say).run()
-        temporary.rename(job.folder)
+        temporary.rename(folder)
     except OSError as error:
         raise RecallError(f"{job.folder} cannot be written: {error.strerror or error}") from error
     finally:

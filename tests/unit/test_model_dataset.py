@@ -3,11 +3,13 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 from pyarrow import parquet
 
 from models.bundle import load_bundle
@@ -15,7 +17,7 @@ from models.datasets import Dataset
 from models.datasets.generated import generate
 from models.datasets.marketplace import generate_marketplace
 from models.event_log import Catalogue
-from models.spec import builtin_spec, load_spec
+from models.spec import Field, builtin_spec, load_spec
 from models.tensors import Encoding, build_vocabularies
 from models.training.samples import training_set
 from schemas import codec
@@ -157,6 +159,19 @@ def test_a_bundle_lends_its_codes(tmp_path: Path) -> None:
     assert about["bundle"] == bundle.version
     assert items["item_code"].tolist() == [bundle.encoding.vocabularies.item_codes[each] for each in items["item_id"]]
     assert (tmp_path / "made" / "vocabularies.json").read_bytes() == (bundle.path / "vocabularies.json").read_bytes()
+
+
+def test_an_empty_folder_is_filled_and_a_column_without_width_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "made").mkdir()
+    monkeypatch.chdir(tmp_path / "made")
+    spec = load_spec(builtin_spec("movielens"))
+    spec = structs.replace(spec, profile={"hobbies": Field("multi"), "age": Field("category")})
+    asyncio.run(write_dataset(Kept([rate(1, 10)]), replace(job(FILMS, Path()), spec=spec), lambda *_: None))
+    found = columns(tmp_path / "made" / "samples.parquet")
+    assert "profile_age" in found
+    assert "profile_hobbies" not in found
 
 
 def test_what_fails_leaves_nothing_behind(tmp_path: Path) -> None:
