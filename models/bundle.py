@@ -121,6 +121,12 @@ def load_bundle(path: Path) -> Bundle:
     return Bundle(path, manifest, Encoding(spec, Vocabularies(words.values, words.item_ids)))
 
 
+def encode_vocabularies(vocabularies: Vocabularies) -> bytes:
+    """The file vocabularies.json."""
+    values = {name: list(known) for name, known in vocabularies.values.items()}
+    return msgspec.json.encode(_VocabularyFile(values, list(vocabularies.item_ids)))
+
+
 def write_bundle(
     folder: Path,
     *,
@@ -135,15 +141,11 @@ def write_bundle(
 
     The version is the spec's name and a hash of the content: the same content has the same version, and is kept.
     """
-    words = _VocabularyFile(
-        {name: list(values) for name, values in encoding.vocabularies.values.items()},
-        list(encoding.vocabularies.item_ids),
-    )
     contents = {
         USER_TOWER: towers[0],
         ITEM_TOWER: towers[1],
         FEATURES: features.encode(),
-        VOCABULARIES: msgspec.json.encode(words),
+        VOCABULARIES: encode_vocabularies(encoding.vocabularies),
     }
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     manifest = Manifest(

@@ -9,10 +9,10 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from models.event_log import Catalogue, EventLog
+from models.positives import target_events
 from models.signature import width
 from models.spec import Field
 from models.tensors import Encoding, Inputs, UserFeatures, encode_fields, event_codes, history_inputs, log_features
-from schemas.records import hash64
 
 CHUNK = 65_536
 Float32 = NDArray[np.float32]
@@ -44,9 +44,7 @@ class Requests:
 
 def is_target(log: EventLog, encoding: Encoding) -> NDArray[np.bool_]:
     """bool[N]: the rows that are what a good recommendation leads to."""
-    target = encoding.spec.target
-    rows: NDArray[np.bool_] = log.action == np.uint64(hash64(target.action))
-    return rows if target.at_least is None else np.logical_and(rows, log.value >= np.float32(target.at_least))
+    return target_events(log.action, log.value, encoding.spec)
 
 
 def target_requests(log: EventLog, rows: NDArray[np.int64], encoding: Encoding) -> tuple[Requests, NDArray[np.int64]]:

@@ -234,25 +234,45 @@ def event_codes(actions: NDArray[np.uint64], values: NDArray[np.float32], spec: 
     return codes
 
 
+class ValueCounts:
+    """Counts the values of category and multi fields, row by row: what vocabularies are made of.
+
+    Memory: one entry for each different value.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        self._counts: dict[str, dict[str, Counter[str]]] = {
+            section: {
+                name: Counter() for name, field in getattr(spec, section).items() if field.kind in {"category", "multi"}
+            }
+            for section in ("profile", "context", "item")
+        }
+
+    def add(self, section: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Take in facts of a section: profile changes, contexts, or attributes of items."""
+        for name, counts in self._counts[section].items():
+            counts.update(category_name(e) for row in rows for e in _elements(row.get(name)))
+
+    def vocabularies(self, item_ids: Sequence[str]) -> Vocabularies:
+        """The values so far, sorted; of more than MAX_VALUES of a field, the most frequent."""
+        values: dict[str, list[str]] = {}
+        for section, fields in self._counts.items():
+            for name, counts in fields.items():
+                found = [value for value in counts if value]
+                found.sort(key=lambda value: (-counts[value], value))  # sorted at once
+                values[f"{section}.{name}"] = sorted(found[:MAX_VALUES])
+        return Vocabularies(values, list(item_ids))
+
+
 def build_vocabularies(
     log: EventLog, item_ids: Sequence[str], attributes: Sequence[Mapping[str, Any]], spec: Spec
 ) -> Vocabularies:
-    """The values that the fit sees, sorted; of more than MAX_VALUES of a field, the most frequent."""
-    rows: dict[str, Sequence[Mapping[str, Any]]] = {
-        "profile": [change[2] for change in log.profiles],
-        "context": [context for context in log.contexts if context],
-        "item": attributes,
-    }
-    values: dict[str, list[str]] = {}
-    for section, facts in rows.items():
-        for name, field in getattr(spec, section).items():
-            if field.kind in {"category", "multi"}:
-                found = Counter(category_name(e) for row in facts for e in _elements(row.get(name)))
-                del found[""]
-                values[f"{section}.{name}"] = sorted(
-                    sorted(found, key=lambda value: (-found[value], value))[:MAX_VALUES]
-                )
-    return Vocabularies(values, list(item_ids))
+    """The values that the fit sees."""
+    counts = ValueCounts(spec)
+    counts.add("profile", [change[2] for change in log.profiles])
+    counts.add("context", [context for context in log.contexts if context])
+    counts.add("item", attributes)
+    return counts.vocabularies(item_ids)
 
 
 UNREADABLE = UserRecord(forgotten_ms=-1)

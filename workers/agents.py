@@ -21,7 +21,6 @@ from workers.giving_up import Gate, GivingUp, Problem
 from workers.inflight import Batch, Record
 from workers.intake import Entry, Intake
 from workers.metrics import Metrics
-from workers.pipelines.activity import ActivityEvent
 from workers.pipelines.admission import Incoming, without_items
 from workers.pipelines.opening import Answers
 from workers.pipelines.popular_counts import Spans
@@ -129,14 +128,6 @@ class EventAgent(Generic[E]):
         context.count_events(result.outcomes)
         context.count_batch(len(batch.records), started)
         await context.giving_up.write_later(batch, held)
-
-
-def decode_activity(record: Any) -> ActivityEvent:
-    """One record of user-activity; a null value forgets the user named by the key."""
-    if record.value is None:
-        return ActivityEvent(codec.decode_key(record.key), None, record.timestamp, record.partition, record.offset)
-    activity = codec.decode_activity(record.value, record_timestamp_ms=record.timestamp)
-    return ActivityEvent(activity.user_id, activity, record.timestamp, record.partition, record.offset)
 
 
 class RecallAgent:

@@ -22,7 +22,7 @@ import structlog
 from models import tensors
 from models.bundle import Bundle
 from workers import topics, views
-from workers.agents import Context, EventAgent, RecallAgent, attach, decode_activity
+from workers.agents import Context, EventAgent, RecallAgent, attach
 from workers.cancelling import cancel
 from workers.clock import SystemClock
 from workers.dependencies import Dependencies
@@ -37,6 +37,7 @@ from workers.kafka_client import end_offsets
 from workers.late_writes import LateWrites
 from workers.metrics import Metrics
 from workers.pipelines.activity import ActivityPipeline
+from workers.pipelines.activity_event import decode_activity
 from workers.pipelines.item_order import decode_item
 from workers.pipelines.items import ItemsPipeline, ItemsView
 from workers.pipelines.opening import OpeningRecall

@@ -1,4 +1,4 @@
-"""Parquet files as rows of JSON, so that they are read by the same codec. The one file that imports pyarrow."""
+"""Parquet files as rows of JSON, so that they are read by the same codec."""
 
 import math
 from collections.abc import Iterator

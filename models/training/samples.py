@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.event_log import Catalogue, EventLog
-from models.samples import Requests, chunks, is_target, target_requests
-from models.tensors import Encoding, Inputs, UserFeatures, user_inputs
+from models.positives import sample_inputs
+from models.samples import chunks, is_target, target_requests
+from models.tensors import Encoding, Inputs
 
 DAY_MS = 86_400_000
 HISTORY_VECTORS = "history_vectors"
@@ -58,7 +59,12 @@ def training_set(log: EventLog, catalogue: Catalogue, encoding: Encoding) -> Tra
     history, parts = [], []
     for chunk, features in chunks(log, requests, encoding):
         history.append(catalogue.index_of(features.item_hashes).astype(np.int32))
-        parts.append({name: _narrow(values) for name, values in sample_inputs(features, chunk, encoding).items()})
+        parts.append(
+            {
+                name: _narrow(values)
+                for name, values in sample_inputs(features, chunk.as_of_ms, chunk.contexts, encoding).items()
+            }
+        )
     return TrainingSet(
         requests.user,
         np.concatenate(history) if history else np.zeros((0, encoding.spec.history.length), dtype=np.int32),
@@ -67,14 +73,6 @@ def training_set(log: EventLog, catalogue: Catalogue, encoding: Encoding) -> Tra
         request[order],
         index[rows][order],
     )
-
-
-def sample_inputs(features: UserFeatures, requests: Requests, encoding: Encoding) -> Inputs:
-    """The user tower's inputs without `history_vectors`, from what was visible at the requests' times."""
-    none = np.zeros((len(requests.user), encoding.spec.history.length, 0), dtype=np.float32)
-    inputs = user_inputs(features, none, requests.as_of_ms, requests.contexts, encoding)
-    del inputs[HISTORY_VECTORS]
-    return inputs
 
 
 def _narrow(values: NDArray[np.generic]) -> NDArray[np.generic]:

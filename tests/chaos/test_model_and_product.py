@@ -19,10 +19,10 @@ from tests.chaos.rig import DATASET, fit_bundle
 from tests.chaos.stored import Row, Stored
 from tests.chaos.vectors import ItemTower
 from tests.chaos.workload import Workload
-from workers.agents import decode_activity
 from workers.index.memory import MemoryItemIndex
 from workers.index.schema import Collection
 from workers.pipelines.activity import ActivityPipeline
+from workers.pipelines.activity_event import decode_activity
 from workers.pipelines.item_order import decode_item
 from workers.pipelines.items import ItemsPipeline, ItemsView
 from workers.stores.item_memory import MemoryItemTable

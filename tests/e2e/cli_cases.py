@@ -171,9 +171,11 @@ def _(idle: Place) -> list[Done]:
     return idle.each(["model", "export", fitted(idle), "--to", "events.jsonl"])
 
 
-@case("`model export --format torchscript`", "PyTorch is not installed")
+@case("`model export --format torchscript`, `model export --format torchserve`", "PyTorch is not installed")
 def _(idle: Place) -> list[Done]:
-    return idle.each(["model", "export", "nowhere", "--to", "made", "--format", "torchscript"])
+    return idle.each(
+        *(["model", "export", "nowhere", "--to", "made", "--format", f"torch{k}"] for k in ("script", "serve"))
+    )
 
 
 # wrong configuration

@@ -9,6 +9,7 @@ import pytest
 
 from tests.e2e import (
     cli_cases_bundles,
+    cli_cases_dataset,
     cli_cases_evaluate,
     cli_cases_explain,
     cli_cases_letters,
@@ -24,6 +25,7 @@ from workers.cli.main import COMMANDS
 
 __all__ = [
     "cli_cases_bundles",
+    "cli_cases_dataset",
     "cli_cases_evaluate",
     "cli_cases_explain",
     "cli_cases_letters",

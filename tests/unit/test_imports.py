@@ -16,7 +16,7 @@ VENDORS = {
     "pymilvus": {"workers/index"},
     "grpc": {"workers/index", "workers/local/probes.py"},
     "onnxruntime": {"workers/towers"},
-    "pyarrow": {"workers/parquet.py"},
+    "pyarrow": {"workers/parquet.py", "workers/parquet_columns.py"},
     "faust": {"workers/app.py", "workers/agents.py", "workers/transport.py", "workers/liveness.py"},
     "onnx": {"models/graphs.py", "models/pack.py"},
     "scipy": {"models/samples.py", "models/closed_form.py", "models/polish.py", "models/evaluation"},
@@ -94,7 +94,7 @@ def test_no_file_outgrows_its_subject() -> None:
     assert {path: lines for path, lines in long.items() if lines > 400} == {}
 
 
-@pytest.mark.parametrize("command", ["demo", "bench", "model", "model_evaluate", "model_train"])
+@pytest.mark.parametrize("command", ["demo", "bench", "model", "model_dataset", "model_evaluate", "model_train"])
 def test_commands_that_say_how_many_threads_numpy_has_are_there_before_it(command: str) -> None:
     script = f"import sys, workers.cli.{command}; print('numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

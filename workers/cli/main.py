@@ -45,6 +45,7 @@ COMMANDS: Final[dict[tuple[str, ...], tuple[str, str]]] = {
         "Compare bundles and baselines over the whole catalogue.",
     ),
     ("model", "train"): ("workers.cli.model_train:train", "Train a bundle with PyTorch and make it the active one."),
+    ("model", "dataset"): ("workers.cli.model_dataset:dataset", "Write training samples, as a worker would see them."),
     ("model", "export"): ("workers.cli.model_export:export", "Write a bundle's towers as files for model servers."),
     ("dead-letters", "list"): ("workers.cli.dead_letters:list_", "Show what could not be processed, and why."),
     ("dead-letters", "replay"): ("workers.cli.dead_letters_replay:replay_", "Send dead letters to their topics again."),

@@ -15,17 +15,18 @@ class Format(StrEnum):
 
     ONNX = "onnx"
     TORCHSCRIPT = "torchscript"
+    TORCHSERVE = "torchserve"
 
 
 def export(
     bundle: Annotated[Path, typer.Argument(help="The folder of a bundle.")],
     to: Annotated[Path, typer.Option("--to", help="The folder to write to; it is made.")],
-    kind: Annotated[Format, typer.Option("--format", help="torchscript only for bundles of `recall model train`.")] = (
-        Format.ONNX
-    ),
+    kind: Annotated[
+        Format, typer.Option("--format", help="torchscript and torchserve only for bundles of `recall model train`.")
+    ] = Format.ONNX,
 ) -> None:
     """Write both towers of a bundle as files for model servers."""
-    if kind is Format.TORCHSCRIPT and find_spec("torch") is None:
+    if kind is not Format.ONNX and find_spec("torch") is None:
         raise ConfigurationError("TorchScript needs the extra `train`: pip install recall-worker[train]")
     from models.bundle import BundleError, load_bundle
     from workers.exporting import export_bundle

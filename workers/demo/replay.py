@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -54,12 +55,13 @@ class ReplayResult:
 class Step:
     """One second of one user: the targets foretold, if any, and the rows of what happened in it.
 
-    `targets` maps items to their numbers in the window.
+    `targets` maps items to their numbers in the window; `context` is that of the window's request for them.
     """
 
     at_ms: int
     targets: Mapping[str, Sequence[int]]
     rows: tuple[int, ...]
+    context: Mapping[str, Any] | None = None
 
 
 def history_messages(dataset: Dataset, plan: dict[int, list[Step]]) -> Iterator[Message]:
@@ -80,6 +82,8 @@ def plan_users(dataset: Dataset, asked: Window, step_ms: int) -> dict[int, list[
     for number, (request, item) in enumerate(zip(asked.request.tolist(), asked.item.tolist(), strict=True)):
         user, at_ms = int(asked.requests.user[request]), int(asked.requests.as_of_ms[request])
         targets.setdefault((user, at_ms // step_ms), {}).setdefault(dataset.item_ids[item], []).append(number)
+    requests = zip(asked.requests.user.tolist(), asked.requests.as_of_ms.tolist(), asked.requests.contexts, strict=True)
+    contexts = {(user, at_ms // step_ms): context for user, at_ms, context in requests}
     users = sorted({user for user, _ in targets})
     plan: dict[int, list[Step]] = {user: [] for user in users}
     rows = np.flatnonzero(np.isin(dataset.user, users) & (dataset.timestamp_ms >= dataset.test_ms))
@@ -87,7 +91,8 @@ def plan_users(dataset: Dataset, asked: Window, step_ms: int) -> dict[int, list[
     for row in rows.tolist():
         groups.setdefault((int(dataset.user[row]), int(dataset.timestamp_ms[row]) // step_ms), []).append(row)
     for (user, step), members in sorted(groups.items()):
-        plan[user].append(Step(step * step_ms, targets.get((user, step), {}), tuple(members)))
+        key = (user, step)
+        plan[user].append(Step(step * step_ms, targets.get(key, {}), tuple(members), contexts.get(key)))
     return plan
 
 
@@ -148,6 +153,7 @@ async def _foretell(
             k=K,
             timeout_ms=TIMEOUT_MS,
             after_event_id=last_event,
+            context=None if step.context is None else dict(step.context),
         )
         try:
             answer = await _ask(request, client, result)

@@ -1,7 +1,9 @@
 """One record of user-activity as its pipeline takes it."""
 
 from dataclasses import dataclass
+from typing import Any
 
+from schemas import codec
 from schemas.activity import UserActivity
 
 NO_LOG = -1
@@ -19,3 +21,11 @@ class ActivityEvent:
     taken_ms: int
     partition: int = NO_LOG
     offset: int = NO_LOG
+
+
+def decode_activity(record: Any) -> ActivityEvent:
+    """One record of user-activity; a null value forgets the user named by the key. Raises DecodeError."""
+    if record.value is None:
+        return ActivityEvent(codec.decode_key(record.key), None, record.timestamp, record.partition, record.offset)
+    activity = codec.decode_activity(record.value, record_timestamp_ms=record.timestamp)
+    return ActivityEvent(activity.user_id, activity, record.timestamp, record.partition, record.offset)
