@@ -70,7 +70,8 @@ class Timeline:
         return np.bincount(self.item[self.is_target], minlength=len(self.catalogue))
 
     @cached_property
-    def _makes_seen(self) -> NDArray[np.bool_]:
+    def makes_seen(self) -> NDArray[np.bool_]:
+        """bool[N]: takes its item out of the candidates, by the spec's actions."""
         actions = self.encoding.spec.seen_actions
         if not actions:
             return self.item >= 0
@@ -93,7 +94,7 @@ class Timeline:
         begins = self.log.offsets[requests.user]
         rule, met = self.encoding.spec.seen, []
         for begin, end, as_of_ms in zip(begins.tolist(), ends.tolist(), requests.as_of_ms.tolist(), strict=True):
-            rows = begin + np.flatnonzero(self._makes_seen[begin:end])
+            rows = begin + np.flatnonzero(self.makes_seen[begin:end])
             if rule.window_ms or len(rows) > rule.cap:
                 rows = rows[self._still_seen(rows, as_of_ms)]
             met.append(self.item[rows])

@@ -235,7 +235,13 @@ def _request_layer(
     both = graph.node("Pad", both, graph.constant([0, 1, 0, 0, 0, 0], np.int64))  # nothing stands before the oldest
     key, value = (graph.split(part, heads, width) for part in graph.parts(both, 2, width))
     bias = _time_bias(graph, layer.by_time, graph.unsqueeze("history_age_s", 1, 2))
-    bias = graph.node("Add", bias, graph.constant(_array(layer.by_place)[:, places][None, :, None]))
+    newest = graph.node("Slice", "history_age_s", graph.axes(-1), graph.axes(len(places)), graph.axes(1))
+    code = graph.node("Slice", "history_codes", graph.axes(-1), graph.axes(len(places)), graph.axes(1))
+    seen = graph.node("Greater", code, graph.constant(0, np.int64))
+    lead = graph.node("Sub", "history_age_s", graph.node("Where", seen, newest, graph.constant(0.0)))
+    lead = graph.unsqueeze(graph.node("Relu", lead), 1, 2)
+    places_bias = graph.constant(_array(layer.by_place)[:, places][None, :, None])
+    bias = graph.total([bias, _time_bias(graph, layer.by_lead, lead), places_bias])
     bias = graph.node("Where", hidden, graph.constant(MASKED), bias)
     bias = graph.node("Pad", bias, graph.constant([0, 0, 0, 1, 0, 0, 0, 0], np.int64))
     x = graph.node("Add", request, graph.linear(layer.join, graph.attention(query, key, value, bias, width, heads)))
@@ -246,7 +252,7 @@ def _time_bias(graph: _Graph, layer: TimeBias, apart_s: str) -> str:
     """float32[B, heads, M, L] from float32[B, 1, M, L]."""
     weight = _array(layer.weight)
     terms = [graph.product(graph.log1p(apart_s), graph.constant(weight[0] / 16))]
-    for number, scale in enumerate(layer.SCALES_S, 1):
+    for number, scale in enumerate(layer.scales_s, 1):
         part = graph.node("Div", graph.node("Min", apart_s, graph.constant(scale)), graph.constant(scale))
         terms.append(graph.product(part, graph.constant(weight[number])))
     return graph.total(terms)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from models.event_log import Catalogue, EventLog
 from models.positives import sample_inputs
 from models.samples import chunks, is_target, target_requests
-from models.tensors import Encoding, Inputs
+from models.tensors import Encoding, Inputs, event_codes
+from models.training.seen import Seen, ranges, seen_before
 
 DAY_MS = 86_400_000
 HISTORY_VECTORS = "history_vectors"
@@ -28,6 +29,8 @@ class TrainingSet:
     as_of_ms: NDArray[np.int64]  # int64[R]
     request: NDArray[np.int64]  # int64[P], row of each positive, rising
     item: NDArray[np.int64]  # int64[P], catalogue index of each positive
+    target: NDArray[np.bool_]  # bool[P]: what the spec calls a target; others are lesser events
+    seen: Seen
 
     def __len__(self) -> int:
         """Number of requests."""
@@ -43,17 +46,15 @@ class TrainingSet:
         return {name: _declared(values[rows]) for name, values in self.inputs.items()}
 
     def positives(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Positives of some requests: their places in `rows` int64[p], and catalogue indices int64[p]."""
-        begins, ends = np.searchsorted(self.request, rows), np.searchsorted(self.request, rows, side="right")
-        counts = ends - begins
-        offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return np.repeat(np.arange(len(rows)), counts), self.item[np.repeat(begins, counts) + offsets]
+        """Positives of some requests: their places in `rows` int64[p], and which they are, int64[p]."""
+        return ranges(np.searchsorted(self.request, rows), np.searchsorted(self.request, rows, side="right"))
 
 
-def training_set(log: EventLog, catalogue: Catalogue, encoding: Encoding) -> TrainingSet:
-    """Samples of every target event whose item is in the catalogue."""
-    index = catalogue.index_of(log.item)
-    rows = np.flatnonzero(is_target(log, encoding) & (index >= 0))
+def training_set(log: EventLog, catalogue: Catalogue, encoding: Encoding, *, lesser: bool = False) -> TrainingSet:
+    """Samples of every target event whose item is in the catalogue; `lesser`: and of all that the history knows."""
+    index, target = catalogue.index_of(log.item), is_target(log, encoding)
+    wanted = target | (event_codes(log.action, log.value, encoding.spec) > 0) if lesser else target
+    rows = np.flatnonzero(wanted & (index >= 0))
     requests, request = target_requests(log, rows, encoding)
     order = np.argsort(request, kind="stable")
     history, parts = [], []
@@ -72,6 +73,8 @@ def training_set(log: EventLog, catalogue: Catalogue, encoding: Encoding) -> Tra
         requests.as_of_ms,
         request[order],
         index[rows][order],
+        target[rows][order],
+        seen_before(log, requests, catalogue, encoding),
     )
 
 

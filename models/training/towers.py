@@ -31,7 +31,7 @@ class Architecture:
     width: int = 64
     layers: int = 2
     heads: int = 2
-    dropout: float = 0.1
+    dropout: float = 0.2
 
 
 class ItemTower(nn.Module):

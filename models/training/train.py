@@ -127,12 +127,12 @@ def _run(
     """One training from its start: samples, closed form, epochs."""
     torch.manual_seed(options.seed)
     shape, spec = options.architecture, data.encoding.spec
-    samples = training_set(log, data.catalogue, data.encoding)
-    if len(samples) == 0:
+    samples = training_set(log, data.catalogue, data.encoding, lesser=options.recipe.lesser_events > 0)
+    if not samples.target.any():
         raise FitError(f"no {spec.target.action!r} event that is a target names an item of the catalogue")
     first = start.closed_form(log, data.catalogue, data.encoding, shape.dim, options.seed, progress)
     pair = start.towers(first, data.rows, samples.inputs, data.encoding, shape)
-    trainer = Trainer(pair, samples, data.rows, spec, options.recipe, options.seed, options.device, options.checkpoint)
+    trainer = Trainer(pair, samples, data.rows, options.recipe, options.seed, options.device, options.checkpoint)
     if options.resume and trainer.resume():
         progress("resumed", 0.0)
     return _Found(pair, samples, trainer.run(validate, progress))
@@ -141,7 +141,7 @@ def _run(
 def _figures(report: Report, samples: TrainingSet, catalogue: Catalogue, options: TrainOptions) -> dict[str, Any]:
     return {
         "requests": len(samples),
-        "positives": len(samples.item),
+        "positives": int(samples.target.sum()),
         "items": len(catalogue),
         "polished": True,
         "encoder": options.architecture.encoder,

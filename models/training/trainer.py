@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.fit import FitError
-from models.spec import Spec
 from models.tensors import Inputs
 from models.training.blocks import MAX_REQUESTS, Block, assemble, cut, request_inputs
 from models.training.loss import Negatives, softmax_loss
@@ -30,17 +29,18 @@ Validate = Callable[[UserTower, ItemTower], float]
 class Recipe:
     """Hyperparameters, tuned on the validation window of MovieLens-1M."""
 
-    epochs: int = 3
+    epochs: int = 4
     batch: int = 512  # requests
     negatives: int = 8192  # candidates per batch; every item where there are no more
     learning_rate: float = 2e-3
-    tables_learning_rate: float = 2e-3
+    tables_learning_rate: float = 7e-4
     weight_decay: float = 0.02
     warmup: int = 100  # steps
     final_rate: float = 0.05  # of the learning rate, reached along a cosine
     half_weight_days: float = 200.0  # a request's weight is exp(-age / this)
     item_dropout: float = 0.1  # of rows of their own, so that content alone is worth something
     history_dropout: float = 0.1  # of events
+    lesser_events: float = 0.3  # weight of an event that is none of the targets, as something to foretell
     averaging: float = 0.998  # of weights, per step; 0 = none
     patience: int = 2  # epochs without a better validation
     clip: float = 1.0  # norm of gradients
@@ -64,7 +64,6 @@ class Trainer:
         towers: tuple[UserTower, ItemTower],
         samples: TrainingSet,
         rows: Inputs,
-        spec: Spec,
         recipe: Recipe,
         seed: int,
         device: str,
@@ -77,8 +76,8 @@ class Trainer:
         self._rows = {name: torch.from_numpy(values).to(self._device) for name, values in rows.items()}
         targets = np.bincount(samples.item, minlength=len(rows["item_code"]))
         self._negatives = Negatives(targets, recipe.negatives)
-        self._weight = np.exp(-samples.age_days() / recipe.half_weight_days).astype(np.float32)
-        self._seen_codes = _seen_codes(spec)
+        fades = np.exp(-samples.age_days() / recipe.half_weight_days)[samples.request]
+        self._weight = (fades * _worth(samples.target, recipe)).astype(np.float32)
         tables = [towers[1].indexed, towers[1].history]
         of_tables = {id(table) for table in tables}
         networks = [each for each in self._pair.parameters() if id(each) not in of_tables]
@@ -213,7 +212,8 @@ class Trainer:
         block.codes[rng.random(block.codes.shape) < self._recipe.history_dropout] = 0
         real = np.flatnonzero(block.real)
         rows = block.rows.reshape(-1)[real]
-        row, positive = self._samples.positives(rows)
+        row, which = self._samples.positives(rows)
+        positive = self._samples.item[which]
         drawn, log_q = self._negatives.draw(rng)
         needed, place = np.unique(np.concatenate([block.items.ravel(), positive, drawn]), return_inverse=True)
         none = int(needed[0] < 0)  # -1: no item
@@ -227,16 +227,16 @@ class Trainer:
 
         column = np.full(len(self._negatives) + 1, -1)  # of each item among the negatives; the last stands for -1
         column[drawn] = np.arange(len(drawn))
-        seen = self._seen_codes[self._samples.inputs["history_codes"][rows]]
-        met = column[np.where(seen, self._samples.history[rows], -1)]
-        hidden = np.nonzero(met >= 0)
+        who, met = self._samples.seen.before(rows)
+        met = column[met]
+        hidden = np.flatnonzero(met >= 0)
         return softmax_loss(
             users,
             indexed[of_drawn - none],
             self._tensor(log_q),
-            (self._tensor(hidden[0]), self._tensor(met[hidden])),
+            (self._tensor(who[hidden]), self._tensor(met[hidden])),
             (self._tensor(row), indexed[of_positive - none], self._tensor(column[positive])),
-            self._tensor(self._weight[rows][row]),
+            self._tensor(self._weight[which]),
         )
 
     def _item_inputs(self, items: NDArray[np.int64], rng: np.random.Generator) -> dict[str, Tensor]:
@@ -265,7 +265,8 @@ def _batches(runs: list[NDArray[np.int64]], requests: int, rng: np.random.Genera
     return [batches[n] for n in rng.permutation(len(batches))]
 
 
-def _seen_codes(spec: Spec) -> NDArray[np.bool_]:
-    """bool[codes + 1]: events that take their item out of the candidates, as far as their code tells."""
-    seen = [not spec.seen_actions or code.action in spec.seen_actions for code in spec.history.codes]
-    return np.array([not spec.seen_actions, *seen])
+def _worth(target: NDArray[np.bool_], recipe: Recipe) -> NDArray[np.float64]:
+    """float64[P]: 1 for a target; lesser events never weigh more, all together, than `lesser_events` of all targets."""
+    lesser = np.count_nonzero(~target)
+    worth = recipe.lesser_events * min(1.0, np.count_nonzero(target) / lesser) if lesser else 0.0
+    return np.where(target, 1.0, worth)

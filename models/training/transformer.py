@@ -30,35 +30,35 @@ class Transformer(nn.Module):
         self.enter = nn.Linear(dim, width)
         self.by_code = nn.Parameter(torch.randn(codes, width) * 0.02)
         reach = min(REACH, max(1, (length - 1) // max(1, layers)))
-        self.events = nn.ModuleList(EventLayer(width, heads, reach) for _ in range(layers - 1))
+        self.events = nn.ModuleList(EventLayer(width, heads, reach, dropout) for _ in range(layers - 1))
         self.request = RequestLayer(width, heads, length, dropout)
         self.leave = nn.LayerNorm(width)
+        self.drop = nn.Dropout(dropout)
         self.farthest = length - reach * (layers - 1)
 
     def forward(self, past: Past, request: Tensor) -> Tensor:
         """See HistoryEncoder."""
-        x = self.enter(past.vectors) + self.by_code[past.codes]
+        x = self.enter(self.drop(past.vectors)) + self.by_code[past.codes]
         nothing = past.codes == 0
         for layer in self.events:
             x = layer(x, past.ago_s, nothing)
         hidden = (past.place == 0) | (past.place > self.farthest) | nothing[:, None]
-        out: Tensor = self.leave(self.request(request, x, past, hidden))
+        out: Tensor = self.drop(self.leave(self.request(request, x, past, hidden)))
         return out
 
 
 class TimeBias(nn.Module):
     """What attention adds for the time between two elements; continuous, so that rounding does not matter."""
 
-    SCALES_S = (30.0, 600.0, 86_400.0)
-
-    def __init__(self, heads: int) -> None:
+    def __init__(self, heads: int, scales_s: tuple[float, ...]) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(len(self.SCALES_S) + 1, heads, 1, 1))
+        self.scales_s = scales_s
+        self.weight = nn.Parameter(torch.zeros(len(scales_s) + 1, heads, 1, 1))
 
     def forward(self, apart_s: Tensor, bias: Tensor) -> Tensor:
         """Add to float32[B, heads, M, L], from float32[B, M, L]."""
         bias = bias + torch.log1p(apart_s)[:, None] * (self.weight[0] / 16)
-        for number, scale in enumerate(self.SCALES_S, 1):
+        for number, scale in enumerate(self.scales_s, 1):
             bias = bias + (apart_s.clamp(max=scale) / scale)[:, None] * self.weight[number]
         return bias
 
@@ -66,7 +66,7 @@ class TimeBias(nn.Module):
 class EventLayer(nn.Module):
     """Each event looks back on the `reach` events before it and on itself; then a network of its own."""
 
-    def __init__(self, width: int, heads: int, reach: int) -> None:
+    def __init__(self, width: int, heads: int, reach: int, dropout: float) -> None:
         super().__init__()
         self.heads, self.reach = heads, reach
         self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -74,6 +74,7 @@ class EventLayer(nn.Module):
         self.network = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
         self.by_distance = nn.Parameter(torch.zeros(heads, reach + 1))
         self.by_time = nn.Parameter(torch.zeros(heads, 1, 1))
+        self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, ago_s: Tensor, nothing: Tensor) -> Tensor:
         """float32[B, L, W] from the same, with ages float32[B, L] and bool[B, L]."""
@@ -85,8 +86,8 @@ class EventLayer(nn.Module):
             self.by_distance[:, distance.clamp(0, self.reach)] + torch.log1p(apart_s / MOMENT_S)[:, None] * self.by_time
         )
         unseen = (distance < 0) | (distance > self.reach) | (nothing[:, None] & (distance != 0))
-        x = x + self.join(attention(query, key, value, bias.masked_fill(unseen[:, None], MASKED)))
-        out: Tensor = x + self.network(self.between(x))
+        x = x + self.drop(self.join(attention(query, key, value, bias.masked_fill(unseen[:, None], MASKED))))
+        out: Tensor = x + self.drop(self.network(self.between(x)))
         return out
 
 
@@ -104,7 +105,8 @@ class RequestLayer(nn.Module):
         )
         self.network = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.by_place = nn.Parameter(torch.zeros(heads, length + 1))
-        self.by_time = TimeBias(heads)
+        self.by_time = TimeBias(heads, (30.0, 600.0, 86_400.0))
+        self.by_lead = TimeBias(heads, (2.0, 30.0, 600.0, 86_400.0))  # before the newest event that is seen
         self.drop = nn.Dropout(dropout)
 
     def forward(self, request: Tensor, events: Tensor, past: Past, hidden: Tensor) -> Tensor:
@@ -112,7 +114,8 @@ class RequestLayer(nn.Module):
         query = split(self.query(self.before(request)), self.heads)
         key, value = (split(part, self.heads) for part in self.key_value(self.of_events(events)).chunk(2, 2))
         bias = self.by_time(past.age_s, self.by_place[:, past.place].transpose(0, 1))
-        bias = bias.masked_fill(hidden[:, None], MASKED)
+        newest = past.age_s.masked_fill(past.place != 1, 0).sum(2, keepdim=True)
+        bias = self.by_lead((past.age_s - newest).clamp(min=0), bias).masked_fill(hidden[:, None], MASKED)
         nothing = torch.zeros_like(key[:, :, :1])
         key, value = torch.cat([nothing, key], dim=2), torch.cat([nothing, value], dim=2)
         bias = torch.cat([torch.zeros_like(bias[..., :1]), bias], dim=3)

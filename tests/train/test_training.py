@@ -45,7 +45,7 @@ class Made:
 
     def trainer(self, checkpoint: Path | None = None, epochs: int = 2) -> Trainer:
         recipe = replace(QUICK, epochs=epochs)
-        return Trainer(self.pair, self.samples, self.rows, self.encoding.spec, recipe, 3, "cpu", checkpoint)
+        return Trainer(self.pair, self.samples, self.rows, recipe, 3, "cpu", checkpoint)
 
 
 def tensors_of(inputs: Inputs) -> dict[str, torch.Tensor]:

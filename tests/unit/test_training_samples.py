@@ -4,14 +4,17 @@ import random
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from models import tensors
 from models.datasets import Dataset
 from models.datasets.generated import generate
 from models.datasets.marketplace import generate_marketplace
-from models.spec import builtin_spec, load_spec
+from models.evaluation.timeline import Timeline
+from models.samples import Requests
+from models.spec import Spec, builtin_spec, load_spec
 from models.tensors import Encoding
-from models.training.samples import HISTORY_VECTORS, training_set
+from models.training.samples import HISTORY_VECTORS, TrainingSet, training_set
 from schemas.records import UserRecord
 from workers.merge import merge
 
@@ -59,14 +62,44 @@ def _contexts(dataset: Dataset, users: np.ndarray, as_of_ms: np.ndarray) -> list
     return [dataset.contexts[at[user, time]] for user, time in zip(users.tolist(), as_of_ms.tolist(), strict=True)]
 
 
-def test_positives_of_requests() -> None:
+def made(spec: Spec | None = None, *, lesser: bool = False) -> tuple[Timeline, TrainingSet]:
     dataset = generate(100, 30, 1500)
-    spec = load_spec(builtin_spec(dataset.spec))
+    spec = spec or load_spec(builtin_spec(dataset.spec))
     catalogue = dataset.catalogue()
     words = tensors.build_vocabularies(dataset.log, catalogue.item_ids, catalogue.attributes, spec)
-    samples = training_set(dataset.log, catalogue, Encoding(spec, words))
+    encoding = Encoding(spec, words)
+    samples = training_set(dataset.log, catalogue, encoding, lesser=lesser)
+    return Timeline(dataset.log, catalogue, encoding), samples
+
+
+def test_positives_of_requests() -> None:
+    _, samples = made()
     rows = np.array([3, 10, 11])
-    place, item = samples.positives(rows)
+    place, which = samples.positives(rows)
     for n, row in enumerate(rows):
-        wanted = samples.item[samples.request == row]
-        np.testing.assert_array_equal(item[place == n], wanted)
+        np.testing.assert_array_equal(which[place == n], np.flatnonzero(samples.request == row))
+
+
+def test_lesser_events_are_positives_that_say_what_they_are() -> None:
+    timeline, targets = made()
+    _, every = made(lesser=True)
+    assert targets.target.all()
+    assert len(every.item) == timeline.counts.sum() > every.target.sum() == len(targets.item)
+    chosen = every.request[every.target]
+    keys = np.stack([every.user, every.as_of_ms])[:, chosen]
+    wanted = np.stack([targets.user, targets.as_of_ms])[:, targets.request]
+    assert set(zip(*keys.tolist(), every.item[every.target].tolist(), strict=True)) == set(
+        zip(*wanted.tolist(), targets.item.tolist(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("window_ms", [0, 3_600_000])
+def test_a_sample_knows_what_its_user_had_seen(window_ms: int) -> None:
+    spec = load_spec(builtin_spec("movielens"))
+    spec = structs.replace(spec, seen=structs.replace(spec.seen, window_ms=window_ms))
+    timeline, samples = made(spec)
+    rows = np.arange(0, len(samples), 3)
+    row, item = samples.seen.before(rows)
+    requests = Requests(samples.user[rows], samples.as_of_ms[rows], [None] * len(rows))
+    for n, wanted in enumerate(timeline.seen(requests)):
+        assert set(item[row == n].tolist()) == set(wanted.tolist())
