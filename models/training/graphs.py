@@ -5,6 +5,7 @@ file but the weights, so that equal weights are equal bytes. `parity.py` holds t
 """
 
 import math
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -23,6 +24,7 @@ from models.training.transformer import MASKED, MOMENT_S, EventLayer, RequestLay
 from models.training.weighted_mean import WeightedMean
 
 Array = NDArray[np.float32]
+AT_A_TIME = 13  # events that look back together: attention is over these and the REACH before them, not over all
 
 
 def user_tower(tower: UserTower, encoding: Encoding) -> bytes:
@@ -104,8 +106,11 @@ class _Graph(Graph):
     def linear(self, layer: nn.Module, value: str) -> str:
         """nn.Linear on the last axis."""
         assert isinstance(layer, nn.Linear)  # noqa: S101  # for the types: children of a module are of any kind
-        multiplied = self.node("MatMul", value, self.constant(_array(layer.weight).T))
-        return self.node("Add", multiplied, self.weight(layer.bias))
+        return self.affine(_array(layer.weight), _array(layer.bias), value)
+
+    def affine(self, weight: Array, bias: Array, value: str) -> str:
+        """`weight` float32[out, in] and `bias` float32[out] on the last axis."""
+        return self.node("Add", self.node("MatMul", value, self.constant(weight.T)), self.constant(bias))
 
     def network(self, layers: nn.Sequential, value: str) -> str:
         """Linear, GELU, linear."""
@@ -131,8 +136,15 @@ class _Graph(Graph):
 
     def parts(self, value: str, count: int, width: int) -> list[str]:
         """float32[B, M, count * W] as `count` arrays float32[B, M, W]."""
-        cuts = [(n * width, (n + 1) * width) for n in range(count)]
-        return [self.node("Slice", value, self.axes(begin), self.axes(end), self.axes(2)) for begin, end in cuts]
+        return [self.cut(value, n * width, (n + 1) * width, 2) for n in range(count)]
+
+    def cut(self, value: str, begin: int, end: int, axis: int) -> str:
+        """Elements begin, ..., end - 1 of an axis."""
+        return self.node("Slice", value, self.axes(begin), self.axes(end), self.axes(axis))
+
+    def newest(self, value: str, count: int, axis: int) -> str:
+        """The last `count` elements of an axis."""
+        return self.node("Slice", value, self.axes(-count), self.axes(sys.maxsize), self.axes(axis))
 
     def split(self, value: str, heads: int, width: int) -> str:
         """float32[B, heads, M, W / heads] from float32[B, M, W]."""
@@ -198,31 +210,46 @@ def _transformer(
         graph.linear(encoder.enter, vectors),
         graph.node("Gather", graph.weight(encoder.by_code), "history_codes"),
     )
+    kept = len(places)  # newest events: each layer leaves out those whose look back is not whole
     for layer in encoder.events:
         assert isinstance(layer, EventLayer)  # noqa: S101  # as above
-        x = _event_layer(graph, layer, x, nothing, len(places))
-    far = graph.constant((places > encoder.farthest)[None], np.bool_)
-    hidden = graph.unsqueeze(graph.node("Or", nothing, far), 1, 2)  # bool[B, 1, 1, H]
-    x = _request_layer(graph, encoder.request, request, x, hidden, places)
+        x = _event_layer(graph, layer, x, nothing, kept)
+        kept -= layer.reach
+    hidden = graph.unsqueeze(graph.newest(nothing, kept, 1), 1, 2)  # bool[B, 1, 1, kept]
+    x = _request_layer(graph, encoder.request, request, x, hidden, places[-kept:])
     return graph.normal(encoder.leave, x)
 
 
 def _event_layer(graph: _Graph, layer: EventLayer, x: str, nothing: str, length: int) -> str:
-    width = layer.join.in_features
-    parts = graph.linear(layer.query_key_value, graph.normal(layer.before, x))
-    query, key, value = (graph.split(part, layer.heads, width) for part in graph.parts(parts, 3, width))
-    distance = np.arange(length)[:, None] - np.arange(length)[None]
-    fixed = _array(layer.by_distance)[:, distance.clip(0, layer.reach)]
-    far = (distance < 0) | (distance > layer.reach)
-    row, column = graph.unsqueeze("history_age_s", 2), graph.unsqueeze("history_age_s", 1)
-    apart = graph.unsqueeze(graph.node("Relu", graph.node("Sub", column, row)), 1)
-    apart = graph.node("Div", apart, graph.constant(MOMENT_S))
-    bias = graph.node("Add", graph.product(graph.log1p(apart), graph.weight(layer.by_time)), graph.constant(fixed))
-    others = graph.node("And", graph.unsqueeze(nothing, 1, 2), graph.constant((distance != 0)[None, None], np.bool_))
-    unseen = graph.node("Or", others, graph.constant(far[None, None], np.bool_))
-    bias = graph.node("Where", unseen, graph.constant(MASKED), bias)
-    mixed = graph.attention(query, key, value, bias, width, layer.heads)
-    x = graph.node("Add", x, graph.linear(layer.join, mixed))
+    """float32[B, length - reach, W], the newest ones, from float32[B, length, W]: some at a time and what they see."""
+    width, heads, reach = layer.join.in_features, layer.heads, layer.reach
+    weight, bias = _array(layer.query_key_value.weight), _array(layer.query_key_value.bias)
+    before = graph.normal(layer.before, x)
+    asking = graph.newest(before, length - reach, 1)
+    query = graph.split(graph.affine(weight[:width], bias[:width], asking), heads, width)
+    both = graph.parts(graph.affine(weight[width:], bias[width:], before), 2, width)
+    key, value = (graph.split(part, heads, width) for part in both)
+    age_s, nobody = graph.newest("history_age_s", length, 1), graph.newest(nothing, length, 1)
+    mixed = []
+    for begin in range(reach, length, AT_A_TIME):
+        end = min(begin + AT_A_TIME, length)
+        first = begin - reach
+        distance = np.arange(begin, end)[:, None] - np.arange(first, end)[None]
+        row = graph.unsqueeze(graph.cut(age_s, begin, end, 1), 2)
+        apart = graph.node("Relu", graph.node("Sub", graph.unsqueeze(graph.cut(age_s, first, end, 1), 1), row))
+        apart = graph.node("Div", graph.unsqueeze(apart, 1), graph.constant(MOMENT_S))
+        by_distance = graph.constant(_array(layer.by_distance)[:, distance.clip(0, reach)])
+        bias_of = graph.node("Add", graph.product(graph.log1p(apart), graph.weight(layer.by_time)), by_distance)
+        unseen = graph.unsqueeze(graph.cut(nobody, first, end, 1), 1, 2)
+        unseen = graph.node("And", unseen, graph.constant((distance != 0)[None, None], np.bool_))
+        far = (distance < 0) | (distance > reach)
+        unseen = graph.node("Or", unseen, graph.constant(far[None, None], np.bool_))
+        bias_of = graph.node("Where", unseen, graph.constant(MASKED), bias_of)
+        asked = graph.cut(query, begin - reach, end - reach, 2)
+        keys, values = (graph.cut(part, first, end, 2) for part in (key, value))
+        mixed.append(graph.attention(asked, keys, values, bias_of, width, heads))
+    together = mixed[0] if len(mixed) == 1 else graph.node("Concat", *mixed, axis=1)
+    x = graph.node("Add", graph.newest(x, length - reach, 1), graph.linear(layer.join, together))
     return graph.node("Add", x, graph.network(layer.network, graph.normal(layer.between, x)))
 
 
@@ -234,11 +261,11 @@ def _request_layer(
     both = graph.linear(layer.key_value, graph.normal(layer.of_events, events))
     both = graph.node("Pad", both, graph.constant([0, 1, 0, 0, 0, 0], np.int64))  # nothing stands before the oldest
     key, value = (graph.split(part, heads, width) for part in graph.parts(both, 2, width))
-    bias = _time_bias(graph, layer.by_time, graph.unsqueeze("history_age_s", 1, 2))
-    newest = graph.node("Slice", "history_age_s", graph.axes(-1), graph.axes(len(places)), graph.axes(1))
-    code = graph.node("Slice", "history_codes", graph.axes(-1), graph.axes(len(places)), graph.axes(1))
-    seen = graph.node("Greater", code, graph.constant(0, np.int64))
-    lead = graph.node("Sub", "history_age_s", graph.node("Where", seen, newest, graph.constant(0.0)))
+    age_s = graph.newest("history_age_s", len(places), 1)
+    bias = _time_bias(graph, layer.by_time, graph.unsqueeze(age_s, 1, 2))
+    seen = graph.node("Greater", graph.newest("history_codes", 1, 1), graph.constant(0, np.int64))
+    newest_s = graph.node("Where", seen, graph.newest(age_s, 1, 1), graph.constant(0.0))
+    lead = graph.node("Sub", age_s, newest_s)
     lead = graph.unsqueeze(graph.node("Relu", lead), 1, 2)
     places_bias = graph.constant(_array(layer.by_place)[:, places][None, :, None])
     bias = graph.total([bias, _time_bias(graph, layer.by_lead, lead), places_bias])
