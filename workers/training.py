@@ -25,6 +25,7 @@ FIGURES = (
     "positives",
     "items",
     "encoder",
+    "members",
     "epochs",
     "validations",
     "parity",
@@ -40,6 +41,7 @@ class TrainingJob:
 
     dim: int
     encoder: Encoder
+    members: int
     epochs: int | None
     seed: int
     device: str
@@ -65,7 +67,7 @@ def train_bundle(source: Source, job: TrainingJob, folder: Path, checkpoint: Pat
     """Train on what happened before `job.until_ms`."""
     recipe = Recipe() if job.epochs is None else replace(Recipe(), epochs=job.epochs)
     options = TrainOptions(
-        architecture=Architecture(dim=job.dim, encoder=job.encoder),
+        architecture=Architecture(dim=job.dim, encoder=job.encoder, members=job.members),
         recipe=recipe,
         seed=job.seed,
         device=job.device,

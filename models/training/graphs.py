@@ -19,6 +19,7 @@ from models.samples import user_fields
 from models.spec import Field
 from models.tensors import Encoding
 from models.training.fields import FieldSum, fields_of
+from models.training.members import ItemMembers, UserMembers
 from models.training.towers import ItemTower, UserTower
 from models.training.transformer import MASKED, MOMENT_S, EventLayer, RequestLayer, TimeBias, Transformer
 from models.training.weighted_mean import WeightedMean
@@ -27,10 +28,21 @@ Array = NDArray[np.float32]
 AT_A_TIME = 13  # events that look back together: attention is over these and the REACH before them, not over all
 
 
-def user_tower(tower: UserTower, encoding: Encoding) -> bytes:
+def user_tower(members: UserMembers, encoding: Encoding) -> bytes:
     """The user tower's ONNX bytes."""
-    dim = tower.aggregates.shape[1]
+    dims = [int(tower.aggregates.shape[1]) for tower in members.towers if isinstance(tower, UserTower)]
+    dim, ends = sum(dims), np.cumsum(dims).tolist()
     graph = _Graph(signature.user_inputs(encoding, dim), signature.user_outputs(dim))
+    vectors = []
+    for tower, width, end in zip(members.towers, dims, ends, strict=True):
+        assert isinstance(tower, UserTower)  # noqa: S101  # for the types: members of a module are of any kind
+        past = graph.cut("history_vectors", end - width, end, 2) if len(dims) > 1 else "history_vectors"
+        vectors.append(_user(graph, tower, past, encoding))
+    graph.node("Concat", *vectors, axis=1, to=signature.USER_EMBEDDING)
+    return graph.serialize()
+
+
+def _user(graph: "_Graph", tower: UserTower, past: str, encoding: Encoding) -> str:
     fields = user_fields(encoding)
     session_s = graph.constant(encoding.spec.history.session_ms / 1000)
     known = _aggregates(graph, session_s)
@@ -41,7 +53,7 @@ def user_tower(tower: UserTower, encoding: Encoding) -> bytes:
     recent = graph.node("Where", graph.node("Less", "history_age_s", session_s), graph.constant(1.0), older)
     of_code = graph.node("Gather", graph.weight(tower.code_weight), "history_codes")
     weight = graph.product(of_code, graph.constant(_array(tower.place_weight)[places]), recent)
-    pooled = graph.node("MatMul", graph.unsqueeze(weight, 1), "history_vectors")
+    pooled = graph.node("MatMul", graph.unsqueeze(weight, 1), past)
     pooled = graph.node("Squeeze", pooled, graph.axes(1))
     terms = [pooled, graph.node("MatMul", known, graph.weight(tower.aggregates))]
     linear = graph.total([*terms, *_fields(graph, tower.linear, fields)])
@@ -50,7 +62,7 @@ def user_tower(tower: UserTower, encoding: Encoding) -> bytes:
     scaled = graph.node("Mul", pooled, graph.weight(tower.pooled_scale))
     facts = graph.node("Concat", known, request, scaled, axis=1)
     request = graph.unsqueeze(graph.network(tower.request_network, facts), 1)  # float32[B, 1, W]
-    vectors = graph.node("Mul", "history_vectors", graph.weight(tower.vector_scale))
+    vectors = graph.node("Mul", past, graph.weight(tower.vector_scale))
     nothing = graph.node("Equal", "history_codes", graph.constant(0, np.int64))
     encoder = tower.encoder
     if isinstance(encoder, Transformer):
@@ -61,24 +73,29 @@ def user_tower(tower: UserTower, encoding: Encoding) -> bytes:
         raise TypeError(f"{type(encoder).__name__} has no graph")
     encoded = graph.node("Squeeze", encoded, graph.axes(1))
     vector = graph.unit(graph.node("Add", linear, graph.linear(tower.leave, encoded)))
-    graph.node("Mul", vector, graph.constant(_half(tower.log_temperature)), to=signature.USER_EMBEDDING)
+    return graph.node("Mul", vector, graph.constant(_half(tower.log_temperature)))
+
+
+def item_tower(members: ItemMembers, encoding: Encoding) -> bytes:
+    """The item tower's ONNX bytes."""
+    graph = _Graph(signature.item_inputs(encoding), signature.item_outputs(members.dim))
+    pairs = [_item(graph, tower, encoding) for tower in members.towers if isinstance(tower, ItemTower)]
+    graph.node("Concat", *(indexed for indexed, _ in pairs), axis=1, to=signature.ITEM_EMBEDDING)
+    graph.node("Concat", *(history for _, history in pairs), axis=1, to=signature.HISTORY_EMBEDDING)
     return graph.serialize()
 
 
-def item_tower(tower: ItemTower, encoding: Encoding) -> bytes:
-    """The item tower's ONNX bytes."""
-    graph = _Graph(signature.item_inputs(encoding), signature.item_outputs(tower.indexed.shape[1]))
+def _item(graph: "_Graph", tower: ItemTower, encoding: Encoding) -> tuple[str, str]:
     fields = fields_of("item", encoding.spec.item)
     target, seen = _array(tower.target)[:, None], _array(tower.seen)[:, None]
     own = graph.node("Gather", graph.constant(_array(tower.indexed) * target), "item_code")
     sizes = _half(tower.log_temperature) * (target + (1 - target) * np.float32(tower.content_scale))
     vector = graph.unit(graph.total([own, *_fields(graph, tower.indexed_content, fields)]))
     size = graph.node("Gather", graph.constant(sizes), "item_code")
-    graph.node("Mul", vector, size, to=signature.ITEM_EMBEDDING)
+    indexed = graph.node("Mul", vector, size)
     own = graph.node("Gather", graph.constant(_array(tower.history) * seen), "item_code")
     history = graph.total([own, *_fields(graph, tower.history_content, fields)])
-    graph.node("Identity", history, to=signature.HISTORY_EMBEDDING)
-    return graph.serialize()
+    return indexed, history
 
 
 class _Graph(Graph):

@@ -10,8 +10,8 @@ from models import signature
 from models.fit import FitError
 from models.signature import Arrays
 from models.tensors import Encoding, Inputs
+from models.training.members import Pair
 from models.training.samples import HISTORY_VECTORS, TrainingSet
-from models.training.towers import ItemTower, UserTower
 
 TOLERANCE = 1e-5
 ROWS = 64
@@ -26,7 +26,7 @@ class ParityError(FitError):
 
 
 def check_parity(
-    pair: tuple[UserTower, ItemTower],
+    pair: Pair,
     exported: tuple[bytes, bytes],
     samples: TrainingSet,
     rows: Inputs,
@@ -35,7 +35,7 @@ def check_parity(
 ) -> float:
     """The greatest difference between PyTorch and ONNX, and between batches of 1 and 64. Raises ParityError."""
     user, item = pair
-    dim = item.indexed.shape[1]
+    dim = item.dim
     onnx_user = open_onnx(exported[0], signature.user_inputs(encoding, dim), signature.user_outputs(dim))
     onnx_item = open_onnx(exported[1], signature.item_inputs(encoding), signature.item_outputs(dim))
     with torch.no_grad():

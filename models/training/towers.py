@@ -26,12 +26,17 @@ Encoder = Literal["transformer", "mean"]
 class Architecture:
     """What the towers are made of."""
 
-    dim: int = 64
+    dim: int = 64  # of all members together
+    members: int = 1  # pairs of towers, each of dim / members
     encoder: Encoder = "transformer"
     width: int = 64
     layers: int = 2
     heads: int = 2
     dropout: float = 0.2
+
+    def of_member(self) -> "Architecture":
+        """That of one member."""
+        return replace(self, dim=self.dim // self.members, members=1)
 
 
 class ItemTower(nn.Module):

@@ -18,6 +18,7 @@ from models.samples import is_target
 from models.spec import Spec
 from models.tensors import Encoding, Inputs, build_vocabularies, item_inputs
 from models.training import graphs, start
+from models.training.members import ItemMembers, Pair, UserMembers
 from models.training.parity import OpenOnnx, check_parity
 from models.training.samples import TrainingSet, training_set
 from models.training.towers import Architecture, ItemTower, UserTower
@@ -58,11 +59,14 @@ def train(
 ) -> Bundle:
     """Train both towers on a log and a catalogue and write the bundle.
 
-    With validation, the newest events are held out until the best number of epochs is known; then all of it starts
-    again on everything, for so many. Raises FitError when no target event names an item of the catalogue.
+    With validation, the newest events are held out until a first member has shown the best number of epochs; then all
+    members are trained on everything, for so many. Raises FitError when no target event names an item of the catalogue.
     """
-    if options.architecture.dim not in DIMS:
-        raise FitError(f"dim is {options.architecture.dim}, one of {', '.join(map(str, DIMS))} is possible")
+    shape = options.architecture
+    if shape.dim not in DIMS:
+        raise FitError(f"dim is {shape.dim}, one of {', '.join(map(str, DIMS))} is possible")
+    if shape.dim % shape.members or shape.dim // shape.members not in DIMS:
+        raise FitError(f"{shape.members} members of dim {shape.dim} are not possible: each needs one of {DIMS}")
     started = time.perf_counter()
     torch.set_num_threads(options.threads)
     progress("building samples", 0.0)
@@ -70,18 +74,25 @@ def train(
     rows = item_inputs(catalogue.item_ids, catalogue.attributes, encoding)
     held_out_ms = _held_out_from(log, catalogue, encoding, options)
     data = _Data(catalogue, encoding, rows)
-    if held_out_ms is None:
-        found = _run(log, data, options, progress)
-        report = found.report
-    else:
+    validations: list[float] = []
+    if held_out_ms is not None:
         validate = _validation(log, catalogue, encoding, held_out_ms, options)
-        report = _run(log.before(held_out_ms), data, options, progress, validate).report
-        refit = replace(options, recipe=replace(options.recipe, epochs=report.epochs), checkpoint=None)
-        found = _run(log, data, refit, lambda what, part: progress(f"{what}, all events", part))
-    pair, samples = found.pair, found.samples
+        first = _run(log.before(held_out_ms), data, options, progress, validate).report
+        validations = first.validations
+        options = replace(options, recipe=replace(options.recipe, epochs=first.epochs), checkpoint=None)
+    found = []
+    for number in range(shape.members):
+        one = replace(options, seed=options.seed + number, checkpoint=None if number else options.checkpoint)
+        name = f"member {number + 1} of {shape.members}: " if shape.members > 1 else ""
+        found.append(_run(log, data, one, lambda what, part, name=name: progress(name + what, part)))  # type: ignore[misc]
+    samples = found[0].samples
+    pair: Pair = (
+        UserMembers([each.pair[0] for each in found]).eval(),
+        ItemMembers([each.pair[1] for each in found]).eval(),
+    )
 
     progress("exporting towers", 0.97)
-    dim = options.architecture.dim
+    dim = shape.dim
     user, item = pair
     towers = (graphs.user_tower(user, encoding), graphs.item_tower(item, encoding))
     difference = check_parity(pair, towers, samples, rows, encoding, open_onnx)
@@ -92,10 +103,10 @@ def train(
         encoding=encoding,
         dim=dim,
         metric="IP",
-        figures=_figures(report, samples, catalogue, options)
+        figures=_figures([each.report for each in found], validations, samples, catalogue, options)
         | {
             "newest_event_ms": int(log.timestamp_ms.max()),
-            "train_s": round(found.report.train_s, 2),
+            "train_s": round(sum(each.report.train_s for each in found), 2),
             "parity": difference,
             "fit_s": round(time.perf_counter() - started, 2),
         },
@@ -126,7 +137,7 @@ def _run(
 ) -> _Found:
     """One training from its start: samples, closed form, epochs."""
     torch.manual_seed(options.seed)
-    shape, spec = options.architecture, data.encoding.spec
+    shape, spec = options.architecture.of_member(), data.encoding.spec
     samples = training_set(log, data.catalogue, data.encoding, lesser=options.recipe.lesser_events > 0)
     if not samples.target.any():
         raise FitError(f"no {spec.target.action!r} event that is a target names an item of the catalogue")
@@ -138,16 +149,23 @@ def _run(
     return _Found(pair, samples, trainer.run(validate, progress))
 
 
-def _figures(report: Report, samples: TrainingSet, catalogue: Catalogue, options: TrainOptions) -> dict[str, Any]:
+def _figures(
+    reports: list[Report],
+    validations: list[float],
+    samples: TrainingSet,
+    catalogue: Catalogue,
+    options: TrainOptions,
+) -> dict[str, Any]:
     return {
         "requests": len(samples),
         "positives": int(samples.target.sum()),
         "items": len(catalogue),
         "polished": True,
         "encoder": options.architecture.encoder,
-        "epochs": report.epochs,
-        "losses": [round(loss, 4) for loss in report.losses],
-        "validations": [round(value, 4) for value in report.validations],
+        "members": options.architecture.members,
+        "epochs": reports[0].epochs,
+        "losses": [[round(loss, 4) for loss in report.losses] for report in reports],
+        "validations": [round(value, 4) for value in validations],
         "seed": options.seed,
         "device": options.device,
         "torch": str(torch.__version__),

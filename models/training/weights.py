@@ -9,6 +9,7 @@ import torch
 from models.bundle import Bundle
 from models.fit import CONTENT_SCALE, FitError
 from models.tensors import Encoding
+from models.training.members import ItemMembers, Pair, UserMembers
 from models.training.towers import Architecture, ItemTower, UserTower
 
 
@@ -17,7 +18,7 @@ def weights_of(bundle: Path) -> Path:
     return bundle.with_name(f"{bundle.name}.pt")
 
 
-def save_weights(bundle: Bundle, pair: tuple[UserTower, ItemTower], shape: Architecture) -> None:
+def save_weights(bundle: Bundle, pair: Pair, shape: Architecture) -> None:
     """Write the weights of a bundle that was just written. Atomic."""
     path = weights_of(bundle.path)
     temporary = path.with_suffix(".part")
@@ -26,14 +27,15 @@ def save_weights(bundle: Bundle, pair: tuple[UserTower, ItemTower], shape: Archi
     temporary.replace(path)
 
 
-def load_weights(bundle: Path, encoding: Encoding) -> tuple[UserTower, ItemTower]:
+def load_weights(bundle: Path, encoding: Encoding) -> Pair:
     """The towers of a bundle, for use. Raises FitError when its weights are not there, or are of other towers."""
     path = weights_of(bundle)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         shape = Architecture(**state["shape"])
-        user = UserTower(encoding, shape)
-        item = ItemTower(encoding, len(encoding.vocabularies.item_ids), shape, CONTENT_SCALE)
+        one, items = shape.of_member(), len(encoding.vocabularies.item_ids)
+        user = UserMembers([UserTower(encoding, one) for _ in range(shape.members)])
+        item = ItemMembers([ItemTower(encoding, items, one, CONTENT_SCALE) for _ in range(shape.members)])
         user.load_state_dict(state["user"])
         item.load_state_dict(state["item"])
     except FileNotFoundError as error:

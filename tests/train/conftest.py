@@ -27,9 +27,11 @@ class Trained:
     bundle: Bundle
 
 
-def trained(dataset: Dataset, folder: Path, encoder: Encoder, recipe: Recipe = QUICK, **options: object) -> Trained:
+def trained(
+    dataset: Dataset, folder: Path, encoder: Encoder, recipe: Recipe = QUICK, members: int = 1, **options: object
+) -> Trained:
     path = builtin_spec(dataset.spec)
-    shape = Architecture(dim=32, encoder=encoder, width=32)
+    shape = Architecture(dim=32 * members, encoder=encoder, width=32, members=members)
     bundle = train(
         dataset.log.before(dataset.test_ms),
         dataset.catalogue(dataset.test_ms),
@@ -51,7 +53,9 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     dataset = generate(items=300, users=150, events=6000)
-    return trained(dataset, tmp_path_factory.mktemp("films"), "transformer", validation_ms=dataset.validation_ms)
+    return trained(
+        dataset, tmp_path_factory.mktemp("films"), "transformer", members=2, validation_ms=dataset.validation_ms
+    )
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from models.bundle import load_bundle
 from models.evaluation import protocol
 from models.tensors import Inputs
 from models.training import parity, start
+from models.training.members import ItemMembers, UserMembers
 from models.training.samples import HISTORY_VECTORS, training_set
 from models.training.towers import Architecture
 from tests.train.conftest import Trained
@@ -53,7 +54,8 @@ def test_targets_are_foretold_better_than_by_popularity(offers: Trained) -> None
 
 def test_figures_say_how_it_was_made(films: Trained) -> None:
     figures = films.bundle.manifest.figures
-    assert len(figures["losses"]) == 2
+    assert [len(each) for each in figures["losses"]] == [figures["epochs"]] * 2
+    assert figures["members"] == 2
     assert len(figures["validations"]) == 2
     assert figures["epochs"] == 1 + int(np.argmax(figures["validations"]))
     assert figures["parity"] <= parity.TOLERANCE
@@ -94,10 +96,11 @@ def test_a_tower_that_is_not_the_trained_one_is_refused(films: Trained) -> None:
     samples = training_set(log, catalogue, encoding)
     rows = tensors.item_inputs(catalogue.item_ids, catalogue.attributes, encoding)
     first = start.closed_form(log, catalogue, encoding, 32, 0, lambda *_: None)
-    pair = start.towers(first, rows, samples.inputs, encoding, Architecture(dim=32, width=32))
+    user, item = start.towers(first, rows, samples.inputs, encoding, Architecture(dim=32, width=32))
+    pair = (UserMembers([user]).eval(), ItemMembers([item]).eval())
     files = (films.bundle.user_tower.read_bytes(), films.bundle.item_tower.read_bytes())
     with pytest.raises(parity.ParityError, match="vectors in ONNX differ by"):
-        parity.check_parity((pair[0].eval(), pair[1].eval()), files, samples, rows, encoding, open_onnx)
+        parity.check_parity(pair, files, samples, rows, encoding, open_onnx)
 
 
 def test_torchscript_gives_what_onnx_gives(model: Trained, tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ def train(
     encoder: Annotated[HistoryEncoder, typer.Option(help="Of the history: more accurate, or faster to serve.")] = (
         HistoryEncoder.TRANSFORMER
     ),
-    dim: Annotated[int, typer.Option(help="Dimension of the vectors: 32, 64, 128 or 256.")] = 64,
+    dim: Annotated[int, typer.Option(help="Dimension of the vectors: 32, 64, 128 or 256.")] = 128,
+    members: Annotated[int, typer.Option(min=1, help="Pairs of towers side by side; each has its share of dim.")] = 2,
     epochs: Annotated[int | None, typer.Option(min=1, help="At most so many; the recipe's own when left out.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Of PyTorch; every processor when left out.")] = None,
@@ -80,6 +81,7 @@ def train(
         job = TrainingJob(
             dim=dim,
             encoder=encoder.value,
+            members=members,
             epochs=epochs,
             seed=seed,
             device="cuda" if cuda and device is not Device.CPU else "cpu",
