@@ -140,6 +140,11 @@ def _(idle: Place) -> list[Done]:
     return idle.each(["model", "train", "--data", "generated", "--dim", "33"])
 
 
+@case("`model train`", "`--members 3`")
+def _(idle: Place) -> list[Done]:
+    return idle.each(["model", "train", "--data", "generated", "--members", "3"])
+
+
 @case("`model train`", "`--evaluate` with files")
 def _(idle: Place) -> list[Done]:
     return idle.each(["model", "train", *FIT[2:-2], "--evaluate"])

@@ -62,6 +62,9 @@ def train(
         raise ConfigurationError("--evaluate needs --data, whose test window is known")
     if dim not in (32, 64, 128, 256):
         raise ConfigurationError(f"--dim: {dim} is not one of 32, 64, 128, 256")
+    if dim % members or dim // members not in (32, 64, 128, 256):
+        each = f"--members: each of {members} would have {dim // members} of --dim {dim}"
+        raise ConfigurationError(f"{each}, one of 32, 64, 128, 256 is possible")
     if data is None and (items is None or activity is None or spec is None):
         raise ConfigurationError("either --data NAME, or all of --items FILE, --activity FILE and --spec FILE")
     if find_spec("torch") is None:
