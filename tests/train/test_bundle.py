@@ -96,8 +96,8 @@ def test_a_tower_that_is_not_the_trained_one_is_refused(films: Trained) -> None:
     samples = training_set(log, catalogue, encoding)
     rows = tensors.item_inputs(catalogue.item_ids, catalogue.attributes, encoding)
     first = start.closed_form(log, catalogue, encoding, 32, 0, lambda *_: None)
-    user, item = start.towers(first, rows, samples.inputs, encoding, Architecture(dim=32, width=32))
-    pair = (UserMembers([user]).eval(), ItemMembers([item]).eval())
+    pairs = [start.towers(first, rows, samples.inputs, encoding, Architecture(dim=32, width=32)) for _ in range(2)]
+    pair = (UserMembers([user for user, _ in pairs]).eval(), ItemMembers([item for _, item in pairs]).eval())
     files = (films.bundle.user_tower.read_bytes(), films.bundle.item_tower.read_bytes())
     with pytest.raises(parity.ParityError, match="vectors in ONNX differ by"):
         parity.check_parity(pair, files, samples, rows, encoding, open_onnx)
