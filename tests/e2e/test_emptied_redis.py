@@ -22,13 +22,13 @@ from schemas.recall import CandidateList, RecallRequest
 from schemas.records import TOKEN_BYTES, UserRecord, compact_seen
 from tests.conftest import Stack
 from tests.e2e.conftest import fit_small, load, prepare
-from workers.agents import decode_activity
 from workers.client import RecallClient
 from workers.kafka_client import group_lag
 from workers.local.process import end, free_ports
 from workers.local.redis import Redis
 from workers.local.workers import environment
 from workers.pipelines.activity import ActivityPipeline
+from workers.pipelines.activity_event import decode_activity
 from workers.pipelines.popular_counts import PopularCounts
 from workers.popularity import Popularity
 from workers.settings import Settings

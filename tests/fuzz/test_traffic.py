@@ -17,7 +17,7 @@ from tests.chaos.stored import Row, Stored
 from tests.fuzz.ledger import Ledger
 from tests.fuzz.stream import traffic_of
 from tests.fuzz.traffic import Due, Event
-from workers.agents import decode_activity
+from workers.pipelines.activity_event import decode_activity
 from workers.pipelines.item_order import decode_item
 
 NOW_MS = 2_000_000_000_000
