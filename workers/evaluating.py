@@ -18,11 +18,10 @@ from models.evaluation.timeline import AT_ONCE, Delay, Timeline
 from models.evaluation.two_tower import TowerRanker
 from models.evaluation.window import Window, time_window
 from models.event_log import Catalogue
-from models.spec import SpecError
 from models.tensors import Encoding, Vocabularies
 from workers.demo.told import Told
 from workers.errors import ConfigurationError, RecallError
-from workers.fitting import Job, Source, embedders, fit_bundle
+from workers.fitting import Job, Source, embedders, fit_bundle, leave_out
 from workers.settings import Settings
 
 if TYPE_CHECKING:
@@ -154,16 +153,12 @@ def _bounds(source: Source, validation: bool) -> tuple[int, int | None]:
 
 
 def _leave_one_out(source: Source, question: Question) -> Setting:
-    try:
-        spec, features = leave_one_out.any_value(source.spec, source.features)
-    except SpecError as error:
-        raise ConfigurationError(str(error)) from error
+    source, split = leave_out(source, validation=question.validation)
     catalogue = source.known_until(None)
-    split = leave_one_out.leave_one_out(source.log, catalogue, spec, validation=question.validation)
-    protocol = Encoding(spec, Vocabularies({}, []))
+    protocol = Encoding(source.spec, Vocabularies({}, []))
     visible = Timeline(split.visible, catalogue, protocol)
     return Setting(
-        replace(source, log=split.training, spec=spec, features=features),
+        source,
         Timeline(split.training, catalogue, protocol),
         visible,
         leave_one_out.window(split, visible),

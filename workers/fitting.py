@@ -1,14 +1,15 @@
 """Fitting as commands do it: where events come from, the fit, and its report."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from models import datasets, signature
 from models.bundle import Bundle, BundleError
 from models.datasets import Dataset
-from models.evaluation import protocol
+from models.evaluation import leave_one_out, protocol
+from models.evaluation.leave_one_out import LeaveOneOut
 from models.evaluation.protocol import Window
 from models.evaluation.two_tower import EmbedItems, EmbedUsers
 from models.event_log import Catalogue, EventLog
@@ -79,6 +80,16 @@ def read_source(data: str | None, items: Path | None, activity: Path | None, spe
         raise ConfigurationError(str(error)) from error
     except (datasets.DatasetError, JsonLinesError) as error:
         raise RecallError(str(error)) from error
+
+
+def leave_out(source: Source, *, validation: bool) -> tuple[Source, LeaveOneOut]:
+    """What leave-one-out fits on, any value a target, and its split. Raises ConfigurationError."""
+    try:
+        spec, features = leave_one_out.any_value(source.spec, source.features)
+    except SpecError as error:
+        raise ConfigurationError(str(error)) from error
+    split = leave_one_out.leave_one_out(source.log, source.known_until(None), spec, validation=validation)
+    return replace(source, log=split.training, spec=spec, features=features), split
 
 
 def bundles_folder(settings: Settings) -> Path:

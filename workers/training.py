@@ -14,7 +14,7 @@ from models.training.towers import Architecture, Encoder
 from models.training.train import TrainOptions, train
 from models.training.trainer import Recipe
 from workers.errors import RecallError
-from workers.fitting import TOWER_TIMEOUT_MS, Say, Source, bundles_folder, report
+from workers.fitting import TOWER_TIMEOUT_MS, Say, Source, bundles_folder, leave_out, report
 from workers.settings import Settings
 from workers.towers.onnx import OnnxTower
 
@@ -50,6 +50,7 @@ class TrainingJob:
     resume: bool
     until_ms: int | None
     evaluate: bool
+    leave_one_out: bool = False
 
 
 def run_train(source: Source, job: TrainingJob, settings: Settings, say: Say) -> dict[str, Any]:
@@ -64,7 +65,10 @@ def run_train(source: Source, job: TrainingJob, settings: Settings, say: Say) ->
 
 
 def train_bundle(source: Source, job: TrainingJob, folder: Path, checkpoint: Path, say: Say) -> Bundle:
-    """Train on what happened before `job.until_ms`."""
+    """Train on what happened before `job.until_ms`, or on what leave-one-out leaves of it all."""
+    split = None
+    if job.leave_one_out:
+        source, split = leave_out(source, validation=True)
     recipe = Recipe() if job.epochs is None else replace(Recipe(), epochs=job.epochs)
     options = TrainOptions(
         architecture=Architecture(dim=job.dim, encoder=job.encoder, members=job.members),
@@ -74,6 +78,7 @@ def train_bundle(source: Source, job: TrainingJob, folder: Path, checkpoint: Pat
         threads=job.threads,
         validate=job.validate,
         validation_ms=source.validation_ms if job.evaluate else None,
+        leave_one_out=split,
         checkpoint=checkpoint,
         resume=job.resume,
     )

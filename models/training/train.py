@@ -11,7 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from models.bundle import Bundle, write_bundle
-from models.evaluation import protocol
+from models.evaluation import leave_one_out, protocol
+from models.evaluation.leave_one_out import LeaveOneOut
+from models.evaluation.timeline import Timeline
+from models.evaluation.window import Window
 from models.event_log import Catalogue, EventLog
 from models.fit import DIMS, FitError
 from models.samples import is_target
@@ -34,7 +37,11 @@ VALIDATION_SHARE = 0.9  # of events, in time, stands before the validation windo
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """`validation_ms`: where the validation window begins; None = at the newest tenth of events."""
+    """`validation_ms`: where the validation window begins; None = at the newest tenth of events.
+
+    With `leave_one_out`, a split for validation of which the log is `training`, nothing of the log is held out: each
+    member is validated on the events that are left out anyway, and keeps the weights of its best epoch.
+    """
 
     architecture: Architecture = field(default_factory=Architecture)
     recipe: Recipe = field(default_factory=Recipe)
@@ -43,6 +50,7 @@ class TrainOptions:
     threads: int = 1
     validate: bool = True
     validation_ms: int | None = None
+    leave_one_out: LeaveOneOut | None = None
     checkpoint: Path | None = None
     resume: bool = False
 
@@ -75,16 +83,19 @@ def train(
     held_out_ms = _held_out_from(log, catalogue, encoding, options)
     data = _Data(catalogue, encoding, rows)
     validations: list[float] = []
+    validate = _left_out(catalogue, encoding, options)
     if held_out_ms is not None:
-        validate = _validation(log, catalogue, encoding, held_out_ms, options)
-        first = _run(log.before(held_out_ms), data, options, progress, validate).report
+        asked = protocol.window(log, catalogue, encoding, held_out_ms)
+        held_out = _validation(log, catalogue, encoding, asked, options)
+        first = _run(log.before(held_out_ms), data, options, progress, held_out).report
         validations = first.validations
         options = replace(options, recipe=replace(options.recipe, epochs=first.epochs), checkpoint=None)
     found = []
     for number in range(shape.members):
         one = replace(options, seed=options.seed + number, checkpoint=None if number else options.checkpoint)
         name = f"member {number + 1} of {shape.members}: " if shape.members > 1 else ""
-        found.append(_run(log, data, one, lambda what, part, name=name: progress(name + what, part)))  # type: ignore[misc]
+        found.append(_run(log, data, one, _named(name, progress), validate))
+    validations = validations or found[0].report.validations
     samples = found[0].samples
     pair: Pair = (
         UserMembers([each.pair[0] for each in found]).eval(),
@@ -174,7 +185,7 @@ def _figures(
 
 def _held_out_from(log: EventLog, catalogue: Catalogue, encoding: Encoding, options: TrainOptions) -> int | None:
     """Where the validation window begins; None = nothing is held out, as nothing would be left on one of the sides."""
-    if not options.validate:
+    if not options.validate or options.leave_one_out is not None:
         return None
     times = log.timestamp_ms[is_target(log, encoding) & (catalogue.index_of(log.item) >= 0)]
     begin_ms = options.validation_ms
@@ -183,11 +194,23 @@ def _held_out_from(log: EventLog, catalogue: Catalogue, encoding: Encoding, opti
     return begin_ms if 0 < np.count_nonzero(times < begin_ms) < len(times) else None
 
 
+def _left_out(catalogue: Catalogue, encoding: Encoding, options: TrainOptions) -> Validate | None:
+    """By the events that leave-one-out has for validation; None = it is not asked for."""
+    split = options.leave_one_out
+    if split is None or not options.validate:
+        return None
+    asked = leave_one_out.window(split, Timeline(split.visible, catalogue, encoding))
+    return _validation(split.visible, catalogue, encoding, asked, options)
+
+
+def _named(name: str, progress: Progress) -> Progress:
+    return lambda what, part: progress(name + what, part)
+
+
 def _validation(
-    log: EventLog, catalogue: Catalogue, encoding: Encoding, begin_ms: int, options: TrainOptions
-) -> Callable[[UserTower, ItemTower], float]:
+    log: EventLog, catalogue: Catalogue, encoding: Encoding, asked: Window, options: TrainOptions
+) -> Validate:
     """Mean of Recall@10 and Recall@100 over whole users of the validation window: exact, full catalogue."""
-    asked = protocol.window(log, catalogue, encoding, begin_ms)
     if len(asked.requests.user) > VALIDATION_REQUESTS:
         asked = asked.of_users(protocol.sample_users(asked, VALIDATION_REQUESTS, VALIDATION_USERS, seed=0))
     device = torch.device(options.device)

@@ -150,6 +150,12 @@ def _(idle: Place) -> list[Done]:
     return idle.each(["model", "train", *FIT[2:-2], "--evaluate"])
 
 
+@case("`model train`", "`--protocol leave-one-out` with `--evaluate` or `--until-ms`")
+def _(idle: Place) -> list[Done]:
+    command = ["model", "train", "--data", "generated", "--protocol", "leave-one-out"]
+    return idle.each([*command, "--evaluate"], [*command, "--until-ms", "1000"])
+
+
 @case("`model train`", "PyTorch is not installed")
 def _(idle: Place) -> list[Done]:
     return idle.each(["model", "train", *FIT[2:-2]])

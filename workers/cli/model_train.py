@@ -12,6 +12,7 @@ import typer
 from workers.cli.console import Working
 from workers.cli.data_sets import DataSet
 from workers.cli.model import activate, print_result
+from workers.cli.model_evaluate import Protocol
 from workers.errors import ConfigurationError
 from workers.settings import load_settings
 
@@ -53,6 +54,9 @@ def train(
     evaluate: Annotated[
         bool, typer.Option("--evaluate", help="Train on what is before the data set's test window and report on it.")
     ] = False,
+    protocol: Annotated[
+        Protocol, typer.Option(help="leave-one-out: on what it leaves, for `model evaluate`; never activated.")
+    ] = Protocol.TEMPORAL,
     no_activate: Annotated[bool, typer.Option("--no-activate", help="Leave the active bundle as it is.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
@@ -60,6 +64,9 @@ def train(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is loaded: the start is as fast, and repeatable
     if evaluate and data is None:
         raise ConfigurationError("--evaluate needs --data, whose test window is known")
+    leave_one_out = protocol is Protocol.LEAVE_ONE_OUT
+    if leave_one_out and (evaluate or until_ms is not None):
+        raise ConfigurationError("--protocol leave-one-out goes without --evaluate and --until-ms: it has no time")
     if dim not in (32, 64, 128, 256):
         raise ConfigurationError(f"--dim: {dim} is not one of 32, 64, 128, 256")
     if dim % members or dim // members not in (32, 64, 128, 256):
@@ -93,11 +100,13 @@ def train(
             resume=resume,
             until_ms=until_ms if until_ms is not None else (source.test_ms if evaluate else None),
             evaluate=evaluate,
+            leave_one_out=leave_one_out,
         )
         result = run_train(source, job, settings, working.update)
-    if not no_activate:
+    activated = not no_activate and not leave_one_out
+    if activated:
         activate(settings, result)
     if as_json:
         print(orjson.dumps(result).decode())
     else:
-        print_result(result, active=not no_activate)
+        print_result(result, active=activated)
