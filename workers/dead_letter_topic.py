@@ -13,12 +13,8 @@ from aiokafka import TopicPartition
 from schemas import dead_letter_marks
 from schemas.dead_letter import DeadLetter, from_message
 from schemas.dead_letter_marks import Replayed
-from workers.errors import DependencyTimeout
-from workers.kafka_client import connected, reader_client, require_topics
 from workers.settings import Settings
-from workers.topics import partition_count
-
-SILENCE_S = 10.0  # without a record for so long, reading is given up
+from workers.topic_standing import open_standing, read_until
 
 
 class Stored(NamedTuple):
@@ -107,17 +103,9 @@ class DeadLetterTopic:
 
     async def __aenter__(self) -> "DeadLetterTopic":
         """Connect and look where it begins and ends. Raises DependencyUnavailable, ConfigurationError."""
-        await require_topics(self._settings, self.name)
-        partitions = [TopicPartition(self.name, n) for n in range(await partition_count(self._settings, self.name))]
-        self._consumer = consumer = reader_client(self._settings)
-        async with AsyncExitStack() as opened:
-            await opened.enter_async_context(connected(self._settings, consumer))
-            starts, ends = await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
-            if self._since_ms is not None:
-                found = await consumer.offsets_for_times(dict.fromkeys(partitions, self._since_ms))
-                starts = {p: ends[p] if found[p] is None else found[p].offset for p in partitions}
-            self.spans = {p.partition: range(starts[p], ends[p]) for p in partitions}
-            self._opened = opened.pop_all()
+        opening = open_standing(self._settings, self.name, self._since_ms)
+        self._consumer, spans = await self._opened.enter_async_context(opening)
+        self.spans = {partition.partition: span for partition, span in spans.items()}
         return self
 
     async def __aexit__(
@@ -157,21 +145,6 @@ def _stored(letter: DeadLetter, record: Any, marks: Marks) -> Stored:
     replayed_from, replays = source or (None, 0)
     replayed = marks.replayed(record.partition, record.offset)
     return Stored(letter, record.partition, record.offset, record.timestamp, replayed, replays, replayed_from)
-
-
-async def read_until(consumer: Any, ends: Mapping[TopicPartition, int]) -> AsyncIterator[Any]:
-    """Records from the consumer's positions to these offsets, and maybe some more.
-
-    Raises DependencyTimeout when nothing comes for ten seconds.
-    """
-    while any([await consumer.position(partition) < end for partition, end in ends.items()]):
-        found = await consumer.getmany(*ends, timeout_ms=int(SILENCE_S * 1000))
-        if not found:
-            line = f"{next(iter(ends)).topic} gave nothing for {SILENCE_S:.0f} s"
-            raise DependencyTimeout("kafka", line)
-        for records in found.values():
-            for record in records:
-                yield record
 
 
 async def read_dead_letters(settings: Settings) -> list[DeadLetter]:

@@ -9,9 +9,9 @@ from types import TracebackType
 from aiokafka import TopicPartition
 
 from schemas.dead_letter import DeadLetter
-from workers.dead_letter_topic import read_until
 from workers.kafka_client import connected, reader_client
 from workers.settings import Settings
+from workers.topic_standing import read_until
 from workers.topics import partition_count
 
 

@@ -52,7 +52,7 @@ class Job:
 
 @dataclass
 class _Positives:
-    """Positives that are not written yet, in parallel: the event, its item's row, the record before it."""
+    """Positives that are not written yet, in parallel: the event, and the record before it."""
 
     activities: list[UserActivity] = field(default_factory=list)
     records: list[UserRecord] = field(default_factory=list)

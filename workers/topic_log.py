@@ -9,13 +9,10 @@ from typing import Any
 
 from aiokafka import TopicPartition
 
-from workers.errors import DependencyTimeout
-from workers.kafka_client import connected, reader_client, require_topics
 from workers.settings import Settings
-from workers.topics import partition_count
+from workers.topic_standing import fetched, open_standing
 
 AT_ONCE = 4096
-SILENCE_S = 10.0  # without a record for so long, reading is given up
 
 
 class TopicLog:
@@ -34,14 +31,8 @@ class TopicLog:
 
     async def __aenter__(self) -> "TopicLog":
         """Connect and look where it begins and ends. Raises DependencyUnavailable, ConfigurationError."""
-        await require_topics(self._settings, self.name)
-        partitions = [TopicPartition(self.name, n) for n in range(await partition_count(self._settings, self.name))]
-        self._consumer = consumer = reader_client(self._settings)
-        async with AsyncExitStack() as opened:
-            await opened.enter_async_context(connected(self._settings, consumer))
-            starts, ends = await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
-            self._spans = {p: range(starts[p], ends[p]) for p in partitions if starts[p] < ends[p]}
-            self._opened = opened.pop_all()
+        self._consumer, spans = await self._opened.enter_async_context(open_standing(self._settings, self.name))
+        self._spans = {partition: span for partition, span in spans.items() if span}
         return self
 
     async def __aexit__(
@@ -86,9 +77,7 @@ class TopicLog:
         """Put a partition's next record among the heads, unless it has come to its end."""
         end = self._spans[partition].stop
         while not waiting and await self._consumer.position(partition) < end:
-            found = await self._consumer.getmany(partition, timeout_ms=int(SILENCE_S * 1000))
-            if not found:
-                raise DependencyTimeout("kafka", f"{self.name} gave nothing for {SILENCE_S:.0f} s")
+            found = await fetched(self._consumer, partition)
             waiting.extend(record for record in found[partition] if record.offset < end)
         if waiting:
             heapq.heappush(heads, (waiting[0].timestamp, partition.partition, partition))

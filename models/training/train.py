@@ -87,16 +87,16 @@ def train(
     if held_out_ms is not None:
         asked = protocol.window(log, catalogue, encoding, held_out_ms)
         held_out = _validation(log, catalogue, encoding, asked, options)
-        first = _run(log.before(held_out_ms), data, options, progress, held_out).report
+        before = log.before(held_out_ms)
+        first = _run(before, _samples(before, data, options), data, options, progress, held_out).report
         validations = first.validations
         options = replace(options, recipe=replace(options.recipe, epochs=first.epochs), checkpoint=None)
-    found = []
+    samples, found = _samples(log, data, options), []
     for number in range(shape.members):
         one = replace(options, seed=options.seed + number, checkpoint=None if number else options.checkpoint)
         name = f"member {number + 1} of {shape.members}: " if shape.members > 1 else ""
-        found.append(_run(log, data, one, _named(name, progress), validate))
+        found.append(_run(log, samples, data, one, _named(name, progress), validate))
     validations = validations or found[0].report.validations
-    samples = found[0].samples
     pair: Pair = (
         UserMembers([each.pair[0] for each in found]).eval(),
         ItemMembers([each.pair[1] for each in found]).eval(),
@@ -139,25 +139,34 @@ class _Data:
 @dataclass(frozen=True)
 class _Found:
     pair: tuple[UserTower, ItemTower]
-    samples: TrainingSet
     report: Report
 
 
-def _run(
-    log: EventLog, data: _Data, options: TrainOptions, progress: Progress, validate: Validate | None = None
-) -> _Found:
-    """One training from its start: samples, closed form, epochs."""
-    torch.manual_seed(options.seed)
-    shape, spec = options.architecture.of_member(), data.encoding.spec
+def _samples(log: EventLog, data: _Data, options: TrainOptions) -> TrainingSet:
     samples = training_set(log, data.catalogue, data.encoding, lesser=options.recipe.lesser_events > 0)
     if not samples.target.any():
-        raise FitError(f"no {spec.target.action!r} event that is a target names an item of the catalogue")
+        action = data.encoding.spec.target.action
+        raise FitError(f"no {action!r} event that is a target names an item of the catalogue")
+    return samples
+
+
+def _run(
+    log: EventLog,
+    samples: TrainingSet,
+    data: _Data,
+    options: TrainOptions,
+    progress: Progress,
+    validate: Validate | None = None,
+) -> _Found:
+    """One training from its start: closed form, epochs."""
+    torch.manual_seed(options.seed)
+    shape = options.architecture.of_member()
     first = start.closed_form(log, data.catalogue, data.encoding, shape.dim, options.seed, progress)
     pair = start.towers(first, data.rows, samples.inputs, data.encoding, shape)
     trainer = Trainer(pair, samples, data.rows, options.recipe, options.seed, options.device, options.checkpoint)
     if options.resume and trainer.resume():
         progress("resumed", 0.0)
-    return _Found(pair, samples, trainer.run(validate, progress))
+    return _Found(pair, trainer.run(validate, progress))
 
 
 def _figures(

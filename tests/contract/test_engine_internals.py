@@ -2,6 +2,7 @@
 
 import inspect
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -18,7 +19,10 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage
 from mode.threads import ServiceThread
 
-from workers.transport import Consumer, Producer
+from workers import resets
+from workers.inflight import BatchPolicy
+from workers.settings import load_settings
+from workers.transport import Consumer, Producer, create_app
 
 CONSUMER_METHODS = {
     "_drain_messages": ["self", "fetcher"],
@@ -137,3 +141,10 @@ def test_the_apps_state() -> None:
 def test_a_consumer_takes_how_long_a_fetch_waits_when_it_starts() -> None:
     assert "self._create_worker_consumer(transport)" in inspect.getsource(driver.AIOKafkaConsumerThread)
     assert "fetch_max_wait_ms=self._fetch_max_wait_ms" in inspect.getsource(AIOKafkaConsumer.start)
+
+
+def test_an_app_expects_resets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+    monkeypatch.setattr(resets, "expect_in_kafka_client", lambda: asked.append(1))
+    create_app("recall-requests", load_settings(data_dir=tmp_path), BatchPolicy(max_batch=1, in_flight=1))
+    assert asked == [1]

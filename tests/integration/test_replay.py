@@ -18,11 +18,12 @@ from tests.integration.test_dead_letters import recall
 from workers import replay as replaying
 from workers import topics
 from workers.clock import SystemClock
-from workers.dead_letter_topic import Wanted, read_until
+from workers.dead_letter_topic import Wanted
 from workers.kafka_client import connected, produce
 from workers.newer_items import NewerItems
 from workers.replay import ReplayOptions, Verdict, replay
 from workers.settings import Settings
+from workers.topic_standing import read_until
 
 HEADERS = (("trace", b"\xff\x00"), ("none", None), ("trace", b""))
 ALL = Wanted()
