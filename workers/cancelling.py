@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-AGAIN_S = 0.1
+AGAIN_S = 1.0  # what a task closes on its way out is not cut short
 
 
 async def cancel(*tasks: "asyncio.Task[Any]") -> None:
