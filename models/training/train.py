@@ -1,7 +1,7 @@
 """From events to a bundle by training: closed form, PyTorch, export. The counterpart of `models/fit.py`."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from models.evaluation.leave_one_out import LeaveOneOut
 from models.evaluation.timeline import Timeline
 from models.evaluation.window import Window
 from models.event_log import Catalogue, EventLog
+from models.extractors import Extract
 from models.fit import DIMS, FitError
 from models.samples import is_target
 from models.spec import Spec
@@ -53,6 +54,7 @@ class TrainOptions:
     leave_one_out: LeaveOneOut | None = None
     checkpoint: Path | None = None
     resume: bool = False
+    extractors: Mapping[str, Extract] = field(default_factory=dict)  # the code of those that the spec names
 
 
 def train(
@@ -78,7 +80,8 @@ def train(
     started = time.perf_counter()
     torch.set_num_threads(options.threads)
     progress("building samples", 0.0)
-    encoding = Encoding(spec, build_vocabularies(log, catalogue.item_ids, catalogue.attributes, spec))
+    words = build_vocabularies(log, catalogue.item_ids, catalogue.attributes, spec)
+    encoding = Encoding(spec, words, options.extractors)
     rows = item_inputs(catalogue.item_ids, catalogue.attributes, encoding)
     held_out_ms = _held_out_from(log, catalogue, encoding, options)
     data = _Data(catalogue, encoding, rows)

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import tensors
+from models.columns import UserFeatures
 from models.spec import Spec
-from models.tensors import Inputs, UserFeatures
+from models.tensors import Inputs
 from schemas.recall import CandidateList, Reason, RecallRequest, Status, Timings
 from schemas.records import TOKEN_SLICE, hash64_each, holds_event, seen_items
 from workers import select
