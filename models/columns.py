@@ -1,4 +1,4 @@
-"""What is visible of users and of their requests, in columns: what tensors are made of, and what extractors are given."""
+"""What is visible of users and of their requests, in columns: what tensors are made of, what extractors are given."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,8 +1,9 @@
 """From events to a bundle: samples, closed form, polish, content, graphs."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class FitOptions:
     dim: int = 64
     polish: bool | None = None
     seed: int = 0
-    extractors: Mapping[str, Extract] = field(default_factory=dict)
+    extractors: Mapping[str, Extract] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)

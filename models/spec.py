@@ -218,6 +218,12 @@ def _mistakes(spec: Spec) -> list[str]:
     if spec.target.at_least is not None and not math.isfinite(spec.target.at_least):
         found.append("target.at_least must be a finite number")
     found += _seen_mistakes(spec.seen) + _popular_mistakes(spec)
+    found += _all_fields_mistakes(spec) + _extractor_mistakes(spec)
+    return found + [f"filterable.{name}: {NOT_A_WORD}" for name in spec.filterable if not name.isidentifier()]
+
+
+def _all_fields_mistakes(spec: Spec) -> list[str]:
+    found = []
     if "code" in spec.item:
         found.append("item.code: the item tower's input item_code is the item's place in the vocabulary")
     for section in ("profile", "context", "item"):
@@ -225,8 +231,7 @@ def _mistakes(spec: Spec) -> list[str]:
             found += _field_mistakes(f"{section}.{name}", name, field)
     for name, sourced in spec.context.items():
         found += _source_mistakes(f"context.{name}", sourced)
-    found += _extractor_mistakes(spec)
-    return found + [f"filterable.{name}: {NOT_A_WORD}" for name in spec.filterable if not name.isidentifier()]
+    return found
 
 
 def _seen_mistakes(seen: Seen) -> list[str]:

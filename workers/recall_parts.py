@@ -9,6 +9,8 @@ from typing import Any
 from models.bundle import Bundle
 from workers.cancelling import cancel
 from workers.dependencies import Dependencies, Probe
+from workers.extractors import with_code
+from workers.features.of_spec import open_sourcing
 from workers.index.milvus import MilvusItemIndex
 from workers.index.milvus_collection import open_index
 from workers.index.schema import Collection
@@ -70,7 +72,8 @@ async def open_recall_parts(
     """
     bundle, names = active
     spec = bundle.spec
-    view = View(bundle.encoding, bundle.dim, bundle.version, names.collection, plans(settings.scenes, spec))
+    encoding = with_code(bundle, settings, tools.metrics).encoding
+    view = View(encoding, bundle.dim, bundle.version, names.collection, plans(settings.scenes, spec))
     tower = open_tower(bundle, "user", settings.tower_timeout_ms)
     opened.push_async_callback(tower.close)
     index = await open_index(settings, Collection(names.collection, bundle.dim, bundle.metric, bundle.version))
@@ -81,6 +84,7 @@ async def open_recall_parts(
     popularity = Popularity(bundle.encoding)
     counts = RedisPopularTable(client, settings, popularity.definition)
     popular = PopularLists(counts, facts, popularity.segments)
+    sourcing, probes = await open_sourcing(settings, spec, tools.dependencies, tools.metrics, opened)
     parts = Parts(
         users=RedisUserTable(client, settings),
         items=vectors,
@@ -94,6 +98,7 @@ async def open_recall_parts(
         },
         ladder=Ladder(popular, LastLists(settings.last_lists, settings.last_list_ttl_ms)),
         results=Results(settings.reuse_ms, looked_up=_reused(tools.metrics)),
+        sourcing=sourcing,
     )
     timeouts = StepTimeouts(settings.store_timeout_ms, settings.tower_timeout_ms, settings.index_timeout_ms)
     pipeline = RecallPipeline(view, parts, tools.clock, timeouts, tools.dependencies, tools.observe)
@@ -101,7 +106,8 @@ async def open_recall_parts(
     for work, every_s in ((follower.refresh, FEED_EVERY_S), (popular.refresh, settings.popular_refresh_ms / 1000)):
         following = tools.spawn(_repeat(work, every_s, tools.dependencies))
         opened.push_async_callback(cancel, following)
-    return RecallParts(view, parts, index, popular, pipeline, tower, {"milvus": index.ping, "tower": tower.ping})
+    probes |= {"milvus": index.ping, "tower": tower.ping}
+    return RecallParts(view, parts, index, popular, pipeline, tower, probes)
 
 
 def _counted(metrics: Metrics) -> Callable[[int, int], None]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.bundle import Bundle, BundleError
+from models.extractors import ExtractorError
 from models.fit import FitError
 from models.signature import Arrays
 from models.training.parity import Run
@@ -81,6 +82,7 @@ def train_bundle(source: Source, job: TrainingJob, folder: Path, checkpoint: Pat
         leave_one_out=split,
         checkpoint=checkpoint,
         resume=job.resume,
+        extractors=source.extractors,
     )
     try:
         return train(
@@ -93,7 +95,7 @@ def train_bundle(source: Source, job: TrainingJob, folder: Path, checkpoint: Pat
             open_onnx,
             lambda what, part: say(f"{what} {part:.0%}"),
         )
-    except (FitError, BundleError) as error:
+    except (FitError, BundleError, ExtractorError) as error:
         raise RecallError(str(error)) from error
 
 

@@ -13,6 +13,7 @@ PACKAGES = ("schemas", "models", "workers")
 ALLOWED = {"schemas": {"schemas"}, "models": {"schemas", "models"}, "workers": {"schemas", "models", "workers"}}
 VENDORS = {
     "redis": {"workers/stores"},
+    "httpx": {"workers/features/json_http.py"},
     "pymilvus": {"workers/index"},
     "grpc": {"workers/index", "workers/local/probes.py"},
     "onnxruntime": {"workers/towers"},
