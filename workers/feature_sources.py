@@ -56,8 +56,9 @@ class FeatureSourceSettings(BaseModel):
         return self
 
     def secrets(self) -> list[str]:
-        """Values of headers and of options that look like secrets."""
-        found = [header.get_secret_value() for header in self.headers.values()]
+        """Values of headers, whole and behind a word such as Bearer, and of options that look like secrets."""
+        headers = [header.get_secret_value() for header in self.headers.values()]
+        found = headers + [header.partition(" ")[2] for header in headers]
         return found + [str(value) for name, value in self.options.items() if is_secret(name)]
 
     def shown(self, url: str) -> dict[str, Any]:

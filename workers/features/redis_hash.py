@@ -24,6 +24,7 @@ class RedisFeatureSource:
         self._client = client
         self._prefix = prefix
         self._timeout_s = timeout_ms / 1000
+        self._free = asyncio.Semaphore(connect.POOL_SIZE)  # the client refuses what has no connection
 
     async def values(self, user_ids: Sequence[str], names: Sequence[str]) -> list[Mapping[str, Any]]:
         """One round trip per server."""
@@ -61,7 +62,7 @@ class RedisFeatureSource:
     @asynccontextmanager
     async def _call(self) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s), self._free:
                 with connect.translated():
                     yield
         except (DependencyTimeout, TimeoutError) as error:
