@@ -20,7 +20,7 @@ class Handler(BaseHTTPRequestHandler):
     """The two paths that a source asks."""
 
     protocol_version = "HTTP/1.1"
-    wbufsize = -1
+    wbufsize, disable_nagle_algorithm = -1, True
 
     def __init__(self, path: Path, *arguments: Any) -> None:
         self._store = path

@@ -39,6 +39,7 @@ class Backend(ABC):
         self.settings = settings
         self.folder = folder
         self.opened: list[FeatureSource] = []
+        self.direct = False  # past the proxy
 
     async def start(self) -> None:
         self.port = await self.serve()
@@ -49,6 +50,11 @@ class Backend(ABC):
         for source in self.opened:
             await source.close()
         await self.proxy.stop()
+
+    @property
+    def reached(self) -> int:
+        """The port that adapters are given."""
+        return self.port if self.direct else self.proxy.port
 
     @abstractmethod
     async def serve(self) -> int:
@@ -86,7 +92,7 @@ class RedisBackend(Backend):
         await pipeline.execute()
 
     def declared(self) -> dict[str, Any]:
-        return {"url": SecretStr(f"redis://127.0.0.1:{self.proxy.port}/0"), "prefix": self.prefix}
+        return {"url": SecretStr(f"redis://127.0.0.1:{self.reached}/0"), "prefix": self.prefix}
 
     async def stop(self) -> None:
         await super().stop()
@@ -128,7 +134,7 @@ class HttpBackend(ServedBackend):
         self.write(users)
 
     def declared(self) -> dict[str, Any]:
-        return {"url": SecretStr(f"http://127.0.0.1:{self.proxy.port}")}
+        return {"url": SecretStr(f"http://127.0.0.1:{self.reached}")}
 
 
 class FeastBackend(ServedBackend):
@@ -144,7 +150,7 @@ class FeastBackend(ServedBackend):
         self.write({"views": {"shop": {"features": features, "rows": users}}, "services": services})
 
     def declared(self) -> dict[str, Any]:
-        return {"url": SecretStr(f"http://127.0.0.1:{self.proxy.port}"), "feature_view": "shop"}
+        return {"url": SecretStr(f"http://127.0.0.1:{self.reached}"), "feature_view": "shop"}
 
 
 def started(argv: list[str], log: Path, port: int) -> "subprocess.Popen[bytes]":
