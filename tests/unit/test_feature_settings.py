@@ -1,14 +1,17 @@
 """Feature sources in the settings: read, checked, shown without secrets, and held against the spec."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 
 from models.spec import parse_spec
 from workers.doctor import configuration
-from workers.errors import ConfigurationError
+from workers.errors import ConfigurationError, DependencyError, DependencyUnavailable
 from workers.feature_sources import FeatureSourceSettings
+from workers.features.guarded import GuardedSource
 from workers.features.memory import MemoryFeatureSource
 from workers.features.opening import configured, open_source
 from workers.settings import load_settings
@@ -91,7 +94,7 @@ def test_a_spec_that_names_an_unknown_source_is_one_line() -> None:
 async def test_an_adapter_is_found_by_the_name_of_its_kind() -> None:
     settings = load_settings(sources={"shop": {"kind": "memory", "values": {"u": {"tier": "gold"}}}})
     source = open_source(settings, "shop")
-    assert isinstance(source, MemoryFeatureSource)
+    assert isinstance(source.source, MemoryFeatureSource)
     assert await source.values(["u", "v"], ["tier"]) == [{"tier": "gold"}, {}]
     with pytest.raises(ConfigurationError, match=r"sources\.shop\.kind = 'magic': there is no such adapter, only"):
         open_source(load_settings(sources={"shop": {"kind": "magic"}}), "shop")
@@ -124,4 +127,46 @@ def test_a_kind_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     settings = load_settings(sources={"shop": {"kind": "theirs", "options": {"tier": "gold"}}})
-    assert isinstance(open_source(settings, "shop"), MemoryFeatureSource)
+    assert isinstance(open_source(settings, "shop").source, MemoryFeatureSource)
+
+
+class Strange(MemoryFeatureSource):
+    """An adapter of somebody else's, with a mistake."""
+
+    def __init__(self, result: object) -> None:
+        super().__init__({})
+        self.result = result
+
+    async def values(self, user_ids: Sequence[str], names: Sequence[str]) -> Any:
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+    async def ping(self) -> None:
+        await self.values([], [])
+
+
+@pytest.mark.parametrize(
+    ("result", "line"),
+    [
+        (KeyError("tier"), "features.shop: KeyError: 'tier'"),
+        (ValueError("two\nlines"), "features.shop: ValueError: two lines"),
+        (RecursionError("too deep"), "features.shop: RecursionError: too deep"),
+        (DependencyUnavailable("theirs", "gone"), "features.shop: theirs: gone"),
+        (TimeoutError(), "features.shop: no answer in time"),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+async def test_whatever_an_adapter_raises_is_an_error_of_its_dependency(result: Exception, line: str) -> None:
+    source = GuardedSource("features.shop", Strange(result))
+    for call in (source.values(["u"], ["tier"]), source.ping()):
+        with pytest.raises(DependencyError) as raised:
+            await call
+        assert (str(raised.value), raised.value.dependency) == (line, "features.shop")
+
+
+@pytest.mark.parametrize("result", [None, [], [{}, {}], [None], {"u": {}}, ({},)], ids=repr)
+async def test_an_adapter_gives_one_mapping_for_each_user(result: object) -> None:
+    source = GuardedSource("features.shop", Strange(result))
+    with pytest.raises(DependencyUnavailable, match="does not give a list of 1 mappings, one for each user"):
+        await source.values(["u"], ["tier"])

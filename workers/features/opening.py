@@ -8,6 +8,7 @@ from models.spec import Spec
 from workers.adapters import Builtin, find
 from workers.errors import ConfigurationError, DependencyError
 from workers.features.given import Given
+from workers.features.guarded import GuardedSource
 from workers.ports import FeatureSource
 from workers.settings import Settings
 
@@ -40,13 +41,13 @@ def configured(settings: Settings, spec: Spec) -> None:
             raise ConfigurationError(f"{line}, which the setting `sources` does not have (it has {known})")
 
 
-def open_source(settings: Settings, name: str, timeout_ms: int | None = None) -> FeatureSource:
+def open_source(settings: Settings, name: str, timeout_ms: int | None = None) -> GuardedSource:
     """One source of the settings; it is not asked yet. `timeout_ms` in place of its own. Raises ConfigurationError."""
     declared = settings.sources[name]
     if timeout_ms is not None:
         declared = declared.model_copy(update={"timeout_ms": timeout_ms})
     opened: Open = find(f"sources.{name}.kind", declared.kind, BUILTINS, GROUP)
-    return opened(Given(dependency(name), declared, settings))
+    return GuardedSource(dependency(name), opened(Given(dependency(name), declared, settings)))
 
 
 async def lacking(name: str, source: FeatureSource, names: list[str]) -> str | None:
