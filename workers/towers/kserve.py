@@ -6,9 +6,9 @@ https://github.com/kserve/open-inference-protocol; bytes over REST are Triton's 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from models.bundle import Bundle
@@ -18,7 +18,7 @@ from workers.settings import Settings
 from workers.towers import bundled
 from workers.towers.messages import messages
 from workers.towers.remote import RemoteTower, open_remote
-from workers.towers.rest import Rest, read_json
+from workers.towers.rest import JSON_HEADERS, Rest, Sayable, read_json, to_json
 from workers.towers.rpc import Rpc
 from workers.towers.server import (
     DEPENDENCY,
@@ -36,7 +36,7 @@ JSON_LENGTH = "Inference-Header-Content-Length"  # of the JSON before the bytes
 DATATYPES = {"float32": "FP32", "int64": "INT64"}
 TYPES = {datatype: name for name, datatype in DATATYPES.items()}
 
-SERVICE = "inference.GRPCInferenceService"
+SERVICE = "inference.GRPCInferenceService"  # its methods begin with this
 PROTOCOL = messages(
     "recall_inference",
     """
@@ -129,8 +129,8 @@ class KServeRest:
         return self._asked.where
 
     def _path(self, what: str = "") -> str:
-        version = f"/versions/{self._asked.version}" if self._asked.version else ""
-        return f"/v2/models/{self._asked.model.name}{version}{what}"
+        version = f"/versions/{quote(self._asked.version, safe='')}" if self._asked.version else ""
+        return f"/v2/models/{quote(self._asked.model.name, safe='')}{version}{what}"
 
     async def describe(self) -> Description | None:
         """See ModelServer."""
@@ -149,24 +149,33 @@ class KServeRest:
     async def infer(self, inputs: Mapping[str, NDArray[Any]], timeout_s: float) -> dict[str, NDArray[Any]]:
         """See ModelServer."""
         del timeout_s  # the caller's to keep
-        shaped = self._asked.shaped(inputs)
-        wanted = [{"name": name} for name in self._asked.model.outputs]
-        request: dict[str, Any] = {"id": self._asked.next_id(), "outputs": wanted}
         if not self._binary:
-            request["inputs"] = [_tensor(name, array) | {"data": array.ravel()} for name, array in shaped.items()]
-            response = await self._rest.send("POST", self._path("/infer"), _json(request), JSON_HEADERS)
-            return self._read(read_json(response.content), b"")
+            return await self._infer_text(inputs)
+        shaped = self._asked.shaped(inputs)
+        wanted, request = self._begun()
         blobs = [array.tobytes() for array in shaped.values()]
         request["inputs"] = [
             _tensor(name, array) | {"parameters": {"binary_data_size": len(blob)}}
             for (name, array), blob in zip(shaped.items(), blobs, strict=True)
         ]
         request["outputs"] = [output | {"parameters": {"binary_data": True}} for output in wanted]
-        head = _json(request)
+        head = to_json(request)
         headers = {"content-type": "application/octet-stream", JSON_LENGTH: str(len(head))}
         response = await self._rest.send("POST", self._path("/infer"), b"".join([head, *blobs]), headers)
         length = int(response.headers.get(JSON_LENGTH, len(response.content)))
         return self._read(read_json(response.content[:length]), response.content[length:])
+
+    async def _infer_text(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        sayable = Sayable(inputs)
+        shaped = self._asked.shaped(sayable.inputs)
+        wanted, request = self._begun()
+        request["inputs"] = [_tensor(name, array) | {"data": array.ravel()} for name, array in shaped.items()]
+        request["outputs"] = wanted
+        response = await self._rest.send("POST", self._path("/infer"), to_json(request), JSON_HEADERS)
+        return sayable.answered(self._read(read_json(response.content), b""))
+
+    def _begun(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        return [{"name": name} for name in self._asked.model.outputs], {"id": self._asked.next_id()}
 
     def _read(self, answer: Any, blobs: bytes) -> dict[str, NDArray[Any]]:
         """The tensors of an answer: lists, or pieces of the bytes behind it in the order of the outputs."""
@@ -199,7 +208,7 @@ class KServeRpc:
     """One model over gRPC."""
 
     def __init__(self, settings: Settings, model: Model) -> None:
-        self._rpc = Rpc(settings, SERVICE)
+        self._rpc = Rpc(settings)
         self._asked = Asked(self._rpc.url, model)
         self._timeout_s = settings.tower_timeout_ms / 1000
 
@@ -218,9 +227,12 @@ class KServeRpc:
         tensors = [[(each.name, each.datatype, each.shape) for each in getattr(said, side)] for side in SIDES]
         return self._asked.described(*tensors)
 
+    async def _call(self, method: str, request: Any, timeout_s: float) -> Any:
+        return await self._rpc.call(f"{SERVICE}/{method}", request, PROTOCOL[f"{method}Response"], timeout_s)
+
     async def _metadata(self) -> Any:
         request = PROTOCOL["ModelMetadataRequest"](name=self._asked.model.name, version=self._asked.version)
-        return await self._rpc.call("ModelMetadata", request, PROTOCOL["ModelMetadataResponse"], self._timeout_s)
+        return await self._call("ModelMetadata", request, self._timeout_s)
 
     async def infer(self, inputs: Mapping[str, NDArray[Any]], timeout_s: float) -> dict[str, NDArray[Any]]:
         """See ModelServer."""
@@ -233,7 +245,7 @@ class KServeRpc:
             outputs=[PROTOCOL["RequestedOutput"](name=name) for name in self._asked.model.outputs],
             raw_input_contents=[array.tobytes() for array in shaped.values()],
         )
-        answer = await self._rpc.call("ModelInfer", request, PROTOCOL["ModelInferResponse"], timeout_s)
+        answer = await self._call("ModelInfer", request, timeout_s)
         self._asked.check_answer(answer.model_version)
         try:
             return dict(_tensors(answer))
@@ -243,7 +255,7 @@ class KServeRpc:
     async def ready(self) -> None:
         """See ModelServer."""
         request = PROTOCOL["ModelReadyRequest"](name=self._asked.model.name, version=self._asked.version)
-        answer = await self._rpc.call("ModelReady", request, PROTOCOL["ModelReadyResponse"], self._timeout_s)
+        answer = await self._call("ModelReady", request, self._timeout_s)
         if not answer.ready:
             raise DependencyUnavailable(DEPENDENCY, f"{self.where}: it is not ready")
 
@@ -253,11 +265,6 @@ class KServeRpc:
 
 
 SIDES = ("inputs", "outputs")
-JSON_HEADERS = {"content-type": "application/json"}
-
-
-def _json(value: object) -> bytes:
-    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _tensor(name: str, array: NDArray[Any]) -> dict[str, Any]:

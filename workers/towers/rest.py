@@ -1,10 +1,13 @@
 """HTTP to a model server: connections that stay open, and the translation of what can go wrong."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import httpx
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from workers.errors import DependencyError, DependencyTimeout, DependencyUnavailable
 from workers.settings import Settings
@@ -14,6 +17,7 @@ CONNECTIONS = 16
 KEPT_OPEN_S = 60.0
 REFUSED = {400, 413, 422, 500}  # of these rows, or of whatever is asked: see RemoteTower
 CLOSED_BY_SERVER = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
+JSON_HEADERS = {"content-type": "application/json"}
 LINE = 300  # characters of a server's message
 
 
@@ -74,10 +78,42 @@ class Rest:
         await self._client.aclose()
 
 
+def to_json(value: object) -> bytes:
+    """JSON of something that may hold arrays."""
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+class Sayable:
+    """Rows as JSON can say them, which has no NaN: such rows are asked for as zeros, and have no vector."""
+
+    def __init__(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        floats = [array.reshape(len(array), -1) for array in inputs.values() if array.dtype == np.float32]
+        self._bad = ~np.logical_and.reduce([np.isfinite(array).all(axis=1) for array in floats], axis=0)
+        self.inputs = dict(inputs)
+        if self._bad.any():
+            for name, array in inputs.items():
+                self.inputs[name] = array.copy()
+                self.inputs[name][self._bad] = 0
+
+    def answered(self, outputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The outputs, with NaN where the rows could not be said."""
+        if self._bad.any():
+            for array in outputs.values():
+                if len(array) == len(self._bad):
+                    array[self._bad] = np.nan
+        return outputs
+
+
+def read_arrays(answer: Mapping[str, Any], names: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """float32 of nested lists by name; null is NaN. Raises DependencyUnavailable for what is none."""
+    try:
+        return {name: np.array(answer[name], dtype=np.float32) for name in names if name in answer}
+    except (TypeError, ValueError) as error:
+        raise DependencyUnavailable(DEPENDENCY, f"its answer cannot be read: {error}") from error
+
+
 def read_json(content: bytes) -> Any:
     """Raises DependencyUnavailable for what is no JSON. NaN and Infinity, which JSON does not have, are read too."""
-    import json
-
     try:
         return orjson.loads(content)
     except ValueError:

@@ -28,12 +28,11 @@ LINE = 300  # characters of a server's message
 
 
 class Rpc:
-    """Calls by full name on one server. To be made inside a running event loop; connects at the first call."""
+    """Calls by full name, `package.Service/Method`. To be made in a running loop; connects at the first call."""
 
-    def __init__(self, settings: Settings, service: str) -> None:
+    def __init__(self, settings: Settings) -> None:
         parts = urlsplit(settings.tower_url)
         self.url = settings.tower_url
-        self._service = service
         if parts.scheme == "grpcs":
             self._channel = grpc.aio.secure_channel(parts.netloc, grpc.ssl_channel_credentials(), options=OPTIONS)
         else:
@@ -45,9 +44,10 @@ class Rpc:
     async def call(self, method: str, request: Any, response: Any, timeout_s: float) -> Any:
         """The answer, a `response`. Raises DependencyUnavailable, DependencyTimeout, Refused."""
         if method not in self._methods:
-            path = f"/{self._service}/{method}"
             self._methods[method] = self._channel.unary_unary(
-                path, request_serializer=type(request).SerializeToString, response_deserializer=response.FromString
+                f"/{method}",
+                request_serializer=type(request).SerializeToString,
+                response_deserializer=response.FromString,
             )
         try:
             return await self._methods[method](request, timeout=timeout_s, metadata=self._metadata)
