@@ -55,6 +55,11 @@ class Stack:
         return load_settings(**(addresses | overrides))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Which servers the suites of adapters run against: see tests/backends."""
+    parser.addoption("--backend", default="ours", help="a name of tests/backends/registry.py")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Start the keeper of the stack, in the process that leads the run; the stack itself starts when it is wanted."""
     if hasattr(config, "workerinput") or os.environ.get(RUNNING_VARIABLE):

@@ -60,7 +60,7 @@ from workers.stores.popular_redis import RedisPopularTable
 from workers.stores.same_redis import SameRedis
 from workers.stores.user_redis import GROUP as ACTIVITY_GROUP
 from workers.stores.user_redis import RedisUserTable
-from workers.towers.onnx import open_tower
+from workers.towers.opening import open_tower
 from workers.transport import (
     ask_broker,
     create_app,
@@ -191,7 +191,7 @@ async def _activity(worker: Worker) -> None:
 async def _items(worker: Worker) -> None:
     settings = worker.settings
     bundle, view = await until_done(lambda: _active_bundle(worker), worker.dependencies)
-    tower = open_tower(bundle, "item", settings.tower_timeout_ms)
+    tower = await until_done(lambda: open_tower(bundle, "item", settings), worker.dependencies)
     worker.tower = tower
     worker.opened.push_async_callback(tower.close)
     worker.probes["tower"] = tower.ping

@@ -308,6 +308,10 @@ class Tower(Protocol):
         """
         ...
 
+    async def ping(self) -> None:
+        """See that it can be asked now. Raises DependencyError."""
+        ...
+
     async def close(self) -> None:
         """Free the model."""
         ...

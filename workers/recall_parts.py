@@ -18,7 +18,7 @@ from workers.pipelines.ladder import Ladder
 from workers.pipelines.recall import Parts, RecallPipeline, StepTimeouts
 from workers.plans import plans
 from workers.popularity import Popularity
-from workers.ports import Clock
+from workers.ports import Clock, Tower
 from workers.remembered import LastLists, Results
 from workers.retry import until_done
 from workers.settings import Settings
@@ -31,7 +31,7 @@ from workers.stores.item_redis import RedisItemTable
 from workers.stores.popular_redis import RedisPopularTable
 from workers.stores.user_redis import RedisUserTable
 from workers.stores.vector_cache import VectorCache
-from workers.towers.onnx import OnnxTower, open_tower
+from workers.towers.opening import open_tower
 from workers.views import ActiveView
 
 FEED_EVERY_S = 0.2
@@ -57,7 +57,7 @@ class RecallParts:
     index: MilvusItemIndex
     popular: PopularLists
     pipeline: RecallPipeline
-    tower: OnnxTower
+    tower: Tower
     probes: dict[str, Probe]
 
 
@@ -71,7 +71,7 @@ async def open_recall_parts(
     bundle, names = active
     spec = bundle.spec
     view = View(bundle.encoding, bundle.dim, bundle.version, names.collection, plans(settings.scenes, spec))
-    tower = open_tower(bundle, "user", settings.tower_timeout_ms)
+    tower = await open_tower(bundle, "user", settings)
     opened.push_async_callback(tower.close)
     index = await open_index(settings, Collection(names.collection, bundle.dim, bundle.metric, bundle.version))
     opened.push_async_callback(index.close)

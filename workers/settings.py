@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import parse_qsl, quote, unquote
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import orjson
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -21,7 +21,9 @@ from workers.scenes import SceneSettings
 
 PREFIX = "RECALL_"
 TOML = "recall.toml"
-URLS = ("redis_url", "milvus_uri")  # may hold a password
+URLS = ("redis_url", "milvus_uri", "tower_url")  # may hold a password
+
+TOWER_SCHEMES = ("http", "https", "grpc", "grpcs")
 
 AgentKind = Literal["activity", "items", "recall"]
 SceneName = Annotated[str, Field(min_length=1, max_length=64)]
@@ -59,6 +61,15 @@ class Settings(BaseSettings):
     index_flat_below: int = 10_000
     index_ef: Annotated[int, Field(ge=1, le=32768)] = 200
 
+    tower: Annotated[str, Field(min_length=1)] = "onnx"  # or kserve, torchserve, tf_serving, or one of another package
+    tower_url: str = ""  # of the model server: http://, https:// REST; grpc://, grpcs:// gRPC
+    tower_user_model: Annotated[str, Field(min_length=1)] = "user_tower"  # {version}: the bundle's, in its place
+    tower_item_model: Annotated[str, Field(min_length=1)] = "item_tower"
+    tower_version: str = ""  # as the server names it; empty: the bundle's own, or the only one that it has
+    tower_max_batch: Annotated[int, Field(ge=1, le=4096)] = 64  # rows of one call; larger batches are split
+    tower_binary: bool = True  # tensors as bytes over REST, where the server takes them
+    tower_token: SecretStr = SecretStr("")
+
     scenes: dict[SceneName, SceneSettings] = {}  # what requests get; `default` where they name none
     reuse_ms: Annotated[int, Field(ge=0, le=1000)] = 1000  # how long an equal request gets the same search results
     last_lists: Annotated[int, Field(ge=0)] = 10_000  # users' lists kept in memory for when the index is unavailable
@@ -88,6 +99,22 @@ class Settings(BaseSettings):
             host, _, port = address.strip().rpartition(":")
             if not host or not port.isdecimal() or int(port) > 65535:
                 raise ValueError(f"{address.strip()!r} is not host:port")
+        return value
+
+    @field_validator("tower_url")
+    @classmethod
+    def _model_server(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            well = parts.scheme in TOWER_SCHEMES and bool(parts.hostname)
+            if value.startswith("grpc"):
+                well = well and parts.port is not None and not parts.path
+        except ValueError:
+            well = False
+        if value and not well:
+            raise ValueError("it is http://host, https://host, grpc://host:port or grpcs://host:port")
+        if "@" in value:
+            raise ValueError("no user and no password: what a model server wants is tower_token")
         return value
 
     @model_validator(mode="after")
@@ -128,8 +155,8 @@ class Settings(BaseSettings):
 
     def secrets(self) -> list[str]:
         """What must never be shown: passwords and tokens, as they were given and decoded."""
-        found = [self.milvus_token.get_secret_value()]
-        for url in (self.redis_url.get_secret_value(), self.milvus_uri):
+        found = [self.milvus_token.get_secret_value(), self.tower_token.get_secret_value()]
+        for url in (self.redis_url.get_secret_value(), self.milvus_uri, self.tower_url):
             password = url.rpartition("@")[0].partition("://")[2].partition(":")[2]
             parameters = parse_qsl(url.partition("?")[2])
             passwords = [password, *(value for name, value in parameters if _is_secret(name))]

@@ -14,8 +14,10 @@ ALLOWED = {"schemas": {"schemas"}, "models": {"schemas", "models"}, "workers": {
 VENDORS = {
     "redis": {"workers/stores"},
     "pymilvus": {"workers/index"},
-    "grpc": {"workers/index", "workers/local/probes.py"},
-    "onnxruntime": {"workers/towers"},
+    "grpc": {"workers/index", "workers/towers/rpc.py", "workers/local/probes.py"},
+    "google": {"workers/towers/messages.py"},
+    "httpx": {"workers/towers/rest.py"},
+    "onnxruntime": {"workers/towers/onnx.py"},
     "pyarrow": {"workers/parquet.py", "workers/parquet_columns.py"},
     "faust": {"workers/app.py", "workers/agents.py", "workers/transport.py", "workers/liveness.py"},
     "onnx": {"models/graphs.py", "models/pack.py"},

@@ -57,7 +57,7 @@ class OpeningRecall:
             except DependencyError as error:
                 self._failed(error)
                 await asyncio.sleep(next(again))
-        for dependency in REASONS:
+        for dependency in (*REASONS, "tower"):
             self._dependencies.worked(dependency)
 
     async def run(self, batch: Sequence[Incoming]) -> list[CandidateList]:

@@ -1,0 +1,139 @@
+"""HTTP to a model server: connections that stay open, and the translation of what can go wrong."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import httpx
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from workers.errors import DependencyError, DependencyTimeout, DependencyUnavailable
+from workers.settings import Settings
+from workers.towers.server import DEPENDENCY, NO_SUCH_MODEL, Refused
+
+CONNECTIONS = 16
+KEPT_OPEN_S = 60.0
+REFUSED = {400, 413, 422, 500}  # of these rows, or of whatever is asked: see RemoteTower
+CLOSED_BY_SERVER = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
+JSON_HEADERS = {"content-type": "application/json"}
+LINE = 300  # characters of a server's message
+
+
+class Rest:
+    """Requests to one server. A call's time bounds each of its steps; callers bound the whole."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.url = settings.tower_url.rstrip("/")
+        token = settings.tower_token.get_secret_value()
+        self._client = httpx.AsyncClient(
+            headers={"authorization": f"Bearer {token}"} if token else {},
+            limits=httpx.Limits(
+                max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS, keepalive_expiry=KEPT_OPEN_S
+            ),
+            timeout=settings.tower_timeout_ms / 1000,
+            trust_env=False,
+        )
+
+    async def get(self, path: str) -> Any:
+        """The JSON of a page. Raises DependencyUnavailable, Refused."""
+        return read_json((await self.send("GET", path)).content)
+
+    async def send(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> httpx.Response:
+        """The answer, its status 200. Raises DependencyUnavailable, DependencyTimeout, Refused.
+
+        A connection that the server has closed meanwhile is opened again, once: nothing here changes a server.
+        """
+        try:
+            try:
+                response = await self._client.request(method, self.url + path, content=body, headers=headers)
+            except CLOSED_BY_SERVER:
+                response = await self._client.request(method, self.url + path, content=body, headers=headers)
+        except httpx.TimeoutException as error:
+            raise DependencyTimeout(DEPENDENCY, f"{self.url}: no answer in time") from error
+        except httpx.HTTPError as error:
+            line = " ".join(str(error).split()) or type(error).__name__
+            raise DependencyUnavailable(DEPENDENCY, f"{self.url}: {line}") from error
+        except RuntimeError as error:  # httpx' of a closed client
+            raise DependencyUnavailable(DEPENDENCY, "the connection is closed") from error
+        if response.status_code != 200:
+            raise self._failure(response)
+        return response
+
+    def _failure(self, response: httpx.Response) -> DependencyError | Refused:
+        status, said = response.status_code, message(response.content)
+        if status in REFUSED or _failed_in_handler(response):
+            return Refused(f"{status}: {said}")
+        if status == 404:
+            return DependencyUnavailable(DEPENDENCY, f"{self.url}: {NO_SUCH_MODEL}: {said}")
+        if status in {401, 403}:
+            return DependencyUnavailable(DEPENDENCY, f"{self.url}: {status}: it wants another tower_token: {said}")
+        return DependencyUnavailable(DEPENDENCY, f"{self.url}: {status}: {said}")
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._client.aclose()
+
+
+def to_json(value: object) -> bytes:
+    """JSON of something that may hold arrays."""
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+class Sayable:
+    """Rows as JSON can say them, which has no NaN: such rows are asked for as zeros, and have no vector."""
+
+    def __init__(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        floats = [array.reshape(len(array), -1) for array in inputs.values() if array.dtype == np.float32]
+        self._bad = ~np.logical_and.reduce([np.isfinite(array).all(axis=1) for array in floats], axis=0)
+        self.inputs = dict(inputs)
+        if self._bad.any():
+            for name, array in inputs.items():
+                self.inputs[name] = array.copy()
+                self.inputs[name][self._bad] = 0
+
+    def answered(self, outputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The outputs, with NaN where the rows could not be said."""
+        if self._bad.any():
+            for array in outputs.values():
+                if len(array) == len(self._bad):
+                    array[self._bad] = np.nan
+        return outputs
+
+
+def read_arrays(answer: Mapping[str, Any], names: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """float32 of nested lists by name; null is NaN. Raises DependencyUnavailable for what is none."""
+    try:
+        return {name: np.array(answer[name], dtype=np.float32) for name in names if name in answer}
+    except (TypeError, ValueError) as error:
+        raise DependencyUnavailable(DEPENDENCY, f"its answer cannot be read: {error}") from error
+
+
+def read_json(content: bytes) -> Any:
+    """Raises DependencyUnavailable for what is no JSON. NaN and Infinity, which JSON does not have, are read too."""
+    try:
+        return orjson.loads(content)
+    except ValueError:
+        try:
+            return json.loads(content)
+        except ValueError as error:
+            raise DependencyUnavailable(DEPENDENCY, f"its answer is no JSON: {error}") from error
+
+
+def message(content: bytes) -> str:
+    """What a server says of an error, in one line."""
+    try:
+        found = orjson.loads(content)
+        text = str(next(found[key] for key in ("error", "message", "detail") if key in found))
+    except (ValueError, TypeError, StopIteration):
+        text = content.decode(errors="replace")
+    line = " ".join(text.split())
+    return line if len(line) <= LINE else f"{line[:LINE]}..."
+
+
+def _failed_in_handler(response: httpx.Response) -> bool:
+    """TorchServe says 503 of a model that fails too; its type tells it from overload."""
+    return response.status_code == 503 and b'"InternalServerException"' in response.content
