@@ -26,6 +26,7 @@ URLS = ("redis_url", "milvus_uri")  # may hold a password
 AgentKind = Literal["activity", "items", "recall"]
 SceneName = Annotated[str, Field(min_length=1, max_length=64)]
 LocalMilvus = Literal["auto", "server", "lite"]
+IndexType = Literal["auto", "FLAT", "HNSW", "IVF_FLAT"]
 AGENT_KINDS: tuple[AgentKind, ...] = ("activity", "items", "recall")
 
 
@@ -55,9 +56,15 @@ class Settings(BaseSettings):
     user_ttl_ms: int = 90 * 86_400_000
     popular_refresh_ms: Annotated[int, Field(ge=100)] = 5000  # how often a recall worker reads popular lists anew
 
-    index_type: Literal["auto", "FLAT", "HNSW"] = "auto"  # auto: FLAT for fewer than index_flat_below rows, else HNSW
+    index: Annotated[str, Field(min_length=1, max_length=64)] = "milvus"  # or faiss, memory, or an entry point's name
+    index_type: IndexType = "auto"  # auto: FLAT for fewer than index_flat_below rows, else HNSW
     index_flat_below: int = 10_000
     index_ef: Annotated[int, Field(ge=1, le=32768)] = 200
+    index_m: Annotated[int, Field(ge=2, le=2048)] = 16  # links of a node in a graph (HNSW)
+    index_ef_construction: Annotated[int, Field(ge=8, le=512)] = 200  # candidates for them when it is built
+    index_nlist: Annotated[int, Field(ge=1, le=65536)] = 128  # lists of IVF_FLAT
+    index_nprobe: Annotated[int, Field(ge=1, le=65536)] = 16  # of them, how many a search reads
+    index_snapshot_ms: Annotated[int, Field(ge=0)] = 60_000  # how often one in the process is written down; 0 = never
 
     scenes: dict[SceneName, SceneSettings] = {}  # what requests get; `default` where they name none
     reuse_ms: Annotated[int, Field(ge=0, le=1000)] = 1000  # how long an equal request gets the same search results

@@ -15,6 +15,7 @@ VENDORS = {
     "redis": {"workers/stores"},
     "pymilvus": {"workers/index"},
     "grpc": {"workers/index", "workers/local/probes.py"},
+    "faiss": {"workers/index"},
     "onnxruntime": {"workers/towers"},
     "pyarrow": {"workers/parquet.py", "workers/parquet_columns.py"},
     "faust": {"workers/app.py", "workers/agents.py", "workers/transport.py", "workers/liveness.py"},

@@ -10,6 +10,7 @@ import structlog
 
 from workers.errors import ConfigurationError, DependencyUnavailable, RowRefused
 from workers.index import milvus_wire as wire
+from workers.index.adapter import IndexAdapter
 from workers.index.milvus import MilvusItemIndex
 from workers.index.milvus_client import DEPENDENCY, NOT_FOUND, NOT_FOUND_BEFORE_2_3, MilvusClient
 from workers.index.milvus_protocol import milvus_pb2, schema_pb2
@@ -266,3 +267,6 @@ def _verify(described: Any, index: dict[str, str], collection: Collection) -> No
             raise ConfigurationError(
                 f"Milvus collection {collection.name} has {name} {is_now}, the bundle needs {should_be}"
             )
+
+
+ADAPTER = IndexAdapter(prepare_index, open_index)
