@@ -116,10 +116,15 @@ class Settings(BaseSettings):
 
     @property
     def milvus_file(self) -> Path | None:
-        """The file that `milvus_uri` names; None when it is an address."""
+        """The file that `milvus_uri` names; None when it is an address, and when the items are elsewhere."""
         uri = self.milvus_uri
         is_file = "://" not in uri and (uri.endswith(".db") or uri.startswith(("/", "./", "../", "~")))
-        return Path(uri).expanduser().absolute() if is_file else None
+        return Path(uri).expanduser().absolute() if is_file and self.index == "milvus" else None
+
+    @property
+    def stack_milvus(self) -> LocalMilvus | None:
+        """Which Milvus the local stack starts; None: the items are in a file, or elsewhere."""
+        return self.local_milvus if self.index == "milvus" and self.milvus_file is None else None
 
     def topic(self, name: str) -> str:
         """The topic's name under the namespace."""

@@ -40,6 +40,10 @@ def worker(
     if settings.milvus_file is not None and kind is Kind.ALL and not one_process:
         line = f"milvus_uri: {settings.milvus_uri} is a file, which only one process can open"
         raise ConfigurationError(f"{line}: recall worker all --one-process")
+    if settings.index != "milvus" and kind is not Kind.ACTIVITY and not one_process:
+        from workers.index.opening import require_together
+
+        require_together(settings)
     from workers import logs
 
     logs.configure(settings.secrets())
