@@ -21,6 +21,7 @@ from workers.index import snapshot
 from workers.index.schema import Collection
 from workers.index.snapshot import Snapshot, Unfit
 from workers.ports import Float32, Hits, IndexRows, ItemIndex, UInt64
+from workers.settings import Settings
 
 FOLDER = "index"  # in `data_dir`
 ROWS_AT_ONCE = 2000
@@ -160,19 +161,20 @@ class SearchedIndex:
 
 
 @contextmanager
-def held_alone(folder: Path, collection: str, name: str) -> Iterator[None]:
-    """While it lasts, no other process holds this collection with this folder. Raises ConfigurationError, one line."""
+def held_alone(settings: Settings) -> Iterator[None]:
+    """While it lasts, no other process on this data folder does so in this namespace. Raises ConfigurationError."""
+    folder = settings.data_dir / FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / f"{collection}.lock").open("ab")
+        lock = (folder / f"{settings.key('items')}.lock").open("ab")
     except OSError as error:
         raise ConfigurationError(f"{folder} cannot be written: {error.strerror}") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            line = f"index = {name!r}: another process holds the items of {collection} in {folder}"
-            raise ConfigurationError(f"{line}; all that use them run in one: recall worker all --one-process") from None
+            line = f"index = {settings.index!r}: another process holds the items of {folder}, and there is one for all"
+            raise ConfigurationError(line) from None
         yield
 
 

@@ -1,6 +1,6 @@
 """One place that opens item indexes, by the setting `index`: ours, and those that other packages register."""
 
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 
 from workers.adapters import Builtin, find
 from workers.errors import ConfigurationError, DependencyUnavailable
@@ -27,11 +27,17 @@ def adapter(settings: Settings) -> IndexAdapter:
     return found
 
 
-def require_together(settings: Settings) -> None:
-    """Raise ConfigurationError, one line, where an index lives in its process: nobody else can use it."""
-    if adapter(settings).in_process:
+def of_one_process(settings: Settings, *, together: bool) -> AbstractContextManager[None]:
+    """While it lasts, workers of this process, `together` all that there are, may use an index that lives in it.
+
+    Raises ConfigurationError, one line: they are not together, or another process of this namespace has such an index.
+    """
+    if not adapter(settings).in_process:
+        return nullcontext()
+    if not together:
         line = f"index = {settings.index!r} keeps the items in the process of the workers, and there is one for all"
         raise ConfigurationError(f"{line}: {TOGETHER}")
+    return held_alone(settings)
 
 
 async def open_index(settings: Settings, collection: Collection) -> ItemIndex:
@@ -66,18 +72,16 @@ class Indexes:
     async def prepare(self, collection: Collection, rows: int) -> tuple[ItemIndex, HeldIndex | None]:
         """For who writes. The second: the same, where it lives in this process and is to be filled.
 
-        Raises DependencyError, ConfigurationError: another process holds these items.
+        Raises DependencyError, ConfigurationError.
         """
         chosen = adapter(self._settings)
         if not chosen.in_process:
             index = await chosen.prepare(self._settings, collection, rows)
             self._opened.push_async_callback(index.close)
             return index, None
-        folder = self._settings.data_dir / FOLDER
-        self._opened.enter_context(held_alone(folder, collection.name, self._settings.index))
         index = await chosen.prepare(self._settings, collection, rows)
         self._opened.push_async_callback(index.close)
-        held = HeldIndex(self._settings.index, index, collection, folder)
+        held = HeldIndex(self._settings.index, index, collection, self._settings.data_dir / FOLDER)
         self._held[collection.name] = held
         return index, held
 
