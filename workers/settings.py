@@ -22,6 +22,14 @@ from workers.scenes import SceneSettings
 PREFIX = "RECALL_"
 TOML = "recall.toml"
 URLS = ("redis_url", "milvus_uri")  # may hold a password
+MILVUS_TLS = ("milvus_ca_file", "milvus_cert_file", "milvus_key_file", "milvus_server_name")
+MILVUS_OWN: dict[str, object] = {  # what is said of a Milvus beside its address, as it is where nothing is said
+    "milvus_token": SecretStr(""),
+    "milvus_user": "",
+    "milvus_password": SecretStr(""),
+    "milvus_database": "",
+    **dict.fromkeys(MILVUS_TLS, ""),
+}
 
 AgentKind = Literal["activity", "items", "recall"]
 SceneName = Annotated[str, Field(min_length=1, max_length=64)]
@@ -44,7 +52,14 @@ class Settings(BaseSettings):
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     redis_cluster: bool = False
     milvus_uri: str = "http://127.0.0.1:19530"  # or a file, `items.db`: Milvus Lite, for workers in one process
-    milvus_token: SecretStr = SecretStr("")
+    milvus_token: SecretStr = SecretStr("")  # user:password, or a key of an API
+    milvus_user: str = ""  # in place of a token, with
+    milvus_password: SecretStr = SecretStr("")
+    milvus_database: str = ""  # which must be there; empty: the server's default
+    milvus_ca_file: str = ""  # whose certificates the server's is checked against; empty: the usual ones
+    milvus_cert_file: str = ""  # of this client, for a server that asks for one, with
+    milvus_key_file: str = ""
+    milvus_server_name: str = ""  # that the server's certificate is for, where milvus_uri has another
     local_milvus: LocalMilvus = "auto"  # of the local stack; auto: the server where its package runs, else Milvus Lite
 
     partitions: Annotated[int, Field(ge=1, le=1024)] = 4
@@ -103,6 +118,19 @@ class Settings(BaseSettings):
             raise ValueError("user_ttl_ms must be longer than activity_retention_ms: a record outlives its events")
         return self
 
+    @model_validator(mode="after")
+    def _one_login(self) -> "Settings":
+        if self.milvus_token.get_secret_value() and self.milvus_user:
+            raise ValueError("milvus_token and milvus_user exclude each other")
+        if bool(self.milvus_user) is not bool(self.milvus_password.get_secret_value()):
+            raise ValueError("milvus_user and milvus_password go together")
+        if bool(self.milvus_cert_file) is not bool(self.milvus_key_file):
+            raise ValueError("milvus_cert_file and milvus_key_file go together")
+        encrypting = [name for name in MILVUS_TLS if getattr(self, name)]
+        if encrypting and not self.milvus_uri.startswith("https://"):
+            raise ValueError(f"{encrypting[0]} is of use only with a milvus_uri that begins with https://")
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -140,7 +168,7 @@ class Settings(BaseSettings):
 
     def secrets(self) -> list[str]:
         """What must never be shown: passwords and tokens, as they were given and decoded."""
-        found = [self.milvus_token.get_secret_value()]
+        found = [self.milvus_token.get_secret_value(), self.milvus_password.get_secret_value()]
         for url in (self.redis_url.get_secret_value(), self.milvus_uri):
             password = url.rpartition("@")[0].partition("://")[2].partition(":")[2]
             parameters = parse_qsl(url.partition("?")[2])

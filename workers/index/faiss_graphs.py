@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.index.catalogue import Mask, Slots
-from workers.index.effort import ef_for
+from workers.index.effort import ef_for, probes_for
 from workers.ports import Float32
 
 ROWS_PER_LIST = 39  # that k-means wants at least
@@ -102,15 +102,16 @@ class Ivf:
         self._index.train(matrix)
         self._index.set_direct_map_type(faiss.DirectMap.Hashtable)
         self._index.add_with_ids(matrix, np.arange(len(matrix)))
-        self._probes = min(probes, lists)
+        self._probes = probes
         self._items = len(matrix)
 
     def search(self, queries: Float32, depth: int, fitting: Mask | None) -> tuple[Float32, Slots]:
         """See Graph."""
-        selector = None
+        selector, share = None, 1.0
         if fitting is not None:
+            share = float(fitting.mean())
             selector = faiss.IDSelectorBitmap(np.packbits(fitting, bitorder="little"))
-        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=self._probes)
+        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=probes_for(self._probes, self._index.nlist, share))
         found: tuple[Float32, Slots] = self._index.search(queries, depth, params=parameters)
         return found
 
