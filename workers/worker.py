@@ -7,6 +7,7 @@ from typing import Any
 
 from workers.dependencies import Dependencies, Probe
 from workers.health import Condition
+from workers.index.opening import Indexes
 from workers.liveness import Liveness, liveness, oldest_batch, poll_turns
 from workers.local.ready import READING
 from workers.metrics import Metrics
@@ -27,6 +28,7 @@ class Worker:
     metrics: Metrics
     dependencies: Dependencies
     opened: AsyncExitStack
+    indexes: Indexes
     app: Any = None
     tower: Tower | None = None
     probes: dict[str, Probe] = field(default_factory=dict)

@@ -15,6 +15,7 @@ VENDORS = {
     "redis": {"workers/stores"},
     "pymilvus": {"workers/index"},
     "grpc": {"workers/index", "workers/towers/rpc.py", "workers/local/probes.py"},
+    "faiss": {"workers/index"},
     "google": {"workers/towers/messages.py"},
     "httpx": {"workers/towers/rest.py"},
     "onnxruntime": {"workers/towers/onnx.py"},

@@ -14,7 +14,7 @@ from workers.kafka_client import group_lag, produce
 from workers.local.discover import of_own_stack
 from workers.local.ready import wait_ready
 from workers.local.stack import LocalStack, wipe
-from workers.local.workers import WorkerProcesses
+from workers.local.workers import WorkerProcesses, in_one_process
 from workers.settings import Settings
 
 
@@ -24,7 +24,7 @@ class LiveSystem:
     def __init__(self, settings: Settings, told: Told) -> None:
         self.settings = settings
         self._told = told
-        self._stack = LocalStack(settings.data_dir, told.done, told.interrupted, settings.local_milvus)
+        self._stack = LocalStack(settings.data_dir, told.done, told.interrupted, settings.stack_milvus)
         self._workers = WorkerProcesses(settings)
 
     def start(self) -> dict[str, str]:
@@ -44,7 +44,7 @@ class LiveSystem:
             await views.activate(self.settings, bundle.path, bundle.version)
 
         asyncio.run(prepare())
-        self._workers = WorkerProcesses(self.settings)
+        self._workers = WorkerProcesses(self.settings, one_process=in_one_process(self.settings))
         self._workers.start()
         wait_ready(self._workers)
         self._note_workers()

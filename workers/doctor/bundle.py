@@ -62,6 +62,8 @@ async def _towers(settings: Settings, bundle: Bundle, figures: str) -> Finding:
 
 
 async def _collection(settings: Settings, bundle: Bundle, name: str) -> Finding:
+    if settings.index != "milvus":
+        return Finding(CHECK, Level.NOTE, f"collection {name} is not checked: index = {settings.index!r} holds it")
     if settings.milvus_file is not None:
         return Finding(CHECK, Level.NOTE, f"collection {name} is not checked: it stands in a file")
     try:

@@ -7,7 +7,7 @@ from models import tensors
 from workers import views
 from workers.doctor import start
 from workers.errors import ConfigurationError
-from workers.index.milvus_collection import open_index
+from workers.index.opening import open_index
 from workers.index.schema import Collection
 from workers.pipelines.items import ItemsView
 from workers.reconcile.examine import Parts
