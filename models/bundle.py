@@ -16,6 +16,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from models.extractors import Extract
 from models.spec import Spec, SpecError, load_spec
 from models.tensors import Encoding, Vocabularies
 
@@ -92,8 +93,11 @@ class Bundle:
         return self.path / ITEM_TOWER
 
 
-def load_bundle(path: Path) -> Bundle:
-    """Read and verify a bundle: every file's checksum, format, dim, metric, spec hash. Raises BundleError."""
+def load_bundle(path: Path, extractors: Mapping[str, Extract] | None = None) -> Bundle:
+    """Read and verify a bundle: every file's checksum, format, dim, metric, spec hash. Raises BundleError.
+
+    `extractors`: the code of those that its spec names, where inputs are to be made of facts.
+    """
     try:
         manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
     except OSError as error:
@@ -118,7 +122,7 @@ def load_bundle(path: Path) -> Bundle:
         raise BundleError(f"{path}: {error}") from error
     if spec.hash != manifest.spec_hash:
         raise BundleError(f"{path / FEATURES} is not the spec that the towers were made for")
-    return Bundle(path, manifest, Encoding(spec, Vocabularies(words.values, words.item_ids)))
+    return Bundle(path, manifest, Encoding(spec, Vocabularies(words.values, words.item_ids), extractors or {}))
 
 
 def encode_vocabularies(vocabularies: Vocabularies) -> bytes:
@@ -175,7 +179,7 @@ def write_bundle(
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise BundleError(f"{folder} cannot be written: {error.strerror}") from error
-    return load_bundle(path)
+    return load_bundle(path, encoding.extractors)
 
 
 def _identity(sums: Mapping[str, str], dim: int, metric: str) -> str:

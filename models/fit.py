@@ -1,7 +1,8 @@
 """From events to a bundle: samples, closed form, polish, content, graphs."""
 
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from models import graphs
 from models.bundle import Bundle, write_bundle
 from models.closed_form import Penalty, content_ridge, solve
 from models.event_log import Catalogue, EventLog
+from models.extractors import Extract, ExtractorError
 from models.polish import polish
 from models.samples import Samples, build_samples, design, history_counts, user_fields
 from models.signature import width
@@ -40,11 +42,12 @@ class FitError(ValueError):
 
 @dataclass(frozen=True)
 class FitOptions:
-    """`polish` None = when there are enough positives."""
+    """`polish` None = when there are enough positives. `extractors`: the code of those that the spec names."""
 
     dim: int = 64
     polish: bool | None = None
     seed: int = 0
+    extractors: Mapping[str, Extract] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,13 @@ def fit(
         raise FitError(f"dim is {options.dim}, one of {', '.join(map(str, DIMS))} is possible")
     started = time.perf_counter()
     progress("building samples", 0.0)
-    encoding = Encoding(spec, build_vocabularies(log, catalogue.item_ids, catalogue.attributes, spec))
+    words = build_vocabularies(log, catalogue.item_ids, catalogue.attributes, spec)
+    encoding = Encoding(spec, words, options.extractors)
     code_weight, position_weight = history_weights(spec)
-    samples = build_samples(log, catalogue, encoding, code_weight, position_weight)
+    try:
+        samples = build_samples(log, catalogue, encoding, code_weight, position_weight)
+    except ExtractorError as error:
+        raise FitError(str(error)) from error
     if len(samples.item) == 0:
         raise FitError(f"no {spec.target.action!r} event that is a target names an item of the catalogue")
     samples_s = time.perf_counter() - started
@@ -189,9 +196,11 @@ def dense_scale(dense: Float32, encoding: Encoding) -> Float32:
     """float32[m]: the root mean square of numbers, 1 for other columns: a step of the polish is the same for all."""
     scale, start = np.ones(dense.shape[1], dtype=np.float32), FIRST_FIELD
     for name, field in user_fields(encoding).items():
-        if field.kind == "number":
-            scale[start] = np.sqrt(np.square(dense[:, start], dtype=np.float64).mean()) or 1
-        start += width(field, name, encoding.vocabularies)
+        end = start + width(field, name, encoding.vocabularies)
+        if field.kind in {"number", "vector"}:
+            size = np.sqrt(np.square(dense[:, start:end], dtype=np.float64).mean(axis=0))
+            scale[start:end] = np.where(size > 0, size, 1)
+        start = end
     return scale
 
 

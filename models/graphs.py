@@ -111,8 +111,9 @@ def user_tower(tower: UserTower, encoding: Encoding, dim: int) -> bytes:
     columns = graph.node("Concat", graph.node("Reciprocal", more), nobody, events, pause, apart, later, axis=1)
     dense = graph.node("Gemm", columns, graph.constant(tower.aggregates), graph.constant(tower.bias))
 
-    fields = {f"profile_{name}": field for name, field in spec.profile.items()}
+    fields: dict[str, Field] = {f"profile_{name}": field for name, field in spec.profile.items()}
     fields |= {f"context_{name}": field for name, field in spec.context.items()}
+    fields |= {name.replace(".", "_", 1): field for name, field in spec.vectors.items()}
     terms = [history, dense, *_field_terms(graph, fields, tower.fields, share=False)]
     _output(graph, graph.total(terms), signature.USER_EMBEDDING, tower.unit_length)
     return graph.serialize()
@@ -145,7 +146,9 @@ def _field_terms(graph: Graph, fields: Mapping[str, Field], weights: FieldWeight
             continue
         if len(weights[name]) == 0:  # a multi field whose vocabulary is empty
             continue
-        values = name if field.kind == "multi" else graph.node("Unsqueeze", name, graph.constant([1], np.int64))
+        values = (
+            name if field.kind in {"multi", "vector"} else graph.node("Unsqueeze", name, graph.constant([1], np.int64))
+        )
         if field.kind == "multi" and share:
             count = graph.node("ReduceSum", values, graph.constant([1], np.int64), keepdims=1)
             values = graph.node("Div", values, graph.node("Max", count, graph.constant(1.0)))

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.columns import UserFeatures
 from models.spec import Spec
-from models.tensors import Encoding, Inputs, UserFeatures, user_inputs
+from models.tensors import Encoding, Inputs, user_inputs
 from schemas.records import hash64
 
 

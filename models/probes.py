@@ -70,6 +70,10 @@ def users(encoding: Encoding, vectors: NDArray[np.float32], rows: int, *, number
         }
         | _fields("profile", spec.profile, encoding, rows, rng, numbers=numbers)
         | _fields("context", spec.context, encoding, rows, rng, numbers=numbers)
+        | {
+            name.replace(".", "_", 1): rng.standard_normal((rows, vector.size)).astype(np.float32) * np.float32(numbers)
+            for name, vector in spec.vectors.items()
+        }
     )
 
 

@@ -8,11 +8,12 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from models.columns import UserFeatures
 from models.event_log import Catalogue, EventLog
-from models.positives import target_events
+from models.positives import sample_inputs, target_events
 from models.signature import width
 from models.spec import Field
-from models.tensors import Encoding, Inputs, UserFeatures, encode_fields, event_codes, history_inputs, log_features
+from models.tensors import Encoding, Inputs, event_codes, log_features
 
 CHUNK = 65_536
 Float32 = NDArray[np.float32]
@@ -67,11 +68,9 @@ def build_samples(
     requests, request = target_requests(log, positives, encoding)
     parts, dense = [], []
     for chunk, features in chunks(log, requests, encoding):
-        inputs = history_inputs(features, chunk.as_of_ms, encoding.spec)
+        inputs = sample_inputs(features, chunk.as_of_ms, chunk.contexts, encoding)
         parts.append(_history(features, inputs, catalogue, code_weight, position_weight, encoding))
-        contexts = [context or {} for context in chunk.contexts]
-        context = encode_fields("context", encoding.spec.context, contexts, encoding.vocabularies)
-        dense.append(dense_columns(inputs | features.profile | context, encoding))
+        dense.append(dense_columns(inputs, encoding))
     times = log.timestamp_ms[positives]
     age_days = ((times.max(initial=0) - times) / 86_400_000).astype(np.float32)
     history = sp.vstack(parts, format="csr") if parts else sp.csr_matrix((0, len(catalogue)), dtype=np.float32)
@@ -92,7 +91,7 @@ def chunks(log: EventLog, requests: Requests, encoding: Encoding) -> Iterator[tu
 
 
 def dense_columns(inputs: Inputs, encoding: Encoding) -> Float32:
-    """float32[R, m]: 1, six aggregates, then the blocks of profile and context, as graphs.user_tower sees them."""
+    """float32[R, m]: 1, six aggregates, then the blocks of `user_fields`, as graphs.user_tower sees them."""
     count, gap = inputs["event_count"], inputs["gap_s"]
     session_s = encoding.spec.history.session_ms / 1000
     aggregates = [
@@ -111,10 +110,11 @@ def dense_columns(inputs: Inputs, encoding: Encoding) -> Float32:
 
 
 def user_fields(encoding: Encoding) -> dict[str, Field]:
-    """`section.name` -> field, for what the user tower sees beside the history."""
+    """`section.name` -> field, for what the user tower sees beside the history: profile, context, extractors."""
     spec = encoding.spec
-    profile = {f"profile.{name}": field for name, field in spec.profile.items()}
-    return profile | {f"context.{name}": field for name, field in spec.context.items()}
+    fields: dict[str, Field] = {f"profile.{name}": field for name, field in spec.profile.items()}
+    fields |= {f"context.{name}": field for name, field in spec.context.items()}
+    return fields | spec.vectors
 
 
 def design(field: Field, name: str, values: NDArray[Any], encoding: Encoding) -> Float32:

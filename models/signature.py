@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from models.spec import Field
+from models.spec import Field, Vector
 from models.tensors import Encoding, Vocabularies
 
 Type = Literal["float32", "int64"]
@@ -38,6 +38,7 @@ def user_inputs(encoding: Encoding, dim: int) -> Arrays:
         }
         | _fields("profile", encoding.spec.profile, encoding.vocabularies)
         | _fields("context", encoding.spec.context, encoding.vocabularies)
+        | {name.replace(".", "_", 1): Array("float32", (v.size,)) for name, v in encoding.spec.vectors.items()}
     )
 
 
@@ -58,6 +59,8 @@ def item_outputs(dim: int) -> Arrays:
 
 def width(field: Field, name: str, vocabularies: Vocabularies) -> int:
     """How many weights a field has per dimension: its codes, 0 included; a multi field has no code 0."""
+    if isinstance(field, Vector):
+        return field.size
     if field.kind == "category":
         return len(vocabularies.values.get(name, ())) + 1
     if field.kind == "multi":

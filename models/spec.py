@@ -5,17 +5,20 @@ import math
 import re
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
 
 from schemas.records import MAX_HISTORY_ROWS, MAX_SEEN_ITEMS
 
-Kind = Literal["category", "multi", "number", "bucket"]
+Kind = Literal["category", "multi", "number", "bucket", "vector"]
+Value = str | bool | int | float | list[str] | None
 FilterType = Literal["number", "string", "bool", "strings"]
 MAX_CODES = 64
 MIN_HALF_LIFE_MS = 60_000
+LARGEST = 3e38  # of float32
+MAX_WIDTH = 1024  # of an extractor's column
 LATER_IN_SEEN = {"window_ms": 0, "cap": MAX_SEEN_ITEMS}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # of files, collections and consumer groups
 NOT_A_WORD = "a field's name must be a word of letters, digits and underscores"
@@ -31,6 +34,27 @@ class Field(Struct, frozen=True, forbid_unknown_fields=True):
     kind: Kind
     edges: tuple[float, ...] = ()  # bucket only: code 1 below the first edge, ..., 0 when missing
     log: bool = False  # number only: log1p of it, for prices and counts
+
+
+class ContextField(Field, frozen=True, forbid_unknown_fields=True):
+    """A value of a request's own context. With `source`, a value that the request lacks is asked of that source."""
+
+    source: str = ""  # a name of the setting `sources`
+    default: Value = None  # what a missing value counts as, in serving and in training; none = the field's zero
+    required: bool = False  # without it the towers are not asked: the answer is `degraded`
+
+
+class Vector(Field, frozen=True, forbid_unknown_fields=True):
+    """A column of an extractor: `size` numbers. No spec file declares it as a field."""
+
+    size: int = 1
+
+
+class Extractor(Struct, frozen=True, forbid_unknown_fields=True):
+    """Code that makes inputs of the user tower, `NAME_COLUMN`. Other code, or another result, is another version."""
+
+    version: str
+    outputs: dict[str, int]  # column -> its width
 
 
 class Code(Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,10 +112,11 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True):
     target: Target
     seen: Seen = Seen()
     profile: dict[str, Field] = {}
-    context: dict[str, Field] = {}
+    context: dict[str, ContextField] = {}
     item: dict[str, Field] = {}
     filterable: dict[str, FilterType] = {}
     popular: Popular = Popular()
+    extractors: dict[str, Extractor] = {}
 
     @property
     def seen_actions(self) -> frozenset[str]:
@@ -102,6 +127,24 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True):
     def actions(self) -> frozenset[str]:
         """Every action that the spec names; others are kept in the history and have no weight."""
         return frozenset({code.action for code in self.history.codes} | {self.target.action, *self.seen.actions})
+
+    @property
+    def sourced(self) -> dict[str, dict[str, ContextField]]:
+        """Fields of the context by the source that is asked for them: source -> name -> field."""
+        found: dict[str, dict[str, ContextField]] = {}
+        for name, field in self.context.items():
+            if field.source:
+                found.setdefault(field.source, {})[name] = field
+        return found
+
+    @property
+    def vectors(self) -> dict[str, Vector]:
+        """What extractors give: `NAME.COLUMN` -> its width."""
+        return {
+            f"{name}.{column}": Vector(kind="vector", size=width)
+            for name, extractor in self.extractors.items()
+            for column, width in extractor.outputs.items()
+        }
 
     @property
     def hash(self) -> str:
@@ -115,6 +158,13 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True):
                 del canonical["seen"][key]
         if self.popular == Popular():
             del canonical["popular"]
+        if not self.extractors:
+            del canonical["extractors"]
+        plain = ContextField(kind="number")
+        for name, field in self.context.items():
+            for key in ("source", "default", "required"):
+                if getattr(field, key) == getattr(plain, key):
+                    del canonical["context"][name][key]
         return hashlib.sha256(msgspec.json.encode(canonical)).hexdigest()
 
 
@@ -168,12 +218,20 @@ def _mistakes(spec: Spec) -> list[str]:
     if spec.target.at_least is not None and not math.isfinite(spec.target.at_least):
         found.append("target.at_least must be a finite number")
     found += _seen_mistakes(spec.seen) + _popular_mistakes(spec)
+    found += _all_fields_mistakes(spec) + _extractor_mistakes(spec)
+    return found + [f"filterable.{name}: {NOT_A_WORD}" for name in spec.filterable if not name.isidentifier()]
+
+
+def _all_fields_mistakes(spec: Spec) -> list[str]:
+    found = []
     if "code" in spec.item:
         found.append("item.code: the item tower's input item_code is the item's place in the vocabulary")
     for section in ("profile", "context", "item"):
         for name, field in getattr(spec, section).items():
             found += _field_mistakes(f"{section}.{name}", name, field)
-    return found + [f"filterable.{name}: {NOT_A_WORD}" for name in spec.filterable if not name.isidentifier()]
+    for name, sourced in spec.context.items():
+        found += _source_mistakes(f"context.{name}", sourced)
+    return found
 
 
 def _seen_mistakes(seen: Seen) -> list[str]:
@@ -208,10 +266,64 @@ def _field_mistakes(where: str, name: str, field: Field) -> list[str]:
     found = []
     if not name.isidentifier():
         found.append(f"{where}: {NOT_A_WORD}")
+    if field.kind == "vector":
+        found.append(f"{where}: kind vector is what extractors give, a field is category, multi, number or bucket")
     if (field.kind == "bucket") != bool(field.edges):
         found.append(f"{where}: edges belong to kind bucket, and it needs them")
     if list(field.edges) != sorted(set(field.edges)) or not all(math.isfinite(edge) for edge in field.edges):
         found.append(f"{where}: edges must be finite and rise")
     if field.log and field.kind != "number":
         found.append(f"{where}: log belongs to kind number")
+    return found
+
+
+def _source_mistakes(where: str, field: ContextField) -> list[str]:
+    found = []
+    if field.source and not NAME.fullmatch(field.source):
+        found.append(f"{where}: source is {field.source!r}, must be letters, digits, underscores and hyphens")
+    if not field.source and (field.required or field.default is not None):
+        found.append(f"{where}: default and required belong to a field with a source")
+    if field.default is None:
+        return found
+    if field.required:
+        found.append(f"{where}: a required value has no default")
+    if not is_value(field, field.default):
+        found.append(f"{where}: default {field.default!r} is no value of kind {field.kind}")
+    return found
+
+
+def is_value(field: Field, value: Any) -> bool:
+    """Whether a value is of the type that a field's kind takes: else it counts as missing."""
+    if field.kind in {"number", "bucket"}:
+        return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
+    if field.kind == "multi" and isinstance(value, list):
+        return all(_is_word(element) for element in value)
+    return _is_word(value)
+
+
+def _is_word(value: Any) -> bool:
+    if isinstance(value, int | float):
+        return -LARGEST <= value <= LARGEST
+    return isinstance(value, str) and value != ""
+
+
+def _extractor_mistakes(spec: Spec) -> list[str]:
+    found = []
+    taken = {"history_vectors", "history_codes", "history_age_s", "event_count", "gap_s"}
+    for name, extractor in spec.extractors.items():
+        where = f"extractors.{name}"
+        if not name.isidentifier() or name in {"history", "profile", "context", "item"}:
+            found.append(f"{where}: {NOT_A_WORD}, other than history, profile, context and item")
+        if not extractor.version:
+            found.append(f"{where}.version is empty")
+        if not extractor.outputs:
+            found.append(f"{where}.outputs names no column")
+        for column, width in extractor.outputs.items():
+            if not column.isidentifier():
+                found.append(f"{where}.outputs.{column}: {NOT_A_WORD}")
+            if not 1 <= width <= MAX_WIDTH:
+                found.append(f"{where}.outputs.{column} is {width}, 1 to {MAX_WIDTH} are possible")
+            if f"{name}_{column}" in taken:
+                found.append(f"{where}.outputs.{column}: the user tower has an input {name}_{column} already")
+            taken.add(f"{name}_{column}")
     return found

@@ -7,6 +7,7 @@ User tower (B users, H = history.length, D = dimension):
     event_count      float32[B]        events with an item so far
     gap_s            float32[B]        age of the newest one, 0 when there is none
     profile_NAME, context_NAME         see `encode_field`
+    EXTRACTOR_COLUMN float32[B, W]     see models/extractors.py
 Item tower (N items):
     item_code        int64[N]          position in the fit's vocabulary, 0 = not in it
     item_NAME                          see `encode_field`
@@ -18,15 +19,17 @@ profile values.
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from models.columns import RequestColumns, UserFeatures
 from models.event_log import EventLog
-from models.spec import Field, Spec
+from models.extractors import Extract, extracted
+from models.spec import Field, Spec, is_value
 from schemas.records import HISTORY_ROW, MAX_HISTORY_ROWS, ProfileField, RecordFormatError, UserRecord, hash64
 
 Inputs = dict[str, NDArray[Any]]
@@ -57,24 +60,11 @@ class Vocabularies:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How facts become tensors for one bundle: its spec and its vocabularies."""
+    """How facts become tensors for one bundle: its spec, its vocabularies, and the code of its extractors."""
 
     spec: Spec
     vocabularies: Vocabularies
-
-
-@dataclass(frozen=True)
-class UserFeatures:
-    """What is visible of B users at their requests' times, in columns."""
-
-    item_hashes: NDArray[np.uint64]  # uint64[B, H], newest last, 0 = none
-    codes: NDArray[np.int64]  # int64[B, H]
-    timestamps_ms: NDArray[np.int64]  # int64[B, H], 0 = none
-    counts: NDArray[np.int64]  # int64[B]
-    newest_ms: NDArray[np.int64]  # int64[B], of the newest visible event with an item, 0 = none
-    known: NDArray[np.bool_]  # bool[B]: something is stored of this user
-    unreadable: NDArray[np.bool_]  # bool[B]: there is one, of a format that this version cannot read
-    profile: Inputs  # profile_NAME -> array
+    extractors: Mapping[str, Extract] = field(default_factory=dict)
 
 
 def user_features(
@@ -145,13 +135,25 @@ def user_inputs(
     contexts: Sequence[Mapping[str, Any] | None],
     encoding: Encoding,
 ) -> Inputs:
-    """The user tower's inputs for B requests at the times `as_of_ms` int64[B]."""
+    """The user tower's inputs for B requests at the times `as_of_ms` int64[B]. Raises ExtractorError."""
     spec = encoding.spec
+    filled = with_defaults(contexts, spec)
     inputs = history_inputs(features, as_of_ms, spec)
     inputs["history_vectors"] = history_vectors
     inputs |= features.profile
-    inputs |= encode_fields("context", spec.context, [context or {} for context in contexts], encoding.vocabularies)
+    inputs |= encode_fields("context", spec.context, filled, encoding.vocabularies)
+    if spec.extractors:
+        inputs |= extracted(spec.extractors, encoding.extractors, features, RequestColumns(as_of_ms, filled))
     return inputs
+
+
+def with_defaults(contexts: Sequence[Mapping[str, Any] | None], spec: Spec) -> list[Mapping[str, Any]]:
+    """Contexts in which a value that is missing, or of another type, is the field's default, where it has one."""
+    filled: list[Mapping[str, Any]] = [context or {} for context in contexts]
+    for name, declared in spec.context.items():
+        if declared.default is not None:
+            filled = [row if is_value(declared, row.get(name)) else {**row, name: declared.default} for row in filled]
+    return filled
 
 
 def segments(features: UserFeatures, encoding: Encoding) -> list[str | None]:
@@ -247,6 +249,8 @@ class ValueCounts:
             }
             for section in ("profile", "context", "item")
         }
+        for name, counts in self._counts["context"].items():
+            counts.update(category_name(e) for e in _elements(spec.context[name].default))  # has a code at all events
 
     def add(self, section: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Take in facts of a section: profile changes, contexts, or attributes of items."""

@@ -59,6 +59,7 @@ class Reason(StrEnum):
     """Why an answer is what it is; an open list, readers must accept new ones."""
 
     COLD_START = "cold_start"
+    FEATURE_DEFAULTED = "feature_defaulted"
     SHORT_LIST = "short_list"
     FEATURES_UNAVAILABLE = "features_unavailable"
     FEATURES_STALE = "features_stale"

@@ -47,6 +47,11 @@ class Dependencies:
         self.now_s = now_s
         self._outages: dict[str, _Outage] = {}
         self._breakers: dict[str, Breaker] = {}
+        self._spared: set[str] = set()
+
+    def can_do_without(self, name: str) -> None:
+        """One whose outage is told, and does not make the worker unready."""
+        self._spared.add(name)
 
     def breaker(self, name: str) -> Breaker:
         """The one that calls to a dependency share, where somebody waits for them. `worked` closes it."""
@@ -70,8 +75,10 @@ class Dependencies:
             log.info("dependency is back", dependency=name, after_s=round(self.now_s() - outage.since_s, 1))
 
     def missing(self) -> str | None:
-        """One line on a dependency that fails now, with its error; None when none does."""
+        """One line on a dependency that fails now and is needed, with its error; None when none does."""
         for name, outage in self._outages.items():
+            if name in self._spared:
+                continue
             line = f"{outage.error} (for {self.now_s() - outage.since_s:.0f} s)"
             opened_s = self._breakers[name].open_since_s if name in self._breakers else None
             if opened_s is not None:

@@ -18,6 +18,7 @@ from models.evaluation.timeline import AT_ONCE, Delay, Timeline
 from models.evaluation.two_tower import TowerRanker
 from models.evaluation.window import Window, time_window
 from models.event_log import Catalogue
+from models.extractors import ExtractorError
 from models.tensors import Encoding, Vocabularies
 from workers.demo.told import Told
 from workers.errors import ConfigurationError, RecallError
@@ -170,7 +171,7 @@ def _leave_one_out(source: Source, question: Question) -> Setting:
 
 def _load(path: Path, setting: Setting) -> Bundle:
     try:
-        bundle = load_bundle(path)
+        bundle = load_bundle(path, setting.source.extractors)
     except BundleError as error:
         raise ConfigurationError(str(error)) from error
     fitted_until = bundle.manifest.figures.get("newest_event_ms")
@@ -216,7 +217,7 @@ def _ranked(name: str, ranker: Ranker, setting: Setting, delay: Delay, told: Tol
     started = time.perf_counter()
     try:
         ranking = rank(ranker, setting.visible, setting.window, _progress(told, f"{name}: ranking"), delay)
-    except RankingError as error:
+    except (RankingError, ExtractorError) as error:
         raise RecallError(f"{name}: {error}") from error
     return ranking, time.perf_counter() - started
 

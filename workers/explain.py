@@ -20,6 +20,7 @@ from workers.errors import ConfigurationError
 from workers.index import predicate
 from workers.metrics import Metrics
 from workers.pipelines.admission import Incoming
+from workers.pipelines.inputs import user_inputs
 from workers.pipelines.rows import Found, Row
 from workers.ports import Clock
 from workers.recall_parts import RecallParts, Tools, open_recall_parts
@@ -56,7 +57,7 @@ class Explainer:
         self._clock = clock
 
     async def explain(self, request: RecallRequest, item_id: str | None = None) -> dict[str, Any]:
-        """A JSON object: `user`, `inputs`, `sources`, `answer`, and `item` when one is asked about.
+        """A JSON object: `user`, `features`, `inputs`, `sources`, `answer`, and `item` when one is asked about.
 
         Raises DependencyError when a backend fails that only the explanation needs.
         """
@@ -65,6 +66,7 @@ class Explainer:
         if row is None:
             return report
         report["user"] = await self._user(row)
+        report["features"] = self._features(row)
         report["inputs"] = await self._inputs(row)
         report["sources"] = {name: await self._source(row, found) for name, found in row.found.items()}
         if item_id is not None:
@@ -105,6 +107,14 @@ class Explainer:
             "events": events,
         }
 
+    def _features(self, row: Row) -> dict[str, Any]:
+        """Values that have a source: what was used, and where it came from."""
+        context, fields = row.context or {}, self._view.encoding.spec.context
+        return {
+            name: {"value": context.get(name, fields[name].default), "from": origin}
+            for name, origin in sorted(row.origins.items())
+        }
+
     async def _inputs(self, row: Row) -> dict[str, Any]:
         """The user tower's inputs by name: shape and values; of the history vectors only their lengths."""
         request = row.asked.request
@@ -112,7 +122,8 @@ class Explainer:
         features = tensors.user_features([row.record], np.array([visible_ms]), self._view.encoding)
         vectors = await self._parts.items.vectors(features.item_hashes)
         as_of_ms = np.array([row.asked.incoming.as_of_ms])
-        inputs = tensors.user_inputs(features, vectors, as_of_ms, [request.context], self._view.encoding)
+        context = request.context if row.context is None else row.context
+        inputs, _ = user_inputs(features, vectors, as_of_ms, [context], self._view.encoding)
         told = {name: values[0] for name, values in inputs.items()}
         shapes = {name: list(values.shape[1:]) for name, values in inputs.items()}
         told["history_vectors"] = np.linalg.norm(told["history_vectors"], axis=1)

@@ -1,7 +1,7 @@
 """Fitting as commands do it: where events come from, the fit, and its report."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from models.evaluation.leave_one_out import LeaveOneOut
 from models.evaluation.protocol import Window
 from models.evaluation.two_tower import EmbedItems, EmbedUsers
 from models.event_log import Catalogue, EventLog
+from models.extractors import Extract
 from models.fit import FitError, FitOptions, fit
 from models.jsonl import JsonLinesError, read_activities, read_items
 from models.spec import Spec, SpecError, builtin_spec, load_spec
 from models.tensors import Inputs
 from workers.errors import ConfigurationError, RecallError
+from workers.extractors import resolve
 from workers.ports import Float32
 from workers.settings import Settings
 from workers.towers.onnx import open_tower
@@ -37,6 +39,7 @@ class Source:
     test_ms: int | None
     validation_ms: int | None = None
     dataset: Dataset | None = None  # what it was read from, when it is one with a name
+    extractors: Mapping[str, Extract] = field(default_factory=dict)  # the code of those that the spec names
 
     def log_until(self, until_ms: int | None) -> EventLog:
         """What happened before then; all of it for None."""
@@ -80,6 +83,11 @@ def read_source(data: str | None, items: Path | None, activity: Path | None, spe
         raise ConfigurationError(str(error)) from error
     except (datasets.DatasetError, JsonLinesError) as error:
         raise RecallError(str(error)) from error
+
+
+def with_extractors(source: Source, settings: Settings) -> Source:
+    """With the code of the spec's extractors. Raises ConfigurationError."""
+    return replace(source, extractors=resolve(settings.extractors, source.spec))
 
 
 def leave_out(source: Source, *, validation: bool) -> tuple[Source, LeaveOneOut]:
@@ -126,7 +134,7 @@ def report(source: Source, bundle: Bundle, test_ms: int, say: Say) -> dict[str, 
 
 def fit_bundle(source: Source, job: Job, folder: Path, say: Say) -> Bundle:
     """Fit on what happened before `job.until_ms`."""
-    options = FitOptions(dim=job.dim, polish=job.polish, seed=job.seed)
+    options = FitOptions(dim=job.dim, polish=job.polish, seed=job.seed, extractors=source.extractors)
     try:
         return fit(
             source.log_until(job.until_ms),

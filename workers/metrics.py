@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 MS_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+EXTRACTOR_BUCKETS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 RECORD_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 AGE_MS_BUCKETS = tuple(float(ms) for ms in (100, 1000, 10_000, 60_000, 600_000, 3_600_000, 86_400_000, 7 * 86_400_000))
 
 KIND = "`activity`, `items`, `recall`"
-DEPENDENCY = "`kafka`, `redis`, `milvus`, `tower`"
+DEPENDENCY = "`kafka`, `redis`, `milvus`, `tower`, `features.NAME` (a feature source)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,28 @@ class Metrics:
             result="`hit`, `miss` (searched)",
         )
 
+        self.features = self._counter(
+            "recall_features",
+            "Values of features that have a source, by where they came from",
+            source="a name of the setting `sources`",
+            feature="a field of the spec's context",
+            origin=(
+                "`request`, `cache`, `source`; and missing ones: `absent`, `unusable` (of another type, NaN), "
+                "`unavailable` (the source gave no answer in time)"
+            ),
+        )
+        self.extractor_ms = self._histogram(
+            "recall_extractor_ms",
+            "Time of one call of an extractor, for a whole batch, ms",
+            EXTRACTOR_BUCKETS,
+            extractor="a name of the spec",
+        )
+        self.extractor_failures = self._counter(
+            "recall_extractor_failures",
+            "Calls of an extractor that failed, or gave something else than the spec declares",
+            extractor="a name of the spec",
+        )
+
         # How far behind, and how busy
         self.assigned = self._gauge("recall_assigned_partitions", "Partitions assigned now", kind=KIND)
         self.lag = self._gauge("recall_lag_records", "Records not yet taken, all partitions", kind=KIND)
@@ -116,7 +139,7 @@ class Metrics:
             "recall_breaker_open",
             "1 while calls to a dependency that fails are given up at once, else 0; recall workers alone have breakers",
             kind=KIND,
-            dependency="`redis`, `milvus`, `tower`; `memory` (popular lists): never",
+            dependency="`redis`, `milvus`, `tower`, `features.NAME`; `memory` (popular lists): never",
         )
         self.ready = self._gauge(
             "recall_ready", "1 while partitions are assigned and every dependency answers, else 0", kind=KIND

@@ -310,6 +310,33 @@ class CandidateSource(Protocol):
         ...
 
 
+class FeatureSource(Protocol):
+    """Where values about users come from that neither their events nor their requests carry. Opened with a timeout."""
+
+    async def values(self, user_ids: Sequence[str], names: Sequence[str]) -> list[Mapping[str, Any]]:
+        """The values of each user, by name; a user or a value that is not there is simply absent.
+
+        Values are what JSON has, and come as they are stored: who asks decides whether one is of use. Answers within
+        its timeout. Raises DependencyTimeout, DependencyUnavailable.
+        """
+        ...
+
+    async def check(self, names: Sequence[str], /) -> str | None:
+        """One line on what of these names it can never answer; None when it can, or does not know.
+
+        Raises DependencyError when it does not answer.
+        """
+        ...
+
+    async def ping(self) -> None:
+        """One short question. Raises DependencyError when it is not answered."""
+        ...
+
+    async def close(self) -> None:
+        """Give back connections."""
+        ...
+
+
 class Tower(Protocol):
     """A model: named arrays in, named arrays out, the batch on the first axis."""
 

@@ -9,6 +9,8 @@ from typing import Any
 from models.bundle import Bundle
 from workers.cancelling import cancel
 from workers.dependencies import Dependencies, Probe
+from workers.extractors import with_code
+from workers.features.of_spec import open_sourcing
 from workers.index.opening import open_index
 from workers.index.schema import Collection
 from workers.metrics import Metrics
@@ -74,7 +76,8 @@ async def open_recall_parts(
     """
     bundle, names = active
     spec = bundle.spec
-    view = View(bundle.encoding, bundle.dim, bundle.version, names.collection, plans(settings.scenes, spec))
+    encoding = with_code(bundle, settings, tools.metrics).encoding
+    view = View(encoding, bundle.dim, bundle.version, names.collection, plans(settings.scenes, spec))
     tower = await open_tower(bundle, "user", settings)
     opened.push_async_callback(tower.close)
     collection = Collection(names.collection, bundle.dim, bundle.metric, bundle.version)
@@ -86,6 +89,7 @@ async def open_recall_parts(
     popularity = Popularity(bundle.encoding)
     counts = RedisPopularTable(client, settings, popularity.definition)
     popular = PopularLists(counts, facts, popularity.segments)
+    sourcing, probes = await open_sourcing(settings, spec, tools.dependencies, tools.metrics, opened)
     parts = Parts(
         users=RedisUserTable(client, settings),
         items=vectors,
@@ -99,6 +103,7 @@ async def open_recall_parts(
         },
         ladder=Ladder(popular, LastLists(settings.last_lists, settings.last_list_ttl_ms)),
         results=Results(settings.reuse_ms, looked_up=_reused(tools.metrics)),
+        sourcing=sourcing,
     )
     timeouts = StepTimeouts(settings.store_timeout_ms, settings.tower_timeout_ms, settings.index_timeout_ms)
     pipeline = RecallPipeline(view, parts, tools.clock, timeouts, tools.dependencies, tools.observe)
@@ -106,7 +111,8 @@ async def open_recall_parts(
     for work, every_s in ((follower.refresh, FEED_EVERY_S), (popular.refresh, settings.popular_refresh_ms / 1000)):
         following = tools.spawn(_repeat(work, every_s, tools.dependencies))
         opened.push_async_callback(cancel, following)
-    return RecallParts(view, parts, index, popular, pipeline, tower, {settings.index: index.ping, "tower": tower.ping})
+    probes |= {settings.index: index.ping, "tower": tower.ping}
+    return RecallParts(view, parts, index, popular, pipeline, tower, probes)
 
 
 def _counted(metrics: Metrics) -> Callable[[int, int], None]:

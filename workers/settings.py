@@ -12,10 +12,11 @@ from typing import Annotated, Literal
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import orjson
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from workers.errors import ConfigurationError
+from workers.feature_sources import FeatureSourceSettings, is_secret
 from workers.hiding import HIDDEN, forms, hide
 from workers.scenes import SceneSettings
 
@@ -34,6 +35,7 @@ MILVUS_OWN: dict[str, object] = {  # what is said of a Milvus beside its address
 
 AgentKind = Literal["activity", "items", "recall"]
 SceneName = Annotated[str, Field(min_length=1, max_length=64)]
+SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 LocalMilvus = Literal["auto", "server", "lite"]
 IndexType = Literal["auto", "FLAT", "HNSW", "IVF_FLAT"]
 AGENT_KINDS: tuple[AgentKind, ...] = ("activity", "items", "recall")
@@ -92,6 +94,8 @@ class Settings(BaseSettings):
     tower_token: SecretStr = SecretStr("")
 
     scenes: dict[SceneName, SceneSettings] = {}  # what requests get; `default` where they name none
+    sources: dict[SourceName, FeatureSourceSettings] = {}  # who is asked for context values that the spec says
+    extractors: dict[str, str] = {}  # code of the spec's extractors, `module:attribute`; else what a package registers
     reuse_ms: Annotated[int, Field(ge=0, le=1000)] = 1000  # how long an equal request gets the same search results
     last_lists: Annotated[int, Field(ge=0)] = 10_000  # users' lists kept in memory for when the index is unavailable
     last_list_ttl_ms: Annotated[int, Field(ge=0)] = 3_600_000
@@ -137,6 +141,12 @@ class Settings(BaseSettings):
         if "@" in value:
             raise ValueError("no user and no password: what a model server wants is tower_token")
         return value
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _from_json(cls, value: object) -> object:
+        """Text is what stands in the file that RECALL_SOURCES_FILE names."""
+        return orjson.loads(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _records_outlive_events(self) -> "Settings":
@@ -196,10 +206,12 @@ class Settings(BaseSettings):
         """What must never be shown: passwords and tokens, as they were given and decoded."""
         tokens = (self.milvus_token, self.milvus_password, self.tower_token)
         found = [token.get_secret_value() for token in tokens]
-        for url in (self.redis_url.get_secret_value(), self.milvus_uri, self.tower_url):
+        found += [secret for source in self.sources.values() for secret in source.secrets()]
+        urls = [source.url.get_secret_value() for source in self.sources.values()]
+        for url in (self.redis_url.get_secret_value(), self.milvus_uri, self.tower_url, *urls):
             password = url.rpartition("@")[0].partition("://")[2].partition(":")[2]
             parameters = parse_qsl(url.partition("?")[2])
-            passwords = [password, *(value for name, value in parameters if _is_secret(name))]
+            passwords = [password, *(value for name, value in parameters if is_secret(name))]
             found += [form for each in passwords for form in (each, unquote(each), quote(each, safe=""))]
         found += found[0].split(":", 1)[1:]  # a token is user:password
         return [secret for secret in found if secret]
@@ -211,6 +223,12 @@ class Settings(BaseSettings):
             return without_password(value.get_secret_value() if isinstance(value, SecretStr) else value)
         if isinstance(value, SecretStr):
             return HIDDEN if value.get_secret_value() else ""
+        if name == "sources":
+            shown = {
+                source: each.shown(without_password(each.url.get_secret_value()))
+                for source, each in self.sources.items()
+            }
+            return orjson.dumps(shown).decode()
         return self.text(name)
 
     def text(self, name: str) -> str:
@@ -219,7 +237,7 @@ class Settings(BaseSettings):
         if isinstance(value, SecretStr):
             return value.get_secret_value()
         if isinstance(value, dict):
-            return orjson.dumps(value, default=lambda model: model.model_dump(exclude_unset=True)).decode()
+            return orjson.dumps(value, default=_plain).decode()
         return str(value).lower() if isinstance(value, bool) else str(value)
 
     def hide(self, text: str) -> str:
@@ -235,6 +253,10 @@ class Settings(BaseSettings):
         return f"{self.namespace}_{name}" if self.namespace else name
 
 
+def _plain(value: BaseModel | SecretStr) -> object:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value.model_dump(exclude_unset=True)
+
+
 def without_password(url: str) -> str:
     """An address without its password, wherever it stands; more is left out of one that cannot be read for sure."""
     scheme, separator, rest = url.rpartition("://") if "@" not in url else url.partition("://")
@@ -248,12 +270,8 @@ def without_password(url: str) -> str:
         login = f"{user}:{HIDDEN}" if colon else user
     place, mark, query = place.partition("?")
     pairs = [pair.partition("=") for pair in query.split("&")]
-    query = "&".join(f"{name}{equals}{HIDDEN if _is_secret(name) else value}" for name, equals, value in pairs)
+    query = "&".join(f"{name}{equals}{HIDDEN if is_secret(name) else value}" for name, equals, value in pairs)
     return f"{scheme}{separator}{login}{at}{place}{mark}{query}"
-
-
-def _is_secret(parameter: str) -> bool:
-    return any(part in parameter.lower() for part in ("pass", "token", "secret"))
 
 
 def sources(environ: Mapping[str, str], toml: Mapping[str, object]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.bundle import Bundle, BundleError
+from models.extractors import ExtractorError
 from models.fit import FitError
 from models.signature import Arrays
 from models.training.options import TrainOptions
@@ -82,6 +83,7 @@ def train_bundle(source: Source, job: TrainingJob, folder: Path, checkpoints: Pa
         leave_one_out=split,
         checkpoints=checkpoints,
         resume=job.resume,
+        extractors=source.extractors,
     )
     try:
         return train(
@@ -94,7 +96,7 @@ def train_bundle(source: Source, job: TrainingJob, folder: Path, checkpoints: Pa
             open_onnx,
             lambda what, part: say(f"{what} {part:.0%}"),
         )
-    except (FitError, BundleError) as error:
+    except (FitError, BundleError, ExtractorError) as error:
         raise RecallError(str(error)) from error
 
 

@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import Metric
+from models.columns import UserFeatures
 from models.evaluation.ranking import Asked, Progress, Scorer
 from models.samples import CHUNK
-from models.tensors import Encoding, Inputs, UserFeatures, item_inputs, log_features, user_inputs
+from models.tensors import Encoding, Inputs, item_inputs, log_features, user_inputs
 
 Float32 = NDArray[np.float32]
 EmbedUsers = Callable[[Inputs], Float32]

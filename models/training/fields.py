@@ -28,18 +28,24 @@ class FieldSum(nn.Module):
             {name.replace(".", "_", 1): nn.Parameter(torch.zeros(size, dim)) for name, size in widths.items() if size}
         )
         self.share = share
-        numbers = [name for name, kind in self._kinds.items() if kind == "number"]
-        self._place = {name: place for place, name in enumerate(numbers)}
-        self.register_buffer("scale", torch.ones(len(numbers)))  # what numbers are divided by: their unit is anybody's
+        sizes = {name.replace(".", "_", 1): size for name, size in widths.items()}
+        numbers = [name for name, kind in self._kinds.items() if kind in {"number", "vector"}]
+        ends = np.cumsum([sizes[name] for name in numbers]).tolist()
+        self._place = {name: slice(end - sizes[name], end) for name, end in zip(numbers, ends, strict=True)}
+        columns = ends[-1] if ends else 0
+        self.register_buffer("scale", torch.ones(columns))  # what numbers are divided by: their unit is anybody's
 
     def set_scales(self, inputs: Mapping[str, NDArray[Any]]) -> None:
-        """Divide numbers by their root mean square in these inputs."""
+        """Divide numbers, and each number of a vector, by their root mean square in these inputs."""
         for name, place in self._place.items():
-            self.scale[place] = float(np.sqrt(np.square(inputs[name], dtype=np.float64).mean())) or 1.0
+            columns = inputs[name].reshape(len(inputs[name]), -1)
+            size = torch.from_numpy(np.sqrt(np.square(columns, dtype=np.float64).mean(axis=0)))
+            self.scale[place] = torch.where(size > 0, size, 1.0).float()
 
-    def scale_of(self, name: str) -> float:
-        """What the values of a field are divided by."""
-        return float(self.scale[self._place[name]]) if name in self._place else 1.0
+    def scale_of(self, name: str) -> Tensor:
+        """What the values of a field are divided by: float32[width] for numbers and vectors, float32[1] for others."""
+        scale: Tensor = self.scale[self._place[name]] if name in self._place else torch.ones(1)
+        return scale
 
     def forward(self, inputs: Tensors, like: Tensor) -> Tensor:
         """`like` float32[B, ...] is any array with the batch's length."""
@@ -50,6 +56,8 @@ class FieldSum(nn.Module):
                 total = total + weight[values]
             elif kind == "number":
                 total = total + (values / self.scale[self._place[name]])[:, None] * weight
+            elif kind == "vector":
+                total = total + (values / self.scale[self._place[name]]) @ weight
             else:
                 if self.share:
                     values = values / values.sum(1, keepdim=True).clamp(min=1)

@@ -208,8 +208,11 @@ def _fields(graph: _Graph, fields: FieldSum, spec: Mapping[str, Field], like: st
         if kinds[name] in {"category", "bucket"}:
             terms.append(graph.node("Gather", graph.weight(weight), name))
         elif kinds[name] == "number":
-            scaled = graph.node("Div", graph.unsqueeze(name, 1), graph.constant(fields.scale_of(name)))
+            scaled = graph.node("Div", graph.unsqueeze(name, 1), graph.constant(float(fields.scale_of(name)[0])))
             terms.append(graph.node("Mul", scaled, graph.weight(weight)))
+        elif kinds[name] == "vector":
+            scaled = graph.node("Div", name, graph.weight(fields.scale_of(name)))
+            terms.append(graph.node("MatMul", scaled, graph.weight(weight)))
         else:
             values = name
             if fields.share:

@@ -1,9 +1,11 @@
 """What a training is asked to be."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.evaluation.leave_one_out import LeaveOneOut
+from models.extractors import Extract
 from models.training.towers import Architecture
 from models.training.trainer import Recipe
 
@@ -28,3 +30,4 @@ class TrainOptions:
     leave_one_out: LeaveOneOut | None = None
     checkpoints: Path | None = None
     resume: bool = False
+    extractors: Mapping[str, Extract] = field(default_factory=dict)  # the code of those that the spec names

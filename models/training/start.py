@@ -100,7 +100,7 @@ def _fill(fields: FieldSum, weights: FieldWeights, bias: Float32) -> None:
     """Weights for numbers as they are become weights for numbers divided by their scale."""
     fields.bias.copy_(torch.from_numpy(bias))
     for name, weight in fields.weights.items():
-        weight.copy_(torch.from_numpy(weights[name]) * fields.scale_of(name))
+        weight.copy_(torch.from_numpy(weights[name]) * fields.scale_of(name)[:, None])
 
 
 def _rows_of_their_own(content: FieldSum, embedding: Embedding, rows: Inputs) -> torch.Tensor:

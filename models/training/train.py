@@ -49,7 +49,8 @@ def train(
     started = time.perf_counter()
     torch.set_num_threads(max(1, options.threads // shape.members))  # of the first one, too: all are trained alike
     progress("building samples", 0.0)
-    encoding = Encoding(spec, build_vocabularies(log, catalogue.item_ids, catalogue.attributes, spec))
+    words = build_vocabularies(log, catalogue.item_ids, catalogue.attributes, spec)
+    encoding = Encoding(spec, words, options.extractors)
     rows = item_inputs(catalogue.item_ids, catalogue.attributes, encoding)
     if options.checkpoints is not None:
         options.checkpoints.mkdir(parents=True, exist_ok=True)

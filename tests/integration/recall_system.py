@@ -106,6 +106,7 @@ class System:
             },
             ladder=Ladder(self.popular, others.get("last") or LastLists(10, 60_000)),
             results=Results(reuse_ms),
+            sourcing=others.get("sourcing"),
         )
         dependencies = others.get("dependencies") or Dependencies("recall", Metrics())
         return RecallPipeline(view, parts, SystemClock(), TIMEOUTS, dependencies)

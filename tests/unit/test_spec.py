@@ -48,6 +48,73 @@ def test_another_rule_is_another_spec(line: str) -> None:
     assert parse_spec(f"{GOOD}{line}\n").hash != parse_spec(GOOD).hash
 
 
+SOURCED = (
+    GOOD
+    + """
+[context]
+tier = { kind = "category", source = "shop", default = "new" }
+age = { kind = "number", source = "shop", required = true }
+hour = { kind = "number" }
+[extractors.clock]
+version = "1"
+outputs.phase = 2
+outputs.month = 12
+"""
+)
+
+
+def test_fields_of_the_context_by_their_source() -> None:
+    spec = parse_spec(SOURCED)
+    assert {source: list(fields) for source, fields in spec.sourced.items()} == {"shop": ["tier", "age"]}
+    assert {name: vector.size for name, vector in spec.vectors.items()} == {"clock.phase": 2, "clock.month": 12}
+
+
+def test_sources_and_extractors_stand_in_the_hash_only_where_there_are_some() -> None:
+    plain = f'{GOOD}[context]\nhour = {{ kind = "number" }}\n'
+    assert parse_spec(plain).hash == "3dfd6c346bf656544cc7d4005887c6b24becfd23e8331c900213b9ab6805d55d"
+    said = plain.replace('hour = { kind = "number"', 'hour = { kind = "number", source = "", required = false')
+    assert parse_spec(said).hash == parse_spec(plain).hash
+    hashes = {parse_spec(SOURCED).hash}
+    for change in (
+        ('"new"', '"old"'),
+        ("required = true", "required = false"),
+        ('= "1"', '= "2"'),
+        ("phase = 2", "phase = 3"),
+    ):
+        hashes.add(parse_spec(SOURCED.replace(*change)).hash)
+    assert len(hashes) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (('source = "shop", default', "default"), "context.tier: default and required belong to a field with a source"),
+        (('default = "new"', 'default = ""'), "context.tier: default '' is no value of kind category"),
+        (("required = true", "default = true"), "context.age: default True is no value of kind number"),
+        (("required = true", "default = nan"), "context.age: default nan is no value of kind number"),
+        (("required = true", "required = true, default = 1"), "context.age: a required value has no default"),
+        (('source = "shop", default', 'source = "a b", default'), "context.tier: source is 'a b'"),
+        (('age = { kind = "bucket"', 'age = { source = "shop", kind = "bucket"'), "unknown field `source`"),
+        (("[extractors.clock]", "[extractors.profile]"), "extractors.profile: a field's name must be a word"),
+        (("outputs.phase = 2", "outputs.phase = 0"), "extractors.clock.outputs.phase is 0, 1 to 1024 are possible"),
+        (('version = "1"', 'version = ""'), "extractors.clock.version is empty"),
+        (('kind = "number", source', 'kind = "vector", source'), "context.age: kind vector is what extractors give"),
+    ],
+)
+def test_a_mistake_in_sources_and_extractors_gives_one_line(change: tuple[str, str], line: str) -> None:
+    assert change[0] in SOURCED
+    with pytest.raises(SpecError) as raised:
+        parse_spec(SOURCED.replace(*change, 1))
+    assert line in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_two_extractors_cannot_give_the_same_input() -> None:
+    two = '[extractors.a_b]\nversion = "1"\noutputs.c = 1\n[extractors.a]\nversion = "1"\noutputs.b_c = 1\n'
+    with pytest.raises(SpecError, match=r"extractors\.a\.outputs\.b_c: the user tower has an input a_b_c already"):
+        parse_spec(GOOD + two)
+
+
 def test_from_when_on_an_item_counts_as_seen() -> None:
     assert parse_spec(GOOD).seen.since_ms(5000) is None
     assert parse_spec(GOOD + "[seen]\nwindow_ms = 60000\n").seen.since_ms(100_000) == 40_000

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from models import tensors
+from models.columns import UserFeatures
 from models.datasets import Dataset
 from models.datasets.generated import generate
 from models.datasets.marketplace import generate_marketplace
 from models.event_log import EventLog
 from models.spec import Field, builtin_spec, load_spec
-from models.tensors import EVERYTHING_MS, Encoding, UserFeatures, Vocabularies
+from models.tensors import EVERYTHING_MS, Encoding, Vocabularies
 from schemas.activity import UserActivity
 from schemas.records import UserRecord, hash64
 from workers.merge import merge

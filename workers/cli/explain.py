@@ -72,6 +72,7 @@ def _print(console: Console, report: dict[str, Any], titles: dict[str, str]) -> 
 
     if "user" in report:
         _print_user(console, report, named)
+        _print_features(console, report)
         _print_inputs(console, report)
     for name, found in report.get("sources", {}).items():
         console.print(f"\n{name}: {len(found)} candidates", style="bold")
@@ -109,6 +110,17 @@ def _print_user(console: Console, report: dict[str, Any], named: Any) -> None:
     for event in user["events"][:ROWS]:
         value = "" if event["value"] is None else f"{event['value']:g}"
         table.add_row(*cells(event["action"] or "(not in the spec)", named(event["item_id"]), value))
+    console.print(table)
+
+
+def _print_features(console: Console, report: dict[str, Any]) -> None:
+    if not report["features"]:
+        return
+    console.print("\nfeatures that have a source", style="bold")
+    table = columns("name", "value", "from")
+    for name, told in report["features"].items():
+        value = "-" if told["value"] is None else str(told["value"])
+        table.add_row(*cells(name, value, told["from"]))
     console.print(table)
 
 

@@ -38,7 +38,7 @@ def fit(
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy is loaded: one thread is as fast here, and repeatable
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from models.fit import DIMS
-    from workers.fitting import Job, read_source, run_fit
+    from workers.fitting import Job, read_source, run_fit, with_extractors
 
     if dim not in DIMS:
         raise ConfigurationError(f"--dim: {dim} is not one of {', '.join(map(str, DIMS))}")
@@ -47,7 +47,7 @@ def fit(
     settings = load_settings()
     with Working("reading events") as working:
         started = time.perf_counter()
-        source = read_source(data, items, activity, spec, working.say)
+        source = with_extractors(read_source(data, items, activity, spec, working.say), settings)
         decode_s = time.perf_counter() - started
         cut_ms = until_ms if until_ms is not None else (source.test_ms if evaluate else None)
         job = Job(dim=dim, polish=polish, seed=seed, until_ms=cut_ms, evaluate=evaluate)

@@ -80,7 +80,7 @@ def evaluate(
     from models.evaluation.report import Resampling
     from workers.cli.model_evaluate_print import print_table
     from workers.evaluating import Question, evaluate
-    from workers.fitting import read_source
+    from workers.fitting import read_source, with_extractors
 
     settings = load_settings()
     folder = settings.data_dir / "bundles"
@@ -99,7 +99,7 @@ def evaluate(
             streams={each.value: INDEXES[each] for each in through or ()},
             resampling=Resampling(resamples, seed),
         )
-        source = read_source(data, items, activity, spec, working.say)
+        source = with_extractors(read_source(data, items, activity, spec, working.say), settings)
         told = _told(working, stack=bool(through))
         result = {"data": data or str(activity)} | evaluate(source, question, told, settings)
     if chart is not None:

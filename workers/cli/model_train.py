@@ -81,14 +81,14 @@ def train(
     with Working("loading PyTorch") as working:
         import torch
 
-        from workers.fitting import read_source
+        from workers.fitting import read_source, with_extractors
         from workers.training import TrainingJob, processors, run_train
 
         cuda = torch.cuda.is_available()
         if device is Device.CUDA and not cuda:
             raise ConfigurationError("--device cuda: PyTorch finds no GPU")
         working.update("reading events")
-        source = read_source(data, items, activity, spec, working.say)
+        source = with_extractors(read_source(data, items, activity, spec, working.say), settings)
         job = TrainingJob(
             dim=dim,
             encoder=encoder.value,

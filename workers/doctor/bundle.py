@@ -5,8 +5,10 @@ import asyncio
 from models.bundle import Bundle
 from models.verify import Side
 from workers import views
+from workers.doctor import features
 from workers.doctor.findings import Finding, Level
 from workers.errors import ConfigurationError, DependencyError
+from workers.extractors import with_code
 from workers.index.milvus_inspect import inspect_collection
 from workers.index.schema import Collection
 from workers.plans import plans
@@ -45,6 +47,11 @@ async def check(settings: Settings) -> list[Finding]:
         plans(settings.scenes, bundle.spec)
     except ConfigurationError as error:
         found.append(Finding(CHECK, Level.WRONG, str(error), "change the scene, or fit with that field filterable"))
+    try:
+        with_code(bundle, settings)
+    except ConfigurationError as error:
+        found.append(Finding(CHECK, Level.WRONG, str(error), "install its package, or name it in the setting"))
+    found += await features.check(settings, bundle.spec)
     return [*found, await _collection(settings, bundle, view.collection)]
 
 

@@ -77,6 +77,10 @@ def _in_the_clear(settings: Settings) -> list[tuple[str, str]]:
     if login is not None and not settings.milvus_uri.startswith("https://"):
         uri = settings.milvus_uri if "://" in settings.milvus_uri else f"http://{settings.milvus_uri}"
         found.append((login, _host(uri)))
+    for name, source in settings.sources.items():
+        url = source.url.get_secret_value()
+        if (source.headers or "@" in url) and url.startswith(("http://", "redis://")):
+            found.append((f"sources.{name}", _host(url)))
     return [(name, host) for name, host in found if not _is_local(host)]
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import tensors
+from models.columns import UserFeatures
 from models.spec import Spec
-from models.tensors import Inputs, UserFeatures
+from models.tensors import Inputs
 from schemas.recall import CandidateList, Reason, RecallRequest, Status, Timings
 from schemas.records import TOKEN_SLICE, hash64_each, holds_event, seen_items
 from workers import select
@@ -18,10 +19,12 @@ from workers.dependencies import Dependencies
 from workers.pipelines.admission import ANSWER_MARGIN_MS, Asked, Incoming, View, admit, without_items
 from workers.pipelines.attempts import Attempts
 from workers.pipelines.embedding import embed
+from workers.pipelines.inputs import user_inputs
 from workers.pipelines.ladder import Ladder
 from workers.pipelines.retrieval import Retrieval
 from workers.pipelines.rows import Row
 from workers.pipelines.shortlist import Facts, Shortlist, Shortlisting
+from workers.pipelines.sourcing import Sourcing
 from workers.ports import CandidateSource, Clock, Float32, Query, StoredUser, Tower, UInt64, UserTable
 from workers.remembered import Results, result_key
 from workers.stopwatch import Observe, Stopwatch, unobserved
@@ -68,6 +71,7 @@ class Parts:
     sources: Mapping[str, CandidateSource]
     ladder: Ladder
     results: Results[Row]
+    sourcing: Sourcing | None = None  # None: the spec has no value that a feature source gives
 
 
 class RecallPipeline:
@@ -170,12 +174,15 @@ class RecallPipeline:
         if row.failures or not self._parts.results.ttl_ms or row.asked.request.after_event_id is not None:
             return False
         row.key = result_key(row.asked, b"" if row.record is None else row.record[TOKEN_SLICE])
+        if self._parts.sourcing is not None:  # two users of whom nothing is stored are not alike
+            row.key = row.asked.request.user_id, row.key
         kept = self._parts.results.get(row.key)
         if kept is None:
             return False
         earlier, row.reused_ms = kept
         row.reasons, row.newest_ms = list(earlier.reasons), earlier.newest_ms
         row.query, row.found = earlier.query, dict(earlier.found)
+        row.context, row.origins = earlier.context, earlier.origins
         return True
 
     async def _understand(self, rows: Sequence[Row], attempt: Attempts, watch: Stopwatch) -> tuple[float, float]:
@@ -186,8 +193,12 @@ class RecallPipeline:
         visible_before_ms = np.array([_visible_before_ms(request) for request in requests], dtype=np.int64)
         features = tensors.user_features([row.record for row in rows], visible_before_ms, encoding)
 
-        # 2. history vectors of the items in them
-        vectors = await attempt("redis", self._parts.items.vectors(features.item_hashes), self._timeouts.store_ms)
+        # 2. history vectors of the items in them, and what feature sources know of the users
+        work = attempt("redis", self._parts.items.vectors(features.item_hashes), self._timeouts.store_ms)
+        if self._parts.sourcing is None:
+            vectors = await work
+        else:
+            vectors, _ = await asyncio.gather(work, self._parts.sourcing.run(rows, attempt))
         if vectors is None:
             for row in rows:
                 row.fail(Reason.FEATURES_UNAVAILABLE)
@@ -195,7 +206,11 @@ class RecallPipeline:
 
         # 3. inputs
         as_of_ms = np.array([row.asked.incoming.as_of_ms for row in rows], dtype=np.int64)
-        inputs = tensors.user_inputs(features, vectors, as_of_ms, [request.context for request in requests], encoding)
+        contexts = [row.asked.request.context if row.context is None else row.context for row in rows]
+        inputs, failed = user_inputs(features, vectors, as_of_ms, contexts, encoding)
+        for n in failed:
+            rows[n].fail(Reason.FEATURES_UNAVAILABLE)
+            rows[n].lacks_required = True
         features_ms = watch.lap_ms("features")
 
         # 4. tower
@@ -204,7 +219,7 @@ class RecallPipeline:
         segments = tensors.segments(features, encoding)
         for n, row in enumerate(rows):
             _describe(row, features, n)
-            embedding = None if features.unreadable[n] else embeddings[n]
+            embedding = None if features.unreadable[n] or row.lacks_required else embeddings[n]
             row.query = Query(embedding, vectors[n][in_session[n]], row.query.anchors, segments[n])
         return features_ms, watch.lap_ms("tower")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -43,9 +44,12 @@ class Row:
     found: dict[str, Found] = field(default_factory=dict)  # by source
     key: Hashable = None  # of what equal requests find; None = nothing is reused
     reused_ms: float | None = None  # the age of `found`, when it is another request's
+    context: dict[str, Any] | None = None  # with the values of feature sources; None = the request's own
+    origins: dict[str, str] = field(default_factory=dict)  # where values of the context come from that have a source
+    lacks_required: bool = False  # a value without which the towers are not asked
 
     def fail(self, reason: Reason) -> None:
-        """Something that the answer needed was not to be had."""
+        """Something that the answer needed was not to be had; or another word on it."""
         if reason not in self.reasons:
             self.reasons.append(reason)
 

@@ -1,0 +1,55 @@
+"""Code of others that makes inputs of the user tower, called alike in serving, in evaluation and in training.
+
+An extractor is `func(users, requests)`: columns in, `COLUMN -> float32[B, WIDTH]` out for the columns that the spec
+declares. It must be pure: a row's result depends on that row alone, and on nothing outside.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.columns import RequestColumns, UserFeatures
+from models.spec import Extractor
+
+Extract = Callable[[UserFeatures, RequestColumns], Mapping[str, NDArray[Any]]]
+
+
+class ExtractorError(ValueError):
+    """An extractor that fails, or gives something else than it declares; one line."""
+
+
+def extracted(
+    declared: Mapping[str, Extractor],
+    resolved: Mapping[str, Extract],
+    users: UserFeatures,
+    requests: RequestColumns,
+) -> dict[str, NDArray[np.float32]]:
+    """`NAME_COLUMN` -> float32[B, WIDTH] of all declared extractors. Raises ExtractorError with one line."""
+    found: dict[str, NDArray[np.float32]] = {}
+    for name, extractor in declared.items():
+        if name not in resolved:
+            raise ExtractorError(f"extractor {name}: no code is given for it")
+        try:
+            outputs = resolved[name](users, requests)
+        except Exception as error:  # whatever a foreign function raises
+            line = f"extractor {name}: {type(error).__name__}: {error}"
+            raise ExtractorError(" ".join(line.split())) from error
+        found |= _checked(name, extractor, outputs, len(requests.as_of_ms))
+    return found
+
+
+def _checked(name: str, extractor: Extractor, outputs: Any, rows: int) -> dict[str, NDArray[np.float32]]:
+    """Exactly the declared columns, each float32, of its shape, and finite."""
+    if not isinstance(outputs, Mapping) or set(outputs) != set(extractor.outputs):
+        given = sorted(map(str, outputs)) if isinstance(outputs, Mapping) else type(outputs).__name__
+        raise ExtractorError(f"extractor {name}: gives {given}, the spec declares {sorted(extractor.outputs)}")
+    for column, width in extractor.outputs.items():
+        values = outputs[column]
+        if not isinstance(values, np.ndarray) or values.dtype != np.float32 or values.shape != (rows, width):
+            is_a = f"{values.dtype}{list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
+            raise ExtractorError(f"extractor {name}: {column} is {is_a}, must be float32[{rows}, {width}]")
+        if not np.isfinite(values).all():
+            raise ExtractorError(f"extractor {name}: {column} is not finite")
+    return {f"{name}_{column}": outputs[column] for column in extractor.outputs}

@@ -1,0 +1,221 @@
+"""The port FeatureSource: one suite over every adapter, each with a real server behind it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.spec import ContextField, is_value
+from tests.contract.feature_backends import KINDS, Backend, FeastBackend
+from workers.errors import DependencyError, DependencyTimeout, DependencyUnavailable
+from workers.feature_sources import FeatureSourceSettings
+from workers.features.memory import MemoryFeatureSource
+from workers.features.opening import open_source
+from workers.ports import FeatureSource
+from workers.settings import Settings
+
+NAMES = ["tier", "age", "tags", "ratio"]
+USERS: dict[str, dict[str, Any]] = {
+    "u1": {"tier": "gold", "age": 30, "tags": ["a", "b"], "ratio": 0.5},
+    "u2": {"tier": "new", "age": 41},
+    "u3": {"ratio": -2.25},
+}
+HOSTILE = ["a b", "ü", "日本", "\x00", "../x", '"}', "{x}", "*", "a\r\nb", "%n", "x" * 256, "'; --", "\u2028"]
+SLACK_S = 0.25
+
+
+@pytest.fixture(params=["memory", *KINDS])
+async def source(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> AsyncIterator[FeatureSource]:
+    """A source that holds USERS, and the hostile ones: each has its own number as age."""
+    users = USERS | {user_id: {"age": n} for n, user_id in enumerate(HOSTILE)}
+    if request.param == "memory":
+        declared = FeatureSourceSettings(kind="memory", values=users)
+        yield open_source(settings.model_copy(update={"sources": {"shop": declared}}), "shop")
+        return
+    backend = KINDS[request.param](settings, tmp_path)
+    await backend.start()
+    try:
+        await backend.put(users)
+        yield backend.open()
+    finally:
+        await backend.stop()
+
+
+@pytest.fixture(params=KINDS)
+async def backend(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> AsyncIterator[Backend]:
+    """A server that holds USERS, behind a proxy."""
+    backend = KINDS[request.param](settings, tmp_path)
+    await backend.start()
+    try:
+        await backend.put(USERS)
+        yield backend
+    finally:
+        await backend.stop()
+
+
+async def test_values_come_in_the_order_of_the_users(source: FeatureSource) -> None:
+    assert await source.values(["u3", "u1", "u2"], NAMES) == [USERS["u3"], USERS["u1"], USERS["u2"]]
+    assert await source.values(["u1"], ["age", "tier"]) == [{"tier": "gold", "age": 30}]
+    assert await source.values(["u1"], ["tier"]) == [{"tier": "gold"}]
+
+
+async def test_a_batch_is_its_users_one_by_one(source: FeatureSource) -> None:
+    users = [*USERS, "nobody", *HOSTILE]
+    together = await source.values(users, NAMES)
+    assert together == [(await source.values([user_id], NAMES))[0] for user_id in users]
+
+
+async def test_unknown_users_and_values_are_absent(source: FeatureSource) -> None:
+    assert await source.values(["nobody", "u3", "no one"], ["age", "ratio"]) == [{}, {"ratio": -2.25}, {}]
+
+
+async def test_a_user_may_stand_in_a_batch_twice(source: FeatureSource) -> None:
+    assert await source.values(["u2", "u1", "u2"], ["age"]) == [{"age": 41}, {"age": 30}, {"age": 41}]
+
+
+async def test_an_empty_batch(source: FeatureSource) -> None:
+    assert await source.values([], NAMES) == []
+
+
+async def test_a_very_large_batch(source: FeatureSource) -> None:
+    users = [f"n{n}" for n in range(4998)] + ["u1", "u2"]
+    found = await source.values(users, ["age"])
+    assert found[-2:] == [{"age": 30}, {"age": 41}]
+    assert found[:-2] == [{}] * 4998
+
+
+async def test_hostile_ids_are_ids(source: FeatureSource) -> None:
+    assert await source.values(HOSTILE, ["age"]) == [{"age": n} for n in range(len(HOSTILE))]
+
+
+async def test_many_calls_at_once(source: FeatureSource) -> None:
+    calls = [source.values([f"u{n % 3 + 1}"], ["age", "ratio"]) for n in range(60)]
+    expected = [{name: row[name] for name in ("age", "ratio") if name in row} for row in USERS.values()]
+    assert await asyncio.gather(*calls) == [[expected[n % 3]] for n in range(60)]
+
+
+async def test_a_ping_and_a_check_are_answered(source: FeatureSource) -> None:
+    await source.ping()
+    assert await source.check(NAMES) is None
+
+
+async def test_it_may_be_closed_twice(source: FeatureSource) -> None:
+    await source.values(["u1"], NAMES)
+    await source.close()
+    await source.close()
+
+
+async def test_what_is_no_value_of_its_kind_is_told_apart(backend: Backend) -> None:
+    """The source hands on what is stored; the pipeline takes it for missing."""
+    await backend.put({"u": {"age": "old", "ratio": float("nan"), "tags": [1, [2]], "tier": {"a": 1}}})
+    kinds = {"age": "bucket", "ratio": "number", "tags": "multi", "tier": "category"}
+    (found,) = await backend.open().values(["u"], list(kinds))
+    assert set(found) == set(kinds)
+    fields = {name: ContextField(kind=kind) for name, kind in kinds.items()}
+    assert not any(is_value(fields[name], value) for name, value in found.items())
+
+
+async def test_a_slow_server_costs_no_more_than_the_deadline(backend: Backend) -> None:
+    source = backend.open(timeout_ms=200)
+    assert await source.values(["u1"], ["age"]) == [{"age": 30}]
+    backend.proxy.delay_s = 3.0
+    for call in (source.values(["u1"], ["age"]), source.ping()):
+        started_s = time.perf_counter()
+        with pytest.raises(DependencyTimeout) as raised:
+            await call
+        assert time.perf_counter() - started_s < 0.2 + SLACK_S
+        assert raised.value.dependency == "features.shop"
+    backend.proxy.delay_s = 0.0
+    assert await source.values(["u1"], ["age"]) == [{"age": 30}]
+
+
+async def test_a_server_that_is_gone_is_told_at_once_and_asked_again_when_it_is_back(backend: Backend) -> None:
+    source = backend.open()
+    assert await source.values(["u1"], ["age"]) == [{"age": 30}]
+    await backend.proxy.stop()
+    for call in (source.values(["u1"], ["age"]), source.ping(), source.check(["age"])):
+        with pytest.raises(DependencyUnavailable) as raised:
+            await call
+        assert raised.value.dependency == "features.shop"
+        assert str(raised.value).count("features.shop") == 1
+    await backend.proxy.start()
+    assert await source.values(["u1"], ["age"]) == [{"age": 30}]
+    assert await asyncio.gather(*(source.values(["u2"], ["age"]) for _ in range(9))) == [[{"age": 41}]] * 9
+
+
+async def test_a_connection_that_is_lost_in_a_call(backend: Backend) -> None:
+    source = backend.open()
+    await source.values(["u1"], ["age"])
+    backend.proxy.delay_s = 5.0
+    call = asyncio.create_task(source.values(["u1"], ["age"]))
+    await asyncio.wait([call], timeout=0.1)
+    assert not call.done()
+    await backend.proxy.stop()
+    with pytest.raises(DependencyError):
+        await call
+    backend.proxy.delay_s = 0.0
+    await backend.proxy.start()
+    assert await source.values(["u1"], ["age"]) == [{"age": 30}]
+
+
+async def test_a_call_that_is_given_up_leaves_the_next_ones_their_answers(backend: Backend) -> None:
+    source = backend.open()
+    backend.proxy.delay_s = 0.3
+    for _ in range(5):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await source.values(["u2"], ["tier", "age"])
+    backend.proxy.delay_s = 0.0
+    for _ in range(5):
+        assert await source.values(["u1"], ["age"]) == [{"age": 30}]
+
+
+async def test_feast_tells_what_it_does_not_have(settings: Settings, tmp_path: Path) -> None:
+    backend = FeastBackend(settings, tmp_path)
+    await backend.start()
+    try:
+        await backend.put({"u": {"age": 1, "old_age": 7}})
+        source = backend.open()
+        line = await source.check(["age", "shoe_size"])
+        assert line is not None
+        assert "shoe_size" in line
+        assert await source.values(["u"], ["age", "old_age"]) == [{"age": 1}], "what is outside its max age is absent"
+        service = backend.declared() | {"feature_service": "for_recall"}
+        del service["feature_view"]
+        declared = FeatureSourceSettings(kind="feast", timeout_ms=5000, **service)
+        by_service = open_source(settings.model_copy(update={"sources": {"shop": declared}}), "shop")
+        assert await by_service.values(["nobody", "u"], ["age"]) == [{}, {"age": 1}]
+        assert await by_service.check(["age"]) is None
+        assert await by_service.check(["shoe_size"]) == "feature service 'for_recall' has no feature shoe_size"
+        await by_service.close()
+    finally:
+        await backend.stop()
+
+
+async def test_an_answer_that_is_none_is_one_line(settings: Settings, tmp_path: Path) -> None:
+    """A server of another protocol, or of another path."""
+    backend = KINDS["http"](settings, tmp_path)
+    await backend.start()
+    try:
+        url = f"http://127.0.0.1:{backend.proxy.port}"
+        for declared in (
+            FeatureSourceSettings(kind="feast", url=url, timeout_ms=5000, feature_view="shop"),
+            FeatureSourceSettings(kind="http", url=url, timeout_ms=5000, path="/other"),
+        ):
+            source = open_source(settings.model_copy(update={"sources": {"shop": declared}}), "shop")
+            with pytest.raises(DependencyUnavailable) as raised:
+                await source.values(["u1"], ["age"])
+            assert "\n" not in str(raised.value)
+            await source.close()
+    finally:
+        await backend.stop()
+
+
+async def test_values_of_the_memory_source_may_change() -> None:
+    source = MemoryFeatureSource(stored := {"u": {"age": 1}})
+    assert await source.values(["u"], ["age"]) == [{"age": 1}]
+    stored["u"] = {"age": 2}
+    assert await source.values(["u"], ["age"]) == [{"age": 2}]
