@@ -312,8 +312,8 @@ def _extractor_mistakes(spec: Spec) -> list[str]:
     taken = {"history_vectors", "history_codes", "history_age_s", "event_count", "gap_s"}
     for name, extractor in spec.extractors.items():
         where = f"extractors.{name}"
-        if not name.isidentifier() or name in {"history", "profile", "context", "item"}:
-            found.append(f"{where}: {NOT_A_WORD}, other than history, profile, context and item")
+        if not name.isidentifier() or name.partition("_")[0] in {"history", "profile", "context", "item"}:
+            found.append(f"{where}: {NOT_A_WORD}, and begins with none of history, profile, context, item")
         if not extractor.version:
             found.append(f"{where}.version is empty")
         if not extractor.outputs:

@@ -20,7 +20,7 @@ class Handler(BaseHTTPRequestHandler):
     """The two paths that a source asks."""
 
     protocol_version = "HTTP/1.1"
-    wbufsize = -1
+    wbufsize, disable_nagle_algorithm = -1, True
 
     def __init__(self, path: Path, *arguments: Any) -> None:
         self._store = path
@@ -33,12 +33,14 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         store = json.loads(self._store.read_text())
         try:
+            if not asked["entities"].get("user_id"):
+                raise IndexError("Missing join key values for keys: ['user_id'].")  # as Feast does
             references = (
                 store["services"][asked["feature_service"]] if "feature_service" in asked else asked["features"]
             )
             self._answer(200, answer(store["views"], references, asked["entities"]["user_id"]))
-        except KeyError as error:
-            self._answer(404, {"detail": f"{error} does not exist in project recall"})
+        except LookupError as error:  # a view that there is not is 404, a feature that a view does not have 500
+            self._answer(404 if isinstance(error, KeyError) else 500, str(error))
 
     def _answer(self, status: int, body: Any) -> None:
         content = b"" if body is None else json.dumps(body).encode()
@@ -56,7 +58,7 @@ def answer(views: dict[str, Any], references: list[str], user_ids: list[str]) ->
     for reference in sorted(references, reverse=True):
         view, _, name = reference.partition(":")
         if name not in views[view]["features"]:
-            raise KeyError(reference)
+            raise IndexError(f"'Feature {name} not found in projection {view}'")
         names.append(name)
         results.append(_column([_cell(views[view]["rows"].get(user_id), name) for user_id in user_ids]))
     return {"metadata": {"feature_names": names}, "results": results}

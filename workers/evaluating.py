@@ -22,6 +22,7 @@ from models.extractors import ExtractorError
 from models.tensors import Encoding, Vocabularies
 from workers.demo.told import Told
 from workers.errors import ConfigurationError, RecallError
+from workers.extractors import with_code
 from workers.fitting import Job, Source, embedders, fit_bundle, leave_out
 from workers.settings import Settings
 
@@ -75,7 +76,7 @@ def evaluate(source: Source, question: Question, told: Told, settings: Settings)
     setting = _leave_one_out(source, question) if question.leave_one_out else _temporal(source, question)
     if not len(setting.window.item):
         raise RecallError("the window holds no target event: there is nothing to evaluate")
-    bundles = [_load(path, setting) for path in question.bundles]
+    bundles = [_load(path, setting, settings) for path in question.bundles]
     reference = _reference(question, [bundle.version for bundle in bundles])
     _check_stream(source, question, reference)
     rankings: dict[str, Ranking] = {}
@@ -169,9 +170,9 @@ def _leave_one_out(source: Source, question: Question) -> Setting:
     )
 
 
-def _load(path: Path, setting: Setting) -> Bundle:
+def _load(path: Path, setting: Setting, settings: Settings) -> Bundle:
     try:
-        bundle = load_bundle(path, setting.source.extractors)
+        bundle = with_code(load_bundle(path), settings)
     except BundleError as error:
         raise ConfigurationError(str(error)) from error
     fitted_until = bundle.manifest.figures.get("newest_event_ms")

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Any
 
 from models.bundle import Bundle
@@ -26,7 +27,13 @@ def resolve(places: Mapping[str, str], spec: Spec) -> dict[str, Extract]:
     found: dict[str, Extract] = {}
     for name, declared in spec.extractors.items():
         setting = f"extractors.{name}"
-        code = _imported(setting, places[name]) if name in places else find(setting, name, {}, GROUP)
+        if name in places:
+            code = _imported(setting, places[name])
+        elif entry_points(group=GROUP, name=name):
+            code = find(setting, name, {}, GROUP)
+        else:
+            line = f"the spec has an extractor {name!r}, and there is no code for it: install the package that has it"
+            raise ConfigurationError(f'{line}, or set {setting} = "module:function"')
         if not callable(code):
             raise ConfigurationError(f"{setting}: {code!r} cannot be called")
         version = getattr(code, "version", declared.version)

@@ -13,7 +13,7 @@ from models.evaluation.leave_one_out import LeaveOneOut
 from models.evaluation.protocol import Window
 from models.evaluation.two_tower import EmbedItems, EmbedUsers
 from models.event_log import Catalogue, EventLog
-from models.extractors import Extract
+from models.extractors import Extract, ExtractorError
 from models.fit import FitError, FitOptions, fit
 from models.jsonl import JsonLinesError, read_activities, read_items
 from models.spec import Spec, SpecError, builtin_spec, load_spec
@@ -154,7 +154,10 @@ def exact_ranks(
 ) -> Any:
     """float64[P]: exact ranks through the bundle's own ONNX towers, end to end."""
     towers = embedders(bundle)
-    return protocol.exact_ranks(source.log, catalogue, bundle.encoding, asked, towers, progress, bundle.metric)
+    try:
+        return protocol.exact_ranks(source.log, catalogue, bundle.encoding, asked, towers, progress, bundle.metric)
+    except ExtractorError as error:
+        raise RecallError(str(error)) from error
 
 
 def embedders(bundle: Bundle) -> tuple[EmbedUsers, EmbedItems]:

@@ -6,8 +6,8 @@ samples. Records are merged and read by the code that serves, so a sample is wha
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import orjson
 from models import signature
 from models.bundle import FEATURES, VOCABULARIES, Bundle, encode_vocabularies
 from models.event_log import Catalogue
+from models.extractors import Extract
 from models.positives import sample_inputs, target_events
 from models.spec import Spec
 from models.tensors import Encoding, ValueCounts, item_inputs, user_features
@@ -48,6 +49,7 @@ class Job:
     bundle: Bundle | None
     since_ms: int | None
     until_ms: int | None
+    extractors: Mapping[str, Extract] = field(default_factory=dict)  # the code of those that the spec names
 
 
 @dataclass
@@ -127,9 +129,9 @@ class _Writing:
             counts.add("context", [each.context for each in activities if each.context])
             self._forgotten.update((event.user_id, _place(event)) for event in batch if event.activity is None)
         if self._job.bundle is not None:
-            return self._job.bundle.encoding
+            return replace(self._job.bundle.encoding, extractors=self._job.extractors)
         counts.add("item", catalogue.attributes)
-        return Encoding(self._job.spec, counts.vocabularies(catalogue.item_ids))
+        return Encoding(self._job.spec, counts.vocabularies(catalogue.item_ids), self._job.extractors)
 
     async def _samples(self, catalogue: Catalogue, encoding: Encoding, file: ParquetColumns) -> None:
         """The second reading."""

@@ -30,7 +30,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers, and keeps connections open."""
 
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # headers and body leave together
+    wbufsize, disable_nagle_algorithm = -1, True  # an answer leaves at once
 
     def __init__(self, values: Values, *arguments: Any) -> None:
         self._values = values

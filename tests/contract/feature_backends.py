@@ -5,12 +5,15 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 import redis.asyncio
 from pydantic import SecretStr
 
@@ -36,15 +39,22 @@ class Backend(ABC):
         self.settings = settings
         self.folder = folder
         self.opened: list[FeatureSource] = []
+        self.direct = False  # past the proxy
 
     async def start(self) -> None:
-        self.proxy = Proxy(free_ports(1)[0], await self.serve())
+        self.port = await self.serve()
+        self.proxy = Proxy(free_ports(1)[0], self.port)
         await self.proxy.start()
 
     async def stop(self) -> None:
         for source in self.opened:
             await source.close()
         await self.proxy.stop()
+
+    @property
+    def reached(self) -> int:
+        """The port that adapters are given."""
+        return self.port if self.direct else self.proxy.port
 
     @abstractmethod
     async def serve(self) -> int:
@@ -82,7 +92,7 @@ class RedisBackend(Backend):
         await pipeline.execute()
 
     def declared(self) -> dict[str, Any]:
-        return {"url": SecretStr(f"redis://127.0.0.1:{self.proxy.port}/0"), "prefix": self.prefix}
+        return {"url": SecretStr(f"redis://127.0.0.1:{self.reached}/0"), "prefix": self.prefix}
 
     async def stop(self) -> None:
         await super().stop()
@@ -124,12 +134,12 @@ class HttpBackend(ServedBackend):
         self.write(users)
 
     def declared(self) -> dict[str, Any]:
-        return {"url": SecretStr(f"http://127.0.0.1:{self.proxy.port}")}
+        return {"url": SecretStr(f"http://127.0.0.1:{self.reached}")}
 
 
 class FeastBackend(ServedBackend):
     kind = "feast"
-    features = ("tier", "age", "tags", "ratio", "vip")
+    features = ("tier", "age", "tags", "ratio", "vip", "mood")
 
     def argv(self, port: int) -> list[str]:
         return [sys.executable, str(ROOT / "tests/feast_server.py"), str(self.file), str(port)]
@@ -140,7 +150,7 @@ class FeastBackend(ServedBackend):
         self.write({"views": {"shop": {"features": features, "rows": users}}, "services": services})
 
     def declared(self) -> dict[str, Any]:
-        return {"url": SecretStr(f"http://127.0.0.1:{self.proxy.port}"), "feature_view": "shop"}
+        return {"url": SecretStr(f"http://127.0.0.1:{self.reached}"), "feature_view": "shop"}
 
 
 def started(argv: list[str], log: Path, port: int) -> "subprocess.Popen[bytes]":
@@ -156,4 +166,74 @@ def started(argv: list[str], log: Path, port: int) -> "subprocess.Popen[bytes]":
         time.sleep(0.02)
 
 
+class RealFeast(FeastBackend):
+    """`feast serve`, started once for all tests, on a Redis of its own."""
+
+    def __init__(self, settings: Settings, folder: Path, started: Any) -> None:
+        super().__init__(settings, folder)
+        self.feast = started
+
+    async def serve(self) -> int:
+        return int(self.feast.port)
+
+    async def put(self, users: Mapping[str, Mapping[str, Any]]) -> None:
+        """All users with the same values go in one push: a column that holds null and numbers is one of floats."""
+        from tests.backends.feast import push
+
+        store = redis.asyncio.Redis(port=self.feast.redis_port)
+        await store.flushdb()
+        await store.aclose()
+        alike: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+        for user_id, values in users.items():
+            alike.setdefault(tuple(values), {})[user_id] = dict(values)
+        for group in alike.values():
+            self.post(push(group, list(self.features)))
+
+    def post(self, body: dict[str, Any]) -> None:
+        url = f"http://127.0.0.1:{self.feast.port}/push"
+        asked = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+        with urllib.request.urlopen(asked, timeout=30) as answer:  # noqa: S310  # of our own making
+            assert answer.status == 200
+
+    async def stop(self) -> None:
+        await Backend.stop(self)
+
+
 KINDS: dict[str, type[Backend]] = {"redis": RedisBackend, "http": HttpBackend, "feast": FeastBackend}
+
+
+def named(config: pytest.Config) -> str:
+    """Whose servers: `ours`, or a real one's, see tests/backends."""
+    return str(config.getoption("--backend", default="ours"))
+
+
+def kinds(config: pytest.Config) -> list[str]:
+    """Those that a run is about."""
+    return list(KINDS) if named(config) == "ours" else [named(config)]
+
+
+@contextmanager
+def real(config: pytest.Config, folder: Path) -> Iterator[Any]:
+    """The real server that a run is about, started; None in a run of ours."""
+    if named(config) == "ours":
+        yield None
+        return
+    from tests.backends.registry import backend
+
+    found = backend(named(config))
+    try:
+        found.start(folder)
+        yield found
+    finally:
+        found.stop()
+
+
+@asynccontextmanager
+async def serving(kind: str, settings: Settings, folder: Path, started: Any) -> AsyncIterator[Backend]:
+    """A backend of a kind, ours or the real one."""
+    backend = KINDS[kind](settings, folder) if started is None else RealFeast(settings, folder, started)
+    try:
+        await backend.start()
+        yield backend
+    finally:
+        await backend.stop()

@@ -2,14 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from models.spec import ContextField, is_value
-from tests.contract.feature_backends import KINDS, Backend, FeastBackend
+from tests.contract.feature_backends import Backend, kinds, named, real, serving
 from workers.errors import DependencyError, DependencyTimeout, DependencyUnavailable
 from workers.feature_sources import FeatureSourceSettings
 from workers.features.memory import MemoryFeatureSource
@@ -27,33 +26,45 @@ HOSTILE = ["a b", "ü", "日本", "\x00", "../x", '"}', "{x}", "*", "a\r\nb", "%
 SLACK_S = 0.25
 
 
-@pytest.fixture(params=["memory", *KINDS])
-async def source(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> AsyncIterator[FeatureSource]:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`source`: every adapter; `backend`: those with a server."""
+    found = kinds(metafunc.config)
+    ours = named(metafunc.config) == "ours"
+    if "source" in metafunc.fixturenames:
+        metafunc.parametrize("source", ["memory", *found] if ours else found, indirect=True)
+    elif "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", found, indirect=True)
+
+
+@pytest.fixture(scope="module")
+def started_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with real(request.config, tmp_path_factory.mktemp("real")) as found:
+        yield found
+
+
+@pytest.fixture
+async def source(
+    request: pytest.FixtureRequest, settings: Settings, tmp_path: Path, started_once: Any
+) -> AsyncIterator[FeatureSource]:
     """A source that holds USERS, and the hostile ones: each has its own number as age."""
     users = USERS | {user_id: {"age": n} for n, user_id in enumerate(HOSTILE)}
     if request.param == "memory":
         declared = FeatureSourceSettings(kind="memory", values=users)
         yield open_source(settings.model_copy(update={"sources": {"shop": declared}}), "shop")
         return
-    backend = KINDS[request.param](settings, tmp_path)
-    await backend.start()
-    try:
+    async with serving(request.param, settings, tmp_path, started_once) as backend:
         await backend.put(users)
         yield backend.open()
-    finally:
-        await backend.stop()
 
 
-@pytest.fixture(params=KINDS)
-async def backend(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> AsyncIterator[Backend]:
+@pytest.fixture
+async def backend(
+    request: pytest.FixtureRequest, settings: Settings, tmp_path: Path, started_once: Any
+) -> AsyncIterator[Backend]:
     """A server that holds USERS, behind a proxy."""
-    backend = KINDS[request.param](settings, tmp_path)
-    await backend.start()
-    try:
+    async with serving(request.param, settings, tmp_path, started_once) as backend:
         await backend.put(USERS)
         yield backend
-    finally:
-        await backend.stop()
 
 
 async def test_values_come_in_the_order_of_the_users(source: FeatureSource) -> None:
@@ -106,16 +117,6 @@ async def test_it_may_be_closed_twice(source: FeatureSource) -> None:
     await source.values(["u1"], NAMES)
     await source.close()
     await source.close()
-
-
-async def test_what_is_no_value_of_its_kind_is_told_apart(backend: Backend) -> None:
-    """The source hands on what is stored; the pipeline takes it for missing."""
-    await backend.put({"u": {"age": "old", "ratio": float("nan"), "tags": [1, [2]], "tier": {"a": 1}}})
-    kinds = {"age": "bucket", "ratio": "number", "tags": "multi", "tier": "category"}
-    (found,) = await backend.open().values(["u"], list(kinds))
-    assert set(found) == set(kinds)
-    fields = {name: ContextField(kind=kind) for name, kind in kinds.items()}
-    assert not any(is_value(fields[name], value) for name, value in found.items())
 
 
 async def test_a_slow_server_costs_no_more_than_the_deadline(backend: Backend) -> None:
@@ -173,33 +174,37 @@ async def test_a_call_that_is_given_up_leaves_the_next_ones_their_answers(backen
         assert await source.values(["u1"], ["age"]) == [{"age": 30}]
 
 
-async def test_feast_tells_what_it_does_not_have(settings: Settings, tmp_path: Path) -> None:
-    backend = FeastBackend(settings, tmp_path)
-    await backend.start()
-    try:
-        await backend.put({"u": {"age": 1, "old_age": 7}})
-        source = backend.open()
-        line = await source.check(["age", "shoe_size"])
-        assert line is not None
-        assert "shoe_size" in line
-        assert await source.values(["u"], ["age", "old_age"]) == [{"age": 1}], "what is outside its max age is absent"
-        service = backend.declared() | {"feature_service": "for_recall"}
-        del service["feature_view"]
-        declared = FeatureSourceSettings(kind="feast", timeout_ms=5000, **service)
-        by_service = open_source(settings.model_copy(update={"sources": {"shop": declared}}), "shop")
-        assert await by_service.values(["nobody", "u"], ["age"]) == [{}, {"age": 1}]
-        assert await by_service.check(["age"]) is None
-        assert await by_service.check(["shoe_size"]) == "feature service 'for_recall' has no feature shoe_size"
-        await by_service.close()
-    finally:
-        await backend.stop()
+async def test_feast_tells_what_it_does_not_have(settings: Settings, tmp_path: Path, started_once: Any) -> None:
+    async with serving("feast", settings, tmp_path, started_once) as backend:
+        await backend.put({"u": {"age": 1}})
+        url = f"http://127.0.0.1:{backend.port}"  # not through the proxy: Feast cuts a connection behind a refusal
+
+        async def checked(*names: str, **options: str) -> str | None:
+            declared = FeatureSourceSettings(kind="feast", url=url, timeout_ms=5000, **options)
+            source = open_source(settings.model_copy(update={"sources": {"shop": declared}}), "shop")
+            try:
+                assert await source.values(["nobody", "u"], ["age"]) == [{}, {"age": 1}]
+                return await source.check(names)
+            except DependencyError:
+                return await source.check(names)
+            finally:
+                await source.close()
+
+        assert await checked("age", "tier", feature_view="shop") is None
+        assert await checked("age", feature_service="for_recall") is None
+        line = "feature service 'for_recall' has no feature shoe_size"
+        assert await checked("shoe_size", feature_service="for_recall") == line
+        for options in ({"feature_view": "shop"}, {"feature_view": "store"}, {"feature_service": "other"}):
+            line = await checked("age", "shoe_size", **options) or ""
+            assert line.startswith(f"feature {next(iter(options)).partition('_')[2]} {next(iter(options.values()))!r}")
+            assert "cannot give age, shoe_size" in line
+        line = await checked("age", feature_view="shop", entity="customer") or ""
+        assert "Missing join key" in line
 
 
 async def test_an_answer_that_is_none_is_one_line(settings: Settings, tmp_path: Path) -> None:
     """A server of another protocol, or of another path."""
-    backend = KINDS["http"](settings, tmp_path)
-    await backend.start()
-    try:
+    async with serving("http", settings, tmp_path, None) as backend:
         url = f"http://127.0.0.1:{backend.proxy.port}"
         for declared in (
             FeatureSourceSettings(kind="feast", url=url, timeout_ms=5000, feature_view="shop"),
@@ -210,8 +215,6 @@ async def test_an_answer_that_is_none_is_one_line(settings: Settings, tmp_path: 
                 await source.values(["u1"], ["age"])
             assert "\n" not in str(raised.value)
             await source.close()
-    finally:
-        await backend.stop()
 
 
 async def test_values_of_the_memory_source_may_change() -> None:

@@ -1,4 +1,4 @@
-"""A feature source over HTTP behind real workers: only a value in it changes, and so does the list."""
+"""A feature source over HTTP behind real workers, beside an extractor: only a value changes, and so does the list."""
 
 import asyncio
 import json
@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from schemas.recall import CandidateList, RecallRequest
 from tests.conftest import Stack
 from tests.contract.feature_backends import started
 from tests.e2e.conftest import load, prepare
-from tests.moods import fit_moody, share_of
+from tests.moods import MOOD, fit_moody, share_of
 from workers.client import RecallClient
 from workers.doctor import features
 from workers.doctor.findings import Level
@@ -31,6 +32,8 @@ from workers.local.workers import WorkerProcesses, environment
 from workers.settings import Settings
 
 ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "docs/examples/own_extractor"
+CLOCK = '[extractors.clock]\nversion = "1"\noutputs.phase = 4\noutputs.recency = 3\n'
 SERVER = ROOT / "deploy/examples/feature_server.py"
 DATASET = generate(items=60, users=60, events=2500)
 ENDS_WITHIN_S = 60.0
@@ -62,9 +65,17 @@ def shop(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sho
     folder, (port,) = tmp_path_factory.mktemp("shop"), free_ports(1)
     source = {"kind": "http", "url": f"http://127.0.0.1:{port}", "timeout_ms": 1000, "cache_ttl_ms": 50}
     settings = stack.settings(
-        namespace=f"shop{uuid.uuid4().hex[:8]}", data_dir=folder / "data", reuse_ms=0, sources={"shop": source}
+        namespace=f"shop{uuid.uuid4().hex[:8]}",
+        data_dir=folder / "data",
+        reuse_ms=0,
+        sources={"shop": source},
+        extractors={"clock": "recall_clock:clock"},
     )
-    bundle = fit_moody(DATASET, folder / "bundles")
+    paths = pytest.MonkeyPatch()
+    paths.syspath_prepend(str(EXAMPLE))
+    paths.setenv("PYTHONPATH", str(EXAMPLE), prepend=os.pathsep)
+    code = import_module("recall_clock").clock
+    bundle = fit_moody(DATASET, folder / "bundles", MOOD + CLOCK, {"clock": code})
     shop = Shop(settings, bundle, folder / "values.json", port, None)  # type: ignore[arg-type]  # started at once
     shop.put({})
     shop.serve()
@@ -79,6 +90,7 @@ def shop(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sho
     finally:
         workers.stop()
         end(shop.server, 5.0)
+        paths.undo()
         print(workers.log("recall").read_text()[-4000:])
 
 
@@ -103,7 +115,7 @@ async def test_only_the_value_changes_and_so_does_the_list(shop: Shop) -> None:
         assert (even.status, even.reasons) == ("ok", ["cold_start"])
         shop.put({"ann": {"mood": "odd"}})
         odd = await answers(client, "ann", "odd")
-        assert odd.item_ids == unknown.item_ids, "odd is the default too"
+        assert (odd.status, odd.reasons) == ("ok", ["cold_start"])
 
 
 async def test_explain_says_where_a_value_came_from(shop: Shop) -> None:
@@ -150,6 +162,12 @@ def test_a_worker_whose_source_is_not_configured_refuses_to_start(shop: Shop) ->
     assert line in ended.stderr
     (finding,) = asyncio.run(features.check(settings, shop.bundle.spec))
     assert finding.level is Level.WRONG
+
+
+def test_so_does_one_that_has_no_code_for_an_extractor(shop: Shop) -> None:
+    ended = recall(shop.settings.model_copy(update={"extractors": {}}), "worker", "recall")
+    assert ended.returncode == 2
+    assert "the spec has an extractor 'clock', and there is no code for it" in ended.stderr
 
 
 def recall(settings: Settings, *arguments: str) -> "subprocess.CompletedProcess[str]":

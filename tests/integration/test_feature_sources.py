@@ -5,9 +5,11 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from models.bundle import Bundle
+from models.columns import RequestColumns, UserFeatures
 from tests.integration.recall_system import DATASET, Broken, System, ask
 from tests.moods import REQUIRED, fit_moody, share_of
 from workers.dependencies import Dependencies
@@ -210,3 +212,23 @@ async def test_everything_else_broken_is_still_an_answer(case: Case) -> None:
     case.source.fault = "fails"
     (answer,) = await case.pipeline(tower=Broken()).run([ask()])
     assert (answer.status, answer.reasons) == ("degraded", ["model_unavailable"])
+
+
+async def test_a_request_that_an_extractor_fails_on_is_degraded_alone(tmp_path: Any) -> None:
+    def feel(_: UserFeatures, requests: RequestColumns) -> Mapping[str, Any]:
+        signs = [{"even": 1.0, "odd": -1.0}[context.get("mood", "odd")] for context in requests.contexts]
+        return {"sign": np.array(signs, dtype=np.float32)[:, None]}
+
+    bundle = fit_moody(DATASET, tmp_path, '[extractors.feel]\nversion = "1"\noutputs.sign = 1\n', {"feel": feel})
+    system = System(bundle)
+    await system.fill()
+    try:
+        batch = [ask(context={"mood": "even"}), ask(context={"mood": "strange"}), ask(context={"mood": "odd"}), ask()]
+        even, strange, odd, plain = await system.pipeline().run(batch)
+    finally:
+        await system.tower.close()
+    assert [even.status, odd.status, plain.status] == ["ok"] * 3
+    assert share_of("even", even.item_ids) == share_of("odd", odd.item_ids) == 1.0
+    assert plain.item_ids == odd.item_ids
+    assert (strange.status, strange.reasons) == ("degraded", ["features_unavailable"])
+    assert strange.sources == ["popular"] * 10

@@ -8,6 +8,7 @@ import pytest
 from models.spec import parse_spec
 from workers.doctor import configuration
 from workers.errors import ConfigurationError
+from workers.feature_sources import FeatureSourceSettings
 from workers.features.memory import MemoryFeatureSource
 from workers.features.opening import configured, open_source
 from workers.settings import load_settings
@@ -96,3 +97,31 @@ async def test_an_adapter_is_found_by_the_name_of_its_kind() -> None:
         open_source(load_settings(sources={"shop": {"kind": "magic"}}), "shop")
     with pytest.raises(ConfigurationError, match=r"sources\.shop\.url: not redis://"):
         open_source(load_settings(sources={"shop": {"kind": "redis", "url": "rubbish"}}), "shop")
+
+
+def test_every_setting_has_its_line_in_the_document() -> None:
+    table = (
+        (Path(__file__).parents[2] / "docs/features.md")
+        .read_text()
+        .partition("### Settings")[2]
+        .partition("### Kinds")[0]
+    )
+    for name, field in FeatureSourceSettings.model_fields.items():
+        (row,) = [line for line in table.splitlines() if line.startswith("|") and f"`{name}`" in line.split("|")[1]]
+        if isinstance(field.default, int):
+            assert f"| {field.default} |" in row
+
+
+def test_a_kind_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "theirs-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text("[recall.feature_sources]\ntheirs = their_sources:open_source\n")
+    (tmp_path / "their_sources.py").write_text(
+        "from workers.features.memory import MemoryFeatureSource\n"
+        "def open_source(given):\n"
+        "    return MemoryFeatureSource({'u': {'tier': given.source.options['tier']}})\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = load_settings(sources={"shop": {"kind": "theirs", "options": {"tier": "gold"}}})
+    assert isinstance(open_source(settings, "shop"), MemoryFeatureSource)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,8 +89,14 @@ def _job(
 async def _write(
     settings: Settings, given: "Dataset | tuple[Path, Path] | None", job: "Job", working: Working
 ) -> dict[str, Any]:
+    from models.extractors import ExtractorError
     from workers.event_sources import open_events
+    from workers.extractors import resolve
     from workers.sampling import write_dataset
 
+    job = replace(job, extractors=resolve(settings.extractors, job.spec))
     async with open_events(settings, given, job.until_ms) as events:
-        return await write_dataset(events, job, working.update)
+        try:
+            return await write_dataset(events, job, working.update)
+        except ExtractorError as error:
+            raise RecallError(str(error)) from error

@@ -5,7 +5,7 @@ import asyncio
 from models.spec import Spec
 from workers.doctor.findings import Finding, Level
 from workers.errors import ConfigurationError, DependencyError
-from workers.features.opening import configured, lacking, open_source
+from workers.features.opening import PATIENT_MS, configured, lacking, open_source
 from workers.settings import Settings
 
 CHECK = "features"
@@ -24,13 +24,13 @@ async def check(settings: Settings, spec: Spec) -> list[Finding]:
 async def _source(settings: Settings, name: str, features: list[str], required: bool) -> Finding:
     kind = settings.sources[name].kind
     try:
-        source = open_source(settings, name)
+        source = open_source(settings, name, PATIENT_MS)
     except ConfigurationError as error:
         return Finding(CHECK, Level.WRONG, str(error))
     try:
         line = await lacking(name, source, features)
-    except (DependencyError, TimeoutError) as error:
-        reason = str(error).partition(": ")[2] or "no answer"
+    except DependencyError as error:
+        reason = str(error).partition(": ")[2]
         todo = "" if required else "; its values count as their defaults meanwhile"
         level = Level.DOWN if required else Level.WARNING
         return Finding(CHECK, level, f"source {name!r} ({kind}): {reason}{todo}", f"start it, or set sources.{name}")

@@ -10,6 +10,8 @@ from workers.features.json_http import JsonHttp, Refused
 
 PATH = "/get-online-features"
 PROBE = "recall-check"  # a user whom nobody knows
+NOT_FOUND = 404
+NEVER_WORKS = ("not found", "Missing join key")  # in a 500, which elsewhere says that it cannot work now
 NEVER = "1970-01-01"  # the time of a value that was never written, although its status may be PRESENT
 
 
@@ -41,6 +43,8 @@ class FeastFeatureSource:
         try:
             known = await self._columns([PROBE], names)
         except Refused as error:
+            if error.status != NOT_FOUND and not any(words in str(error) for words in NEVER_WORKS):
+                raise
             return f"{where} cannot give {', '.join(names)}: {str(error).removeprefix(f'{self._dependency}: ')}"
         missing = [name for name in names if name not in known]
         return f"{where} has no feature {', '.join(missing)}" if missing else None

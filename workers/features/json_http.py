@@ -17,7 +17,11 @@ SHOWN = 200  # characters of a refusal
 
 
 class Refused(DependencyUnavailable):
-    """The server answered, and said no: a status of 400 or more."""
+    """The server answered, and said no: a `status` of 400 or more."""
+
+    def __init__(self, dependency: str, message: str, status: int) -> None:
+        super().__init__(dependency, message)
+        self.status = status
 
 
 class JsonHttp:
@@ -67,9 +71,9 @@ class JsonHttp:
             raise DependencyUnavailable(self._dependency, "the connection was reset") from error
         if answer.status_code >= httpx.codes.BAD_REQUEST:
             text = " ".join(answer.text[:SHOWN].split())
-            raise Refused(self._dependency, f"{method} {path} is answered with {answer.status_code}: {text}")
-        body: bytes = answer.content
-        return body
+            line = f"{method} {path} is answered with {answer.status_code}: {text}"
+            raise Refused(self._dependency, line, answer.status_code)
+        return answer.content
 
     async def _request(self, method: str, path: str, content: bytes | None) -> httpx.Response:
         kind = {} if content is None else {"content-type": "application/json"}

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 from models.spec import Spec
 from workers.dependencies import Dependencies, Probe
 from workers.features.cached import CachedFeatures
-from workers.features.opening import check, configured, dependency, open_source
+from workers.features.opening import PATIENT_MS, check, configured, dependency, open_source
 from workers.metrics import Metrics
 from workers.pipelines.sourcing import Asking, Sourcing
 from workers.settings import Settings
@@ -27,9 +27,11 @@ async def open_sourcing(
         declared, source = settings.sources[name], open_source(settings, name)
         features = CachedFeatures(source, list(fields), ttl_ms=declared.cache_ttl_ms, size=declared.cache_size)
         opened.push_async_callback(features.close)
-        await check(name, source, list(fields))
+        patient = open_source(settings, name, PATIENT_MS)
+        opened.push_async_callback(patient.close)
+        await check(name, patient, list(fields))
         asking[name] = Asking(dependency(name), features, fields, declared.timeout_ms)
-        probes[dependency(name)] = source.ping
+        probes[dependency(name)] = patient.ping
         if not any(field.required for field in fields.values()):
             dependencies.can_do_without(dependency(name))
 
