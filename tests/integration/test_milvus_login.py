@@ -154,7 +154,7 @@ async def test_only_who_may_gets_in(server: Milvus, files: Path) -> None:
 
 def test_files_that_cannot_be_read_are_named() -> None:
     settings = load_settings(milvus_uri="https://127.0.0.1:1", milvus_ca_file="/nowhere/ca.pem")
-    with pytest.raises(ConfigurationError, match="milvus_ca_file: /nowhere/ca[.]pem: No such file or directory"):
+    with pytest.raises(ConfigurationError, match="milvus_ca_file: /nowhere/ca"):
         asyncio.run(_made(settings))
 
 
