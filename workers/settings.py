@@ -24,7 +24,7 @@ PREFIX = "RECALL_"
 TOML = "recall.toml"
 URLS = ("redis_url", "milvus_uri", "tower_url")  # may hold a password
 TOWER_SCHEMES = ("http", "https", "grpc", "grpcs")
-MILVUS_TLS = ("milvus_ca_file", "milvus_cert_file", "milvus_key_file", "milvus_server_name")
+MILVUS_TLS = ("milvus_ca_path", "milvus_cert_path", "milvus_key_path", "milvus_server_name")
 MILVUS_OWN: dict[str, object] = {  # what is said of a Milvus beside its address, as it is where nothing is said
     "milvus_token": SecretStr(""),
     "milvus_user": "",
@@ -59,9 +59,9 @@ class Settings(BaseSettings):
     milvus_user: str = ""  # in place of a token, with
     milvus_password: SecretStr = SecretStr("")
     milvus_database: str = ""  # which must be there; empty: the server's default
-    milvus_ca_file: str = ""  # whose certificates the server's is checked against; empty: the usual ones
-    milvus_cert_file: str = ""  # of this client, for a server that asks for one, with
-    milvus_key_file: str = ""
+    milvus_ca_path: str = ""  # whose certificates the server's is checked against; empty: the usual ones
+    milvus_cert_path: str = ""  # of this client, for a server that asks for one, with
+    milvus_key_path: str = ""
     milvus_server_name: str = ""  # that the server's certificate is for, where milvus_uri has another
     local_milvus: LocalMilvus = "auto"  # of the local stack; auto: the server where its package runs, else Milvus Lite
 
@@ -160,8 +160,8 @@ class Settings(BaseSettings):
             raise ValueError("milvus_token and milvus_user exclude each other")
         if bool(self.milvus_user) is not bool(self.milvus_password.get_secret_value()):
             raise ValueError("milvus_user and milvus_password go together")
-        if bool(self.milvus_cert_file) is not bool(self.milvus_key_file):
-            raise ValueError("milvus_cert_file and milvus_key_file go together")
+        if bool(self.milvus_cert_path) is not bool(self.milvus_key_path):
+            raise ValueError("milvus_cert_path and milvus_key_path go together")
         encrypting = [name for name in MILVUS_TLS if getattr(self, name)]
         if encrypting and not self.milvus_uri.startswith("https://"):
             raise ValueError(f"{encrypting[0]} is of use only with a milvus_uri that begins with https://")

@@ -32,7 +32,7 @@ HOSTILE = [
 Index = MemoryItemIndex | FaissItemIndex | MilvusItemIndex
 FAISS = {
     "faiss-flat": Parameters("FLAT", timeout_s=5.0),
-    "faiss-hnsw": Parameters("HNSW", timeout_s=5.0),
+    "faiss-hnsw": Parameters("HNSW", ef=2, timeout_s=5.0),
     "faiss-ivf": Parameters("IVF_FLAT", lists=4, probes=4, timeout_s=5.0),
 }
 

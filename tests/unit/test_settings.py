@@ -115,3 +115,8 @@ def test_every_variable_that_the_source_reads_is_known() -> None:
     named = set(re.findall(r'"(RECALL_[A-Z_]+)"', source)) - {PREFIX}
     assert "RECALL_CACHE_DIR" in named
     assert configuration.unknown(dict.fromkeys(named, ""), {}) == []
+
+
+def test_no_setting_is_named_like_the_file_of_another() -> None:
+    """RECALL_NAME_FILE names a file that holds the value of RECALL_NAME."""
+    assert [name for name in Settings.model_fields if name.endswith("_file")] == []

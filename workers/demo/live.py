@@ -17,9 +17,14 @@ from workers.local.stack import LocalStack, wipe
 from workers.local.workers import WorkerProcesses, in_one_process
 from workers.settings import Settings
 
+STACK = "starting Kafka, Redis and Milvus"
+
 
 class LiveSystem:
-    """Kafka, Redis, Milvus and one worker of each kind under `settings.data_dir`, which is wiped at start."""
+    """Kafka, Redis and Milvus, and one worker of each kind, under `settings.data_dir`, which is wiped at start.
+
+    No Milvus where the items are elsewhere, and one worker for all kinds where that is in its process.
+    """
 
     def __init__(self, settings: Settings, told: Told) -> None:
         self.settings = settings
@@ -29,7 +34,7 @@ class LiveSystem:
 
     def start(self) -> dict[str, str]:
         """Wipe, and start the servers; their versions by name. Raises RecallError."""
-        self._told.progress("starting Kafka, Redis and Milvus", None)
+        self._told.progress("starting Kafka and Redis" if self.settings.stack_milvus is None else STACK, None)
         wipe(self.settings.data_dir)
         self._stack.start()
         return {service.name: service.version for service in self._stack.services}

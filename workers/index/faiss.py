@@ -19,16 +19,13 @@ from workers.errors import DependencyTimeout, DependencyUnavailable
 from workers.filters import Filter
 from workers.index.adapter import IndexAdapter
 from workers.index.catalogue import Catalogue, Slots
-from workers.index.faiss_graphs import ROWS_PER_LIST, Graph, Hnsw, Ivf
+from workers.index.faiss_graphs import ROWS_PER_LIST, SCORES_A_STEP, Graph, Hnsw, Ivf
 from workers.index.schema import MAX_SEARCH_DEPTH, Collection, Metric, check_queries, check_rows, last_of_each
 from workers.ports import Float32, Hits, IndexRows, UInt64
 from workers.settings import Settings
 
 DEPENDENCY = "faiss"
 PIECE = 50  # rows of a write: some 10 ms in a graph
-FEW_ITEMS = 1000  # for which all scores take no longer than a graph
-WALKED = 8  # scores at least that a graph computes for each item that it keeps
-FEW_FIT_SHARE = 0.07  # of a filter: a graph would be walked in vain
 
 T = TypeVar("T")
 
@@ -169,8 +166,9 @@ class FaissItemIndex:
         if asked.index_type == "IVF_FLAT":
             return "IVF_FLAT" if items >= ROWS_PER_LIST * asked.lists else None
         if asked.index_type == "HNSW":
-            return "HNSW" if items >= FEW_ITEMS else None
-        return "HNSW" if asked.index_type == "auto" and items >= max(FEW_ITEMS, asked.flat_below) else None
+            return "HNSW" if items > SCORES_A_STEP * asked.ef else None
+        least = max(SCORES_A_STEP * asked.ef, asked.flat_below)
+        return "HNSW" if asked.index_type == "auto" and items > least else None
 
     def _built(self, kind: str) -> Graph:
         asked, matrix = self._parameters, self._items.matrix
@@ -186,8 +184,8 @@ class FaissItemIndex:
         if not depth:
             return Hits([[] for _ in vectors], [np.zeros(0, dtype=np.float32) for _ in vectors])
         chosen = None if fitting is None else np.flatnonzero(fitting)
-        graph = None if all_scores or fit <= max(WALKED * depth, FEW_FIT_SHARE * len(self._items)) else self._graph
-        if graph is None:
+        graph = None if all_scores else self._graph
+        if graph is None or fit <= graph.costs(depth, fit / len(self._items)):
             scores, slots = self._all_scores(queries, depth, chosen)
         else:
             scores, slots = graph.search(queries, depth, fitting)

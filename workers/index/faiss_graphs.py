@@ -17,6 +17,8 @@ ROWS_PER_LIST = 39  # that k-means wants at least
 OUTGROWN = 4  # lists are made anew, of the items as they are now, once there are so many times more
 MAX_DEAD_SHARE = 0.5  # of the nodes of a graph
 FEW_NODES = 1000
+SCORES_A_STEP = 64  # that take as long as a step of a walk, of which there are `ef`; measured: 60 to 110
+SPARE = 2  # times what is asked for that the lists must hold
 
 
 class Graph(Protocol):
@@ -24,6 +26,10 @@ class Graph(Protocol):
 
     def search(self, queries: Float32, depth: int, fitting: Mask | None) -> tuple[Float32, Slots]:
         """Scores or distances and slots of the best of float32[B, D]: [B, depth], best first."""
+        ...
+
+    def costs(self, depth: int, share: float) -> float:
+        """As many scores take as long as a search, where a filter leaves that share of the items."""
         ...
 
     def put(self, slots: Slots, vectors: Float32) -> None:
@@ -52,6 +58,11 @@ class Hnsw:
         self._dead = 0
         self.put(np.arange(len(matrix)), matrix)
 
+    @property
+    def nodes(self) -> int:
+        """How many it holds, dead ones too."""
+        return int(self._index.ntotal)
+
     def search(self, queries: Float32, depth: int, fitting: Mask | None) -> tuple[Float32, Slots]:
         """See Graph. `ef` grows with what is left out, so that it costs no recall."""
         slots = self._slots[: self._index.ntotal]
@@ -64,6 +75,10 @@ class Hnsw:
         parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=ef_for(depth, self._ef, share))
         scores, nodes = self._index.search(queries, depth, params=parameters)
         return scores, np.where(nodes >= 0, slots[np.maximum(nodes, 0)], -1)
+
+    def costs(self, depth: int, share: float) -> float:
+        """See Graph."""
+        return SCORES_A_STEP * ef_for(depth, self._ef, share)
 
     def put(self, slots: Slots, vectors: Float32) -> None:
         """See Graph."""
@@ -114,6 +129,12 @@ class Ivf:
         parameters = faiss.SearchParametersIVF(sel=selector, nprobe=probes_for(self._probes, self._index.nlist, share))
         found: tuple[Float32, Slots] = self._index.search(queries, depth, params=parameters)
         return found
+
+    def costs(self, depth: int, share: float) -> float:
+        """See Graph: what the lists hold that are read; and it is in vain where they hold too little."""
+        items, lists = float(self._index.ntotal), int(self._index.nlist)
+        read = probes_for(self._probes, lists, share) / lists * items
+        return read if read * share > SPARE * depth else items
 
     def put(self, slots: Slots, vectors: Float32) -> None:
         """See Graph."""

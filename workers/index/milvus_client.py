@@ -102,7 +102,7 @@ class MilvusClient:
 def _credentials(settings: Settings) -> grpc.ChannelCredentials:
     """Raises ConfigurationError, one line: a file that cannot be read."""
     files = []
-    for name in ("milvus_ca_file", "milvus_key_file", "milvus_cert_file"):
+    for name in ("milvus_ca_path", "milvus_key_path", "milvus_cert_path"):
         path = getattr(settings, name)
         try:
             files.append(Path(path).read_bytes() if path else None)
