@@ -4,7 +4,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from workers.errors import RecallError
@@ -26,9 +26,13 @@ class Server:
     def start(self, argv: Sequence[str], ready_url: str, env: Mapping[str, str]) -> None:
         """Start it, and return when the page answers 200. Raises RecallError with the end of its log."""
         self._process = spawn(argv, self.log, self.folder, env)
+        self.until(lambda: _answers(ready_url))
+
+    def until(self, well: Callable[[], bool]) -> None:
+        """Return when something is so. Raises RecallError with the end of its log, also when it has ended."""
         deadline = time.monotonic() + READY_WITHIN_S
-        while not _answers(ready_url):
-            if self._process.poll() is not None or time.monotonic() > deadline:
+        while not well():
+            if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
                 raise RecallError(f"{self._name} does not come up:\n{tail(self.log, 40)}")
             time.sleep(0.1)
 

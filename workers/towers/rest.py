@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from workers.errors import DependencyError, DependencyTimeout, DependencyUnavailable
 from workers.settings import Settings
-from workers.towers.server import DEPENDENCY, NO_SUCH_MODEL, Refused
+from workers.towers.server import DEPENDENCY, NO_SUCH_MODEL, Refused, Words, meaning
 
 CONNECTIONS = 16
 KEPT_OPEN_S = 60.0
@@ -24,7 +24,8 @@ LINE = 300  # characters of a server's message
 class Rest:
     """Requests to one server. A call's time bounds each of its steps; callers bound the whole."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, words: Words | None = None) -> None:
+        self._words = words or {}
         self.url = settings.tower_url.rstrip("/")
         token = settings.tower_token.get_secret_value()
         self._client = httpx.AsyncClient(
@@ -65,9 +66,10 @@ class Rest:
 
     def _failure(self, response: httpx.Response) -> DependencyError | Refused:
         status, said = response.status_code, message(response.content)
-        if status in REFUSED or _failed_in_handler(response):
+        meant = meaning(self._words, response.text)
+        if meant == "refused" or (meant is None and status in REFUSED):
             return Refused(f"{status}: {said}")
-        if status == 404:
+        if meant == "missing" or status == 404:
             return DependencyUnavailable(DEPENDENCY, f"{self.url}: {NO_SUCH_MODEL}: {said}")
         if status in {401, 403}:
             return DependencyUnavailable(DEPENDENCY, f"{self.url}: {status}: it wants another tower_token: {said}")
@@ -132,8 +134,3 @@ def message(content: bytes) -> str:
         text = content.decode(errors="replace")
     line = " ".join(text.split())
     return line if len(line) <= LINE else f"{line[:LINE]}..."
-
-
-def _failed_in_handler(response: httpx.Response) -> bool:
-    """TorchServe says 503 of a model that fails too; its type tells it from overload."""
-    return response.status_code == 503 and b'"InternalServerException"' in response.content

@@ -19,7 +19,7 @@ from workers.towers.messages import messages
 from workers.towers.remote import RemoteTower, open_remote
 from workers.towers.rest import JSON_HEADERS, Rest, Sayable, read_arrays, read_json, to_json
 from workers.towers.rpc import Rpc
-from workers.towers.server import DEPENDENCY, Description, Model, ModelServer, asked_model, is_grpc
+from workers.towers.server import DEPENDENCY, Description, Model, ModelServer, Words, asked_model, is_grpc
 
 SERVICE = "org.pytorch.serve.grpc.inference.InferenceAPIsService"
 PROTOCOL = messages(
@@ -32,6 +32,11 @@ PROTOCOL = messages(
     """,
 )
 HEALTHY = "Healthy"
+WORDS: Words = {  # it says 503 and UNAVAILABLE of a model that fails too, and INTERNAL of one that it does not have
+    "InternalServerException": "refused",
+    "ModelNotFoundException": "missing",
+    "ModelVersionNotFoundException": "missing",
+}
 
 
 async def open_torchserve(bundle: Bundle, side: Side, settings: Settings) -> RemoteTower:
@@ -69,7 +74,7 @@ class TorchServeRest(TorchServe):
     """One model over REST."""
 
     def __init__(self, settings: Settings, model: Model) -> None:
-        self._rest = Rest(settings)
+        self._rest = Rest(settings, WORDS)
         super().__init__(self._rest.url, model)
         self._path = f"/predictions/{quote(model.name, safe='')}/{quote(self._version, safe='')}"
 
@@ -93,7 +98,7 @@ class TorchServeRpc(TorchServe):
     """One model over gRPC."""
 
     def __init__(self, settings: Settings, model: Model) -> None:
-        self._rpc = Rpc(settings)
+        self._rpc = Rpc(settings, WORDS)
         super().__init__(self._rpc.url, model)
         self._timeout_s = settings.tower_timeout_ms / 1000
 
