@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
+from tests.backends.backend import Backend
+from tests.backends.registry import backend
 from workers.local.state import running
 from workers.settings import Settings, load_settings
 
@@ -107,6 +110,17 @@ def _running(data_dir: Path) -> Stack:
         pytest.fail(f"no stack runs in {data_dir}")
     kafka, redis, milvus = (state.services[name].address for name in ("kafka", "redis", "milvus"))
     return Stack(kafka, redis, milvus, data_dir)
+
+
+@pytest.fixture(scope="session")
+def started(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """The backend that `--backend` names, started when a suite asks for it."""
+    found = backend(request.config.getoption("--backend"))
+    try:
+        found.start(tmp_path_factory.mktemp("backend"))
+        yield found
+    finally:
+        found.stop()
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ class Ours:
     """Every adapter by every protocol, and ONNX in the process itself."""
 
     name = "ours"
-    suites = ("tests/contract/test_towers.py",)
+    suites = ("tests/contract/test_towers.py", "tests/e2e/test_remote_towers.py")
     ways = (
         "onnx",
         "kserve-json",

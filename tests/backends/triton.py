@@ -23,7 +23,7 @@ class Triton:
     """See Backend."""
 
     name = "triton"
-    suites = ("tests/contract/test_towers.py",)
+    suites = ("tests/contract/test_towers.py", "tests/e2e/test_remote_towers.py")
     ways = ("kserve-json", "kserve-binary", "kserve-grpc")
     versions = "Triton 2.51 (nvidia-pytriton 0.7.0)"
 

@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,16 +42,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("way", [way for way in ways if way != "onnx"])
     elif "way" in metafunc.fixturenames:
         metafunc.parametrize("way", ways)
-
-
-@pytest.fixture(scope="module")
-def started(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    found = backend(request.config.getoption("--backend"))
-    try:
-        found.start(tmp_path_factory.mktemp("backend"))
-        yield found
-    finally:
-        found.stop()
 
 
 @pytest.fixture
