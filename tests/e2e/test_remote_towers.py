@@ -11,8 +11,8 @@ import pytest
 from models.bundle import Bundle
 from schemas.recall import CandidateList
 from tests.backends.backend import Backend
-from tests.backends.models import DATASET
 from tests.backends.registry import backend
+from tests.backends.served import DATASET
 from tests.chaos.proxy import Proxy
 from tests.conftest import Stack
 from tests.e2e.conftest import load, prepare

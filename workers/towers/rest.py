@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from workers.errors import DependencyError, DependencyTimeout, DependencyUnavailable
 from workers.settings import Settings
-from workers.towers.server import DEPENDENCY, NO_SUCH_MODEL, Refused, Words, meaning
+from workers.towers.server import DEPENDENCY, Missing, Refused, Words, meaning
 
 CONNECTIONS = 16
 KEPT_OPEN_S = 60.0
@@ -70,7 +70,7 @@ class Rest:
         if meant == "refused" or (meant is None and status in REFUSED):
             return Refused(f"{status}: {said}")
         if meant == "missing" or status == 404:
-            return DependencyUnavailable(DEPENDENCY, f"{self.url}: {NO_SUCH_MODEL}: {said}")
+            return Missing(DEPENDENCY, f"{self.url}: it has no such model, or not this version: {said}")
         if status in {401, 403}:
             return DependencyUnavailable(DEPENDENCY, f"{self.url}: {status}: it wants another tower_token: {said}")
         return DependencyUnavailable(DEPENDENCY, f"{self.url}: {status}: {said}")
@@ -83,27 +83,6 @@ class Rest:
 def to_json(value: object) -> bytes:
     """JSON of something that may hold arrays."""
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-class Sayable:
-    """Rows as JSON can say them, which has no NaN: such rows are asked for as zeros, and have no vector."""
-
-    def __init__(self, inputs: Mapping[str, NDArray[Any]]) -> None:
-        floats = [array.reshape(len(array), -1) for array in inputs.values() if array.dtype == np.float32]
-        self._bad = ~np.logical_and.reduce([np.isfinite(array).all(axis=1) for array in floats], axis=0)
-        self.inputs = dict(inputs)
-        if self._bad.any():
-            for name, array in inputs.items():
-                self.inputs[name] = array.copy()
-                self.inputs[name][self._bad] = 0
-
-    def answered(self, outputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The outputs, with NaN where the rows could not be said."""
-        if self._bad.any():
-            for array in outputs.values():
-                if len(array) == len(self._bad):
-                    array[self._bad] = np.nan
-        return outputs
 
 
 def read_arrays(answer: Mapping[str, Any], names: Iterable[str]) -> dict[str, NDArray[Any]]:

@@ -7,7 +7,7 @@ import grpc
 
 from workers.errors import DependencyTimeout, DependencyUnavailable
 from workers.settings import Settings
-from workers.towers.server import DEPENDENCY, NO_SUCH_MODEL, Refused, Words, meaning
+from workers.towers.server import DEPENDENCY, Missing, Refused, Words, meaning
 
 OPTIONS = [
     ("grpc.max_receive_message_length", -1),
@@ -65,7 +65,7 @@ class Rpc:
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return DependencyTimeout(DEPENDENCY, f"{self.url}: no answer in {timeout_s * 1000:.0f} ms")
         if meant == "missing" or code is grpc.StatusCode.NOT_FOUND:
-            return DependencyUnavailable(DEPENDENCY, f"{self.url}: {NO_SUCH_MODEL}: {said}")
+            return Missing(DEPENDENCY, f"{self.url}: it has no such model, or not this version: {said}")
         if code in DENIED:
             return DependencyUnavailable(DEPENDENCY, f"{self.url}: it wants another tower_token: {code.name}: {said}")
         return DependencyUnavailable(DEPENDENCY, f"{self.url}: {code.name}: {said}")

@@ -14,7 +14,6 @@ from workers.errors import ConfigurationError, DependencyUnavailable
 from workers.settings import Settings
 
 DEPENDENCY = "tower"
-NO_SUCH_MODEL = "it has no such model, or not this version"
 
 
 Words = Mapping[str, Literal["refused", "missing"]]
@@ -23,6 +22,10 @@ Words = Mapping[str, Literal["refused", "missing"]]
 
 class Refused(Exception):
     """The server answers that it cannot run these rows, or its model on them; one line."""
+
+
+class Missing(DependencyUnavailable):
+    """It answers, and does not have the model, or not in this version: until it is loaded."""
 
 
 class NotTheBundles(DependencyUnavailable):
