@@ -76,6 +76,8 @@ def _in_the_clear(settings: Settings) -> list[tuple[str, str]]:
     if settings.milvus_token.get_secret_value() and not settings.milvus_uri.startswith("https://"):
         uri = settings.milvus_uri if "://" in settings.milvus_uri else f"http://{settings.milvus_uri}"
         found.append(("milvus_token", _host(uri)))
+    if settings.tower_token.get_secret_value() and settings.tower_url.startswith(("http://", "grpc://")):
+        found.append(("tower_token", _host(settings.tower_url)))
     return [(name, host) for name, host in found if not _is_local(host)]
 
 
