@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +60,7 @@ class Stack:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Which servers the suites of adapters run against: see tests/backends."""
-    parser.addoption("--backend", default="ours", help="a name of tests/backends/registry.py")
+    parser.addoption("--backend", default="", help="a name of tests/backends/registry.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -113,14 +113,28 @@ def _running(data_dir: Path) -> Stack:
 
 
 @pytest.fixture(scope="session")
-def started(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    """The backend that `--backend` names, started when a suite asks for it."""
-    found = backend(request.config.getoption("--backend"))
+def started_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Backend]]:
+    """A backend by name, started when a suite first asks for it."""
+    running: dict[str, Backend] = {}
+    failed: dict[str, Exception] = {}  # told again, not tried again: a start may take minutes
+
+    def started(name: str) -> Backend:
+        if name in failed:
+            raise failed[name]
+        if name not in running:
+            running[name] = backend(name)
+            try:
+                running[name].start(tmp_path_factory.mktemp("backend"))
+            except Exception as error:
+                failed[name] = error
+                raise
+        return running[name]
+
     try:
-        found.start(tmp_path_factory.mktemp("backend"))
-        yield found
+        yield started
     finally:
-        found.stop()
+        for each in running.values():
+            each.stop()
 
 
 @pytest.fixture

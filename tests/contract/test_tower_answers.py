@@ -1,5 +1,7 @@
 """What a model server may answer besides vectors, and what a tower makes of it; and towers that others register."""
 
+import ssl
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -173,6 +175,31 @@ async def test_of_several_versions_none_is_guessed(server: Scripted, bundle: Bun
     with pytest.raises(ConfigurationError, match="only 1, 2: name one with tower_version"):
         model.choose(["2", "1"])
     await found.close()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate for localhost that no authority knows, and its key."""
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=DNS:localhost", "-out", str(certificate), "-keyout", str(key)]
+    subprocess.run(command, check=True, capture_output=True)
+    return certificate, key
+
+
+async def test_over_tls_by_the_authorities_of_the_machine(
+    server: Scripted, bundle: Bundle, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*certificate)
+    await web.TCPSite(server.runner, "127.0.0.1", 0, ssl_context=context).start()
+    server.url = f"https://localhost:{server.runner.addresses[-1][1]}"
+    with pytest.raises(DependencyUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+        await opened(server, bundle, KSERVE)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    tower = await opened(server, bundle, KSERVE)
+    await tower.ping()
+    await tower.close()
 
 
 OTHERS = """

@@ -19,7 +19,7 @@ from models.bundle import Bundle
 from models.tensors import Inputs
 from models.verify import Side
 from tests.backends.backend import Backend
-from tests.backends.registry import backend
+from tests.backends.registry import backend, chosen
 from tests.chaos.proxy import Proxy
 from workers.errors import ConfigurationError, DependencyError, DependencyTimeout, DependencyUnavailable, RowRefused
 from workers.local.process import free_ports
@@ -37,11 +37,16 @@ OUTPUT = "user_embedding"
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`way`: every adapter and protocol; `remote`: those with a server."""
-    ways = backend(metafunc.config.getoption("--backend")).ways
+    ways = backend(chosen(metafunc.config)).ways
     if "remote" in metafunc.fixturenames:
         metafunc.parametrize("way", [way for way in ways if way != "onnx"])
     elif "way" in metafunc.fixturenames:
         metafunc.parametrize("way", ways)
+
+
+@pytest.fixture
+def started(request: pytest.FixtureRequest, started_backend: Callable[[str], Backend]) -> Backend:
+    return started_backend(chosen(request.config))
 
 
 @pytest.fixture

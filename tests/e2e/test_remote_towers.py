@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -11,7 +12,7 @@ import pytest
 from models.bundle import Bundle
 from schemas.recall import CandidateList
 from tests.backends.backend import Backend
-from tests.backends.registry import backend
+from tests.backends.registry import backend, chosen
 from tests.backends.served import DATASET
 from tests.chaos.proxy import Proxy
 from tests.conftest import Stack
@@ -28,8 +29,13 @@ BACK_WITHIN_S = 60.0
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One way of each adapter: of the contract's suite it is told how they differ."""
-    ways = backend(metafunc.config.getoption("--backend")).ways
+    ways = backend(chosen(metafunc.config)).ways
     metafunc.parametrize("way", [next(way for way in ways if way not in {"onnx", "kserve-json"})])
+
+
+@pytest.fixture
+def started(request: pytest.FixtureRequest, started_backend: Callable[[str], Backend]) -> Backend:
+    return started_backend(chosen(request.config))
 
 
 async def until(settings: Settings, status: str) -> CandidateList:

@@ -1,6 +1,7 @@
 """HTTP to a model server: connections that stay open, and the translation of what can go wrong."""
 
 import json
+import ssl
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -34,7 +35,8 @@ class Rest:
                 max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS, keepalive_expiry=KEPT_OPEN_S
             ),
             timeout=settings.tower_timeout_ms / 1000,
-            trust_env=False,
+            trust_env=False,  # no proxy of the environment's: model servers are near
+            verify=ssl.create_default_context(),  # the machine's authorities; SSL_CERT_FILE names others
         )
 
     async def get(self, path: str) -> Any:
