@@ -131,9 +131,10 @@ class Settings(BaseSettings):
     def _model_server(cls, value: str) -> str:
         try:
             parts = urlsplit(value)
-            well = parts.scheme in TOWER_SCHEMES and bool(parts.hostname)
+            port, more = parts.port, f"{parts.query}{parts.fragment}"
+            well = parts.scheme in TOWER_SCHEMES and bool(parts.hostname) and not more
             if value.startswith("grpc"):
-                well = well and parts.port is not None and not parts.path
+                well = well and port is not None and not parts.path
         except ValueError:
             well = False
         if value and not well:

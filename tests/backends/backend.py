@@ -7,8 +7,9 @@ from typing import Protocol
 class Backend(Protocol):
     """One server, or several that belong together, and the ways to reach it: an adapter and a protocol each.
 
-    A suite is a test file that takes its parameters from `ways`, and `--backend NAME` says whose. To add one: a class
-    like this, a line in `registry.py`, and a suite if its port has none yet.
+    A suite is a test file that takes its parameters from `ways` of the backend that `registry.chosen` names, and starts
+    it with the fixture `started_backend`. To add one: a class like this, a line in `registry.py`, the locked
+    requirements of what it runs, and a suite if its port has none yet.
     """
 
     name: str

@@ -10,9 +10,9 @@ import grpc
 from aiohttp import web
 
 from models.bundle import Bundle
-from tests.backends.models import Models, fit_towers
 from tests.backends.ours_rest import application
 from tests.backends.ours_rpc import add_services
+from tests.backends.served import Models, fit_towers
 from workers.local.process import free_ports
 
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0)]
@@ -70,7 +70,7 @@ class Ours:
     """Every adapter by every protocol, and ONNX in the process itself."""
 
     name = "ours"
-    suites = ("tests/contract/test_towers.py",)
+    suites = ("tests/contract/test_towers.py", "tests/e2e/test_remote_towers.py")
     ways = (
         "onnx",
         "kserve-json",

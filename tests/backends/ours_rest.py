@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 from aiohttp import web
 
-from tests.backends.models import WHOLE_VERSION, Arrays, BadInputs, Model, Models, UnknownModel, as_array
+from tests.backends.served import WHOLE_VERSION, Arrays, BadInputs, Model, Models, UnknownModel, as_array
 from workers.towers.kserve import DATATYPES, JSON_LENGTH, TYPES
 from workers.towers.rest import to_json
 

@@ -7,7 +7,7 @@ import grpc
 import numpy as np
 import orjson
 
-from tests.backends.models import WHOLE_VERSION, BadInputs, Model, Models, UnknownModel, as_array
+from tests.backends.served import WHOLE_VERSION, BadInputs, Model, Models, UnknownModel, as_array
 from workers.towers import kserve, tf_serving, torchserve
 from workers.towers.rest import to_json
 

@@ -2,6 +2,8 @@
 
 from importlib import import_module
 
+import pytest
+
 from tests.backends.backend import Backend
 
 OURS = "ours"
@@ -13,6 +15,11 @@ BACKENDS = {
     "tf_serving": "tests.backends.tf_serving:TfServing",
 }
 REAL = tuple(name for name in BACKENDS if name != OURS)
+
+
+def chosen(config: pytest.Config, default: str = OURS) -> str:
+    """The backend that a run was asked to take, else the one that a suite takes in every test run."""
+    return str(config.getoption("--backend") or default)
 
 
 def backend(name: str) -> Backend:

@@ -4,7 +4,8 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from workers.errors import RecallError
@@ -23,12 +24,19 @@ class Server:
         self._name = name
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, argv: Sequence[str], ready_url: str, env: Mapping[str, str]) -> None:
-        """Start it, and return when the page answers 200. Raises RecallError with the end of its log."""
+    def start(self, argv: Sequence[str], ready: str | Callable[[], bool], env: Mapping[str, str]) -> None:
+        """Start it, and return when a page answers 200, or a function says so.
+
+        Raises RecallError with the end of its log.
+        """
         self._process = spawn(argv, self.log, self.folder, env)
+        self.until(ready if callable(ready) else partial(_answers, ready))
+
+    def until(self, well: Callable[[], bool]) -> None:
+        """Return when something is so. Raises RecallError with the end of its log, also when it has ended."""
         deadline = time.monotonic() + READY_WITHIN_S
-        while not _answers(ready_url):
-            if self._process.poll() is not None or time.monotonic() > deadline:
+        while not well():
+            if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
                 raise RecallError(f"{self._name} does not come up:\n{tail(self.log, 40)}")
             time.sleep(0.1)
 

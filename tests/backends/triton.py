@@ -9,7 +9,7 @@ from models.bundle import Bundle
 from models.signature import Arrays
 from models.verify import Side
 from tests.backends.environments import environment, site_packages
-from tests.backends.models import fit_towers
+from tests.backends.served import fit_towers
 from tests.backends.server import Server
 from workers.local.process import free_ports
 from workers.towers.bundled import arrays
@@ -23,7 +23,7 @@ class Triton:
     """See Backend."""
 
     name = "triton"
-    suites = ("tests/contract/test_towers.py",)
+    suites = ("tests/contract/test_towers.py", "tests/e2e/test_remote_towers.py")
     ways = ("kserve-json", "kserve-binary", "kserve-grpc")
     versions = "Triton 2.51 (nvidia-pytriton 0.7.0)"
 

@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from models.bundle import Bundle
 from models.tensors import Inputs
 from models.verify import Side
 from tests.backends.backend import Backend
-from tests.backends.registry import backend
+from tests.backends.registry import backend, chosen
 from tests.chaos.proxy import Proxy
 from workers.errors import ConfigurationError, DependencyError, DependencyTimeout, DependencyUnavailable, RowRefused
 from workers.local.process import free_ports
@@ -37,21 +37,16 @@ OUTPUT = "user_embedding"
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`way`: every adapter and protocol; `remote`: those with a server."""
-    ways = backend(metafunc.config.getoption("--backend")).ways
+    ways = backend(chosen(metafunc.config)).ways
     if "remote" in metafunc.fixturenames:
         metafunc.parametrize("way", [way for way in ways if way != "onnx"])
     elif "way" in metafunc.fixturenames:
         metafunc.parametrize("way", ways)
 
 
-@pytest.fixture(scope="module")
-def started(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    found = backend(request.config.getoption("--backend"))
-    try:
-        found.start(tmp_path_factory.mktemp("backend"))
-        yield found
-    finally:
-        found.stop()
+@pytest.fixture
+def started(request: pytest.FixtureRequest, started_backend: Callable[[str], Backend]) -> Backend:
+    return started_backend(chosen(request.config))
 
 
 @pytest.fixture

@@ -81,6 +81,8 @@ def _in_the_clear(settings: Settings) -> list[tuple[str, str]]:
         url = source.url.get_secret_value()
         if (source.headers or "@" in url) and url.startswith(("http://", "redis://")):
             found.append((f"sources.{name}", _host(url)))
+    if settings.tower_token.get_secret_value() and settings.tower_url.startswith(("http://", "grpc://")):
+        found.append(("tower_token", _host(settings.tower_url)))
     return [(name, host) for name, host in found if not _is_local(host)]
 
 

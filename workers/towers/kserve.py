@@ -4,7 +4,7 @@ https://github.com/kserve/open-inference-protocol; bytes over REST are Triton's 
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -18,11 +18,12 @@ from workers.settings import Settings
 from workers.towers import bundled
 from workers.towers.messages import messages
 from workers.towers.remote import RemoteTower, open_remote
-from workers.towers.rest import JSON_HEADERS, Rest, Sayable, read_json, to_json
+from workers.towers.rest import JSON_HEADERS, Rest, read_json, to_json
 from workers.towers.rpc import Rpc
 from workers.towers.server import (
     DEPENDENCY,
     Description,
+    Missing,
     Model,
     ModelServer,
     NotTheBundles,
@@ -81,11 +82,24 @@ class Asked:
         self._as_columns: frozenset[str] = frozenset()
         self._ids = itertools.count(1)
 
-    def settle(self, versions: Sequence[str]) -> None:
-        """Choose a version. Raises ConfigurationError."""
-        if versions or self.model.version is not None:
-            self.version = self.model.choose(list(versions))
-            self.where = f"{self._url} model {self.model.name} version {self.version}"
+    async def settled(self, metadata: Callable[[], Awaitable[tuple[list[str], Any]]]) -> Any:
+        """Choose a version, and what `metadata` then says of it. Raises ConfigurationError, DependencyUnavailable.
+
+        A server that tells of no versions is asked for the bundle's own; if it has none either, for no version at all.
+        """
+        versions, _ = await metadata()
+        self._ask_for(self.model.choose(versions or [self.model.bundle_version]))
+        try:
+            return (await metadata())[1]
+        except Missing:
+            if versions or self.model.version is not None:
+                raise
+            self._ask_for("")
+            return (await metadata())[1]
+
+    def _ask_for(self, version: str) -> None:
+        self.version = version
+        self.where = f"{self._url} model {self.model.name}" + (f" version {version}" if version else "")
 
     def described(self, inputs: Iterable[Any], outputs: Iterable[Any]) -> Description | None:
         """Of tuples (name, datatype, shape). One value a row may be declared as a column, and is sent as one then."""
@@ -102,11 +116,8 @@ class Asked:
         return str(next(self._ids))
 
     def shaped(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Inputs in the shapes that the server wants, in one piece each."""
-        return {
-            name: np.ascontiguousarray(array[:, None] if name in self._as_columns else array)
-            for name, array in inputs.items()
-        }
+        """Inputs in the shapes that the server wants."""
+        return {name: array[:, None] if name in self._as_columns else array for name, array in inputs.items()}
 
     def check_answer(self, version: str) -> None:
         """Raises NotTheBundles when another version has answered."""
@@ -135,8 +146,7 @@ class KServeRest:
     async def describe(self) -> Description | None:
         """See ModelServer."""
         try:
-            self._asked.settle((await self._rest.get(self._path())).get("versions") or [])
-            said = await self._rest.get(self._path())
+            said = await self._asked.settled(self._metadata)
             self._binary = self._binary_wanted and BINARY_EXTENSION in (await self._rest.get("/v2"))["extensions"]
             tensors = [[(each["name"], each["datatype"], each["shape"]) for each in said[side]] for side in SIDES]
         except Refused as error:  # Triton says 400 of a model that it does not have
@@ -145,6 +155,10 @@ class KServeRest:
             line = f"{self.where}: its metadata is not of protocol V2: {type(error).__name__}: {error}"
             raise DependencyUnavailable(DEPENDENCY, line) from error
         return self._asked.described(*tensors)
+
+    async def _metadata(self) -> tuple[list[str], Any]:
+        said = await self._rest.get(self._path())
+        return said.get("versions") or [], said
 
     async def infer(self, inputs: Mapping[str, NDArray[Any]], timeout_s: float) -> dict[str, NDArray[Any]]:
         """See ModelServer."""
@@ -166,13 +180,12 @@ class KServeRest:
         return self._read(read_json(response.content[:length]), response.content[length:])
 
     async def _infer_text(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        sayable = Sayable(inputs)
-        shaped = self._asked.shaped(sayable.inputs)
+        shaped = self._asked.shaped(inputs)
         wanted, request = self._begun()
         request["inputs"] = [_tensor(name, array) | {"data": array.ravel()} for name, array in shaped.items()]
         request["outputs"] = wanted
         response = await self._rest.send("POST", self._path("/infer"), to_json(request), JSON_HEADERS)
-        return sayable.answered(self._read(read_json(response.content), b""))
+        return self._read(read_json(response.content), b"")
 
     def _begun(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         return [{"name": name} for name in self._asked.model.outputs], {"id": self._asked.next_id()}
@@ -220,8 +233,7 @@ class KServeRpc:
     async def describe(self) -> Description | None:
         """See ModelServer."""
         try:
-            self._asked.settle((await self._metadata()).versions)
-            said = await self._metadata()
+            said = await self._asked.settled(self._metadata)
         except Refused as error:
             raise DependencyUnavailable(DEPENDENCY, f"{self.where}: {error}") from error
         tensors = [[(each.name, each.datatype, each.shape) for each in getattr(said, side)] for side in SIDES]
@@ -230,9 +242,10 @@ class KServeRpc:
     async def _call(self, method: str, request: Any, timeout_s: float) -> Any:
         return await self._rpc.call(f"{SERVICE}/{method}", request, PROTOCOL[f"{method}Response"], timeout_s)
 
-    async def _metadata(self) -> Any:
+    async def _metadata(self) -> tuple[list[str], Any]:
         request = PROTOCOL["ModelMetadataRequest"](name=self._asked.model.name, version=self._asked.version)
-        return await self._call("ModelMetadata", request, self._timeout_s)
+        said = await self._call("ModelMetadata", request, self._timeout_s)
+        return list(said.versions), said
 
     async def infer(self, inputs: Mapping[str, NDArray[Any]], timeout_s: float) -> dict[str, NDArray[Any]]:
         """See ModelServer."""

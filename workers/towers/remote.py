@@ -49,7 +49,7 @@ async def open_remote(
 class RemoteTower:
     """Tower on a model server.
 
-    Outputs may hold NaN where inputs do; rows are the caller's to judge. A server whose outputs are not finite for
+    Outputs hold NaN where inputs do; rows are the caller's to judge. A server whose outputs are not finite for
     anybody has failed, and so has one whose vectors are no longer the bundle's: `ping` looks.
     """
 
@@ -70,14 +70,24 @@ class RemoteTower:
         """Ask the server for all rows within the deadline. Raises DependencyTimeout after it.
 
         Raises RowRefused when the server fails for these rows, again, and not for others, else DependencyUnavailable.
+        Rows with NaN or infinity are asked for as zeros, as JSON has neither and not every server takes them; theirs
+        is NaN.
         """
         self._check(inputs)
         if self._foreign is not None:
             raise NotTheBundles(DEPENDENCY, self._foreign)
+        unfit = _not_finite(inputs)
+        if unfit.any():
+            inputs = {
+                name: np.where(unfit.reshape(-1, *[1] * (array.ndim - 1)), 0, array) for name, array in inputs.items()
+            }
         try:
-            return await self._judged(inputs)
+            outputs = await self._judged(inputs)
         except Refused as error:  # of whatever is asked
             raise NotTheBundles(DEPENDENCY, f"{self._server.where}: {error}") from error
+        if not unfit.any():
+            return outputs
+        return {name: np.where(unfit[:, None], np.float32(np.nan), array) for name, array in outputs.items()}
 
     async def ask(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Float32]:
         """The same without a judgement. Raises Refused, NotTheBundles, DependencyUnavailable, DependencyTimeout."""
@@ -118,7 +128,8 @@ class RemoteTower:
         left_s = end_s - asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(left_s):
-                outputs = await self._server.infer({name: inputs[name] for name in self._inputs}, max(0.001, left_s))
+                asked = {name: np.ascontiguousarray(inputs[name]) for name in self._inputs}
+                outputs = await self._server.infer(asked, max(0.001, left_s))
         except (TimeoutError, DependencyTimeout) as error:
             line = f"{self._server.where}: no answer in {self._timeout_s * 1000:.0f} ms"
             raise DependencyTimeout(DEPENDENCY, line) from error
@@ -169,6 +180,16 @@ class RemoteTower:
         """Close connections."""
         self._closed = True
         await self._server.close()
+
+
+def _not_finite(inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+    """bool[B]: rows of which some input is NaN or infinite."""
+    floats = [array for array in inputs.values() if array.dtype == np.float32]
+    well = np.ones(len(next(iter(inputs.values()))), dtype=np.bool_)
+    for array in floats:
+        if not np.isfinite(array).all():
+            well &= np.isfinite(array).reshape(len(array), -1).all(axis=1)
+    return ~well
 
 
 def _finite(outputs: Mapping[str, Float32]) -> bool:

@@ -1,6 +1,7 @@
 """HTTP to a model server: connections that stay open, and the translation of what can go wrong."""
 
 import json
+import ssl
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from workers.errors import DependencyError, DependencyTimeout, DependencyUnavailable
 from workers.settings import Settings
-from workers.towers.server import DEPENDENCY, NO_SUCH_MODEL, Refused
+from workers.towers.server import DEPENDENCY, Missing, Refused, Words, meaning
 
 CONNECTIONS = 16
 KEPT_OPEN_S = 60.0
@@ -24,7 +25,8 @@ LINE = 300  # characters of a server's message
 class Rest:
     """Requests to one server. A call's time bounds each of its steps; callers bound the whole."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, words: Words | None = None) -> None:
+        self._words = words or {}
         self.url = settings.tower_url.rstrip("/")
         token = settings.tower_token.get_secret_value()
         self._client = httpx.AsyncClient(
@@ -33,7 +35,8 @@ class Rest:
                 max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS, keepalive_expiry=KEPT_OPEN_S
             ),
             timeout=settings.tower_timeout_ms / 1000,
-            trust_env=False,
+            trust_env=False,  # no proxy of the environment's: model servers are near
+            verify=ssl.create_default_context(),  # the machine's authorities; SSL_CERT_FILE names others
         )
 
     async def get(self, path: str) -> Any:
@@ -65,10 +68,11 @@ class Rest:
 
     def _failure(self, response: httpx.Response) -> DependencyError | Refused:
         status, said = response.status_code, message(response.content)
-        if status in REFUSED or _failed_in_handler(response):
+        meant = meaning(self._words, response.text)
+        if meant == "refused" or (meant is None and status in REFUSED):
             return Refused(f"{status}: {said}")
-        if status == 404:
-            return DependencyUnavailable(DEPENDENCY, f"{self.url}: {NO_SUCH_MODEL}: {said}")
+        if meant == "missing" or status == 404:
+            return Missing(DEPENDENCY, f"{self.url}: it has no such model, or not this version: {said}")
         if status in {401, 403}:
             return DependencyUnavailable(DEPENDENCY, f"{self.url}: {status}: it wants another tower_token: {said}")
         return DependencyUnavailable(DEPENDENCY, f"{self.url}: {status}: {said}")
@@ -81,27 +85,6 @@ class Rest:
 def to_json(value: object) -> bytes:
     """JSON of something that may hold arrays."""
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-class Sayable:
-    """Rows as JSON can say them, which has no NaN: such rows are asked for as zeros, and have no vector."""
-
-    def __init__(self, inputs: Mapping[str, NDArray[Any]]) -> None:
-        floats = [array.reshape(len(array), -1) for array in inputs.values() if array.dtype == np.float32]
-        self._bad = ~np.logical_and.reduce([np.isfinite(array).all(axis=1) for array in floats], axis=0)
-        self.inputs = dict(inputs)
-        if self._bad.any():
-            for name, array in inputs.items():
-                self.inputs[name] = array.copy()
-                self.inputs[name][self._bad] = 0
-
-    def answered(self, outputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The outputs, with NaN where the rows could not be said."""
-        if self._bad.any():
-            for array in outputs.values():
-                if len(array) == len(self._bad):
-                    array[self._bad] = np.nan
-        return outputs
 
 
 def read_arrays(answer: Mapping[str, Any], names: Iterable[str]) -> dict[str, NDArray[Any]]:
@@ -132,8 +115,3 @@ def message(content: bytes) -> str:
         text = content.decode(errors="replace")
     line = " ".join(text.split())
     return line if len(line) <= LINE else f"{line[:LINE]}..."
-
-
-def _failed_in_handler(response: httpx.Response) -> bool:
-    """TorchServe says 503 of a model that fails too; its type tells it from overload."""
-    return response.status_code == 503 and b'"InternalServerException"' in response.content

@@ -7,7 +7,7 @@ import grpc
 
 from workers.errors import DependencyTimeout, DependencyUnavailable
 from workers.settings import Settings
-from workers.towers.server import DEPENDENCY, NO_SUCH_MODEL, Refused
+from workers.towers.server import DEPENDENCY, Missing, Refused, Words, meaning
 
 OPTIONS = [
     ("grpc.max_receive_message_length", -1),
@@ -30,7 +30,8 @@ LINE = 300  # characters of a server's message
 class Rpc:
     """Calls by full name, `package.Service/Method`. To be made in a running loop; connects at the first call."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, words: Words | None = None) -> None:
+        self._words = words or {}
         parts = urlsplit(settings.tower_url)
         self.url = settings.tower_url
         if parts.scheme == "grpcs":
@@ -58,12 +59,13 @@ class Rpc:
 
     def _failure(self, error: Any, timeout_s: float) -> Exception:
         code, said = error.code(), " ".join(str(error.details()).split())[:LINE]
-        if code in REFUSED:
+        meant = meaning(self._words, said)
+        if meant == "refused" or (meant is None and code in REFUSED):
             return Refused(f"{code.name}: {said}")
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return DependencyTimeout(DEPENDENCY, f"{self.url}: no answer in {timeout_s * 1000:.0f} ms")
-        if code is grpc.StatusCode.NOT_FOUND:
-            return DependencyUnavailable(DEPENDENCY, f"{self.url}: {NO_SUCH_MODEL}: {said}")
+        if meant == "missing" or code is grpc.StatusCode.NOT_FOUND:
+            return Missing(DEPENDENCY, f"{self.url}: it has no such model, or not this version: {said}")
         if code in DENIED:
             return DependencyUnavailable(DEPENDENCY, f"{self.url}: it wants another tower_token: {code.name}: {said}")
         return DependencyUnavailable(DEPENDENCY, f"{self.url}: {code.name}: {said}")

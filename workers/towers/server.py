@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from numpy.typing import NDArray
@@ -14,11 +14,18 @@ from workers.errors import ConfigurationError, DependencyUnavailable
 from workers.settings import Settings
 
 DEPENDENCY = "tower"
-NO_SUCH_MODEL = "it has no such model, or not this version"
+
+
+Words = Mapping[str, Literal["refused", "missing"]]
+"""What a text in an error of a server means, where its status says less: the rows are refused, the model is missing."""
 
 
 class Refused(Exception):
     """The server answers that it cannot run these rows, or its model on them; one line."""
+
+
+class Missing(DependencyUnavailable):
+    """It answers, and does not have the model, or not in this version: until it is loaded."""
 
 
 class NotTheBundles(DependencyUnavailable):
@@ -88,6 +95,11 @@ def asked_model(bundle: Bundle, side: Side, settings: Settings, arrays: tuple[Ar
     """The model that the settings name for a side."""
     name = settings.tower_user_model if side == "user" else settings.tower_item_model
     return Model(name.replace("{version}", bundle.version), settings.tower_version or None, bundle.version, *arrays)
+
+
+def meaning(words: Words, text: str) -> Literal["refused", "missing"] | None:
+    """What one of the words in a server's error means."""
+    return next((found for word, found in words.items() if word in text), None)
 
 
 def is_grpc(settings: Settings) -> bool:

@@ -17,7 +17,7 @@ from workers.settings import Settings
 from workers.towers import bundled
 from workers.towers.messages import messages
 from workers.towers.remote import RemoteTower, open_remote
-from workers.towers.rest import JSON_HEADERS, Rest, Sayable, read_arrays, read_json, to_json
+from workers.towers.rest import JSON_HEADERS, Rest, read_arrays, read_json, to_json
 from workers.towers.rpc import Rpc
 from workers.towers.server import (
     DEPENDENCY,
@@ -127,8 +127,7 @@ class TfServingRest(TfServing):
     async def infer(self, inputs: Mapping[str, NDArray[Any]], timeout_s: float) -> dict[str, NDArray[Any]]:
         """See ModelServer."""
         del timeout_s  # the caller's to keep
-        sayable = Sayable(inputs)
-        body = to_json({"signature_name": SIGNATURE, "inputs": sayable.inputs})
+        body = to_json({"signature_name": SIGNATURE, "inputs": inputs})
         response = await self._rest.send("POST", self._path(":predict"), body, JSON_HEADERS)
         answer = read_json(response.content)
         outputs = answer.get("outputs") if isinstance(answer, dict) else None
@@ -136,7 +135,7 @@ class TfServingRest(TfServing):
             outputs = dict.fromkeys(self._model.outputs, outputs)
         if not isinstance(outputs, dict):
             raise DependencyUnavailable(DEPENDENCY, f"{self.where}: its answer has no outputs")
-        return sayable.answered(read_arrays(outputs, self._model.outputs))
+        return read_arrays(outputs, self._model.outputs)
 
     async def ready(self) -> None:
         """See ModelServer."""

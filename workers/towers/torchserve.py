@@ -17,9 +17,9 @@ from workers.settings import Settings
 from workers.towers import bundled
 from workers.towers.messages import messages
 from workers.towers.remote import RemoteTower, open_remote
-from workers.towers.rest import JSON_HEADERS, Rest, Sayable, read_arrays, read_json, to_json
+from workers.towers.rest import JSON_HEADERS, Rest, read_arrays, read_json, to_json
 from workers.towers.rpc import Rpc
-from workers.towers.server import DEPENDENCY, Description, Model, ModelServer, asked_model, is_grpc
+from workers.towers.server import DEPENDENCY, Description, Model, ModelServer, Words, asked_model, is_grpc
 
 SERVICE = "org.pytorch.serve.grpc.inference.InferenceAPIsService"
 PROTOCOL = messages(
@@ -32,6 +32,11 @@ PROTOCOL = messages(
     """,
 )
 HEALTHY = "Healthy"
+WORDS: Words = {  # it says 503 and UNAVAILABLE of a model that fails too, and INTERNAL of one that it does not have
+    "InternalServerException": "refused",
+    "ModelNotFoundException": "missing",
+    "ModelVersionNotFoundException": "missing",
+}
 
 
 async def open_torchserve(bundle: Bundle, side: Side, settings: Settings) -> RemoteTower:
@@ -53,11 +58,11 @@ class TorchServe:
         """See ModelServer."""
         return None
 
-    def _read(self, content: bytes, sayable: Sayable) -> dict[str, NDArray[Any]]:
+    def _read(self, content: bytes) -> dict[str, NDArray[Any]]:
         answer = read_json(content)
         if not isinstance(answer, dict):
             raise DependencyUnavailable(DEPENDENCY, f"{self.where}: its answer is no object of named arrays")
-        return sayable.answered(read_arrays(answer, self._model.outputs))
+        return read_arrays(answer, self._model.outputs)
 
     def _check_healthy(self, content: bytes) -> None:
         said = read_json(content)
@@ -69,16 +74,15 @@ class TorchServeRest(TorchServe):
     """One model over REST."""
 
     def __init__(self, settings: Settings, model: Model) -> None:
-        self._rest = Rest(settings)
+        self._rest = Rest(settings, WORDS)
         super().__init__(self._rest.url, model)
         self._path = f"/predictions/{quote(model.name, safe='')}/{quote(self._version, safe='')}"
 
     async def infer(self, inputs: Mapping[str, NDArray[Any]], timeout_s: float) -> dict[str, NDArray[Any]]:
         """See ModelServer."""
         del timeout_s  # the caller's to keep
-        sayable = Sayable(inputs)
-        response = await self._rest.send("POST", self._path, to_json(sayable.inputs), JSON_HEADERS)
-        return self._read(response.content, sayable)
+        response = await self._rest.send("POST", self._path, to_json(inputs), JSON_HEADERS)
+        return self._read(response.content)
 
     async def ready(self) -> None:
         """See ModelServer."""
@@ -93,18 +97,17 @@ class TorchServeRpc(TorchServe):
     """One model over gRPC."""
 
     def __init__(self, settings: Settings, model: Model) -> None:
-        self._rpc = Rpc(settings)
+        self._rpc = Rpc(settings, WORDS)
         super().__init__(self._rpc.url, model)
         self._timeout_s = settings.tower_timeout_ms / 1000
 
     async def infer(self, inputs: Mapping[str, NDArray[Any]], timeout_s: float) -> dict[str, NDArray[Any]]:
         """See ModelServer."""
-        sayable = Sayable(inputs)
         request = PROTOCOL["PredictionsRequest"](
-            model_name=self._model.name, model_version=self._version, input={"data": to_json(sayable.inputs)}
+            model_name=self._model.name, model_version=self._version, input={"data": to_json(inputs)}
         )
         answer = await self._rpc.call(f"{SERVICE}/Predictions", request, PROTOCOL["PredictionResponse"], timeout_s)
-        return self._read(answer.prediction, sayable)
+        return self._read(answer.prediction)
 
     async def ready(self) -> None:
         """See ModelServer."""

@@ -13,7 +13,7 @@ from models.datasets.generated import generate
 from tests.e2e.conftest import fit_small
 from workers.towers.onnx import declared
 
-DIM = 32
+DATASET = generate(60, 60, 2500)
 WHOLE_VERSION = "1"  # of servers whose versions are numbers
 
 Arrays = dict[str, NDArray[Any]]
@@ -70,7 +70,7 @@ class Models:
 
 def fit_towers(folder: Path) -> Bundle:
     """A small bundle of the closed form."""
-    return fit_small(generate(60, 60, 2500), folder)
+    return fit_small(DATASET, folder)
 
 
 def _session(path: Path) -> Any:
