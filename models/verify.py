@@ -25,6 +25,7 @@ CHANCE_SD = 12**-0.5  # of one place between 0 and 1 that chance gives; means ha
 TINY = 1e-30
 PLACES = 4  # digits of the largest value by which vectors are told apart
 
+Side = Literal["user", "item"]
 Float32 = NDArray[np.float32]
 Run = Callable[[Inputs], Mapping[str, Float32]]
 
@@ -100,6 +101,19 @@ def check_start(run: Run, inputs: Inputs, outputs: Arrays) -> str:
     return check_batch(run, inputs, alone=4)
 
 
+def check_same(found: Mapping[str, Float32], own: Mapping[str, Float32]) -> str:
+    """The vectors of a tower that runs elsewhere are those of the bundle's own file, row by row."""
+    worst = 0.0
+    for name, wanted in own.items():
+        largest = np.maximum(1.0, np.abs(wanted).max(axis=1, initial=0))
+        differs = float((np.abs(found[name] - wanted).max(axis=1, initial=0) / largest).max(initial=0))
+        worst = max(worst, differs)
+        if not differs <= TOLERANCE:
+            line = f"differs by {differs:.2g} from the bundle's own tower, {TOLERANCE:.0e} is allowed"
+            raise Unfit(f"output {name!r} {line}: another version, or another model")
+    return f"differs by {worst:.1g} from the bundle's own tower, {TOLERANCE:.0e} is allowed"
+
+
 def check_metric(metric: Metric, users: Float32, items: Float32) -> str:
     """The metric can compare these vectors."""
     lengths = np.linalg.norm(items.astype(np.float64), axis=1)
@@ -155,7 +169,7 @@ def check_seen_counts(metric: Metric, users: Float32, items: Float32) -> str:
     return line
 
 
-def start_inputs(side: Literal["user", "item"], encoding: Encoding, dim: int) -> Inputs:
+def start_inputs(side: Side, encoding: Encoding, dim: int) -> Inputs:
     """The rows that towers are tried on at start; no number is drawn, since a tower may refuse some."""
     if side == "item":
         return probes.items(encoding, BATCH, numbers=False)

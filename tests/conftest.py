@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
+from tests.backends.backend import Backend
+from tests.backends.registry import backend
 from workers.local.state import running
 from workers.settings import Settings, load_settings
 
@@ -53,6 +56,11 @@ class Stack:
             "milvus_uri": self.milvus_uri,
         }
         return load_settings(**(addresses | overrides))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Which servers the suites of adapters run against: see tests/backends."""
+    parser.addoption("--backend", default="", help="a name of tests/backends/registry.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -102,6 +110,31 @@ def _running(data_dir: Path) -> Stack:
         pytest.fail(f"no stack runs in {data_dir}")
     kafka, redis, milvus = (state.services[name].address for name in ("kafka", "redis", "milvus"))
     return Stack(kafka, redis, milvus, data_dir)
+
+
+@pytest.fixture(scope="session")
+def started_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Backend]]:
+    """A backend by name, started when a suite first asks for it."""
+    running: dict[str, Backend] = {}
+    failed: dict[str, Exception] = {}  # told again, not tried again: a start may take minutes
+
+    def started(name: str) -> Backend:
+        if name in failed:
+            raise failed[name]
+        if name not in running:
+            running[name] = backend(name)
+            try:
+                running[name].start(tmp_path_factory.mktemp("backend"))
+            except Exception as error:
+                failed[name] = error
+                raise
+        return running[name]
+
+    try:
+        yield started
+    finally:
+        for each in running.values():
+            each.stop()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ A worker that writes waits at start for what it needs; one that answers starts a
 import asyncio
 import gc
 import os
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from importlib.metadata import version
@@ -30,7 +30,8 @@ from workers.doctor import start
 from workers.ending import or_end_process, stopping_on_signals
 from workers.errors import ConfigurationError
 from workers.health import Condition, HealthServer, all_of
-from workers.index.milvus_collection import prepare_index
+from workers.index.in_process import HeldIndex
+from workers.index.opening import Indexes
 from workers.index.schema import Collection
 from workers.inflight import BatchPolicy
 from workers.kafka_client import end_offsets
@@ -38,10 +39,10 @@ from workers.late_writes import LateWrites
 from workers.metrics import Metrics
 from workers.pipelines.activity import ActivityPipeline
 from workers.pipelines.activity_event import decode_activity
-from workers.pipelines.item_order import decode_item
-from workers.pipelines.items import ItemsPipeline, ItemsView
+from workers.pipelines.item_order import ItemEvent, decode_item
+from workers.pipelines.items import ItemsPipeline, ItemsResult, ItemsView, LogEnds
 from workers.pipelines.opening import OpeningRecall
-from workers.pipelines.popular_counts import PopularCounts
+from workers.pipelines.popular_counts import PopularCounts, Spans
 from workers.pipelines.recall import RecallPipeline
 from workers.popularity import Popularity
 from workers.ports import Clock
@@ -60,7 +61,7 @@ from workers.stores.popular_redis import RedisPopularTable
 from workers.stores.same_redis import SameRedis
 from workers.stores.user_redis import GROUP as ACTIVITY_GROUP
 from workers.stores.user_redis import RedisUserTable
-from workers.towers.onnx import open_tower
+from workers.towers.opening import open_tower
 from workers.transport import (
     ask_broker,
     create_app,
@@ -89,7 +90,8 @@ async def run(settings: Settings, kinds: Sequence[AgentKind]) -> None:
     async with AsyncExitStack() as opened:
         stopping = stopping_on_signals()
         metrics = Metrics()
-        workers = [Worker(kind, settings, metrics, Dependencies(kind, metrics), opened) for kind in kinds]
+        indexes = Indexes(settings, opened)
+        workers = [Worker(kind, settings, metrics, Dependencies(kind, metrics), opened, indexes) for kind in kinds]
         for kind in kinds:
             metrics.restarts.labels(kind).set(int(os.environ.get(RESTARTS_VARIABLE, "0")))
         if settings.web_port:
@@ -191,7 +193,7 @@ async def _activity(worker: Worker) -> None:
 async def _items(worker: Worker) -> None:
     settings = worker.settings
     bundle, view = await until_done(lambda: _active_bundle(worker), worker.dependencies)
-    tower = open_tower(bundle, "item", settings.tower_timeout_ms)
+    tower = await until_done(lambda: open_tower(bundle, "item", settings), worker.dependencies)
     worker.tower = tower
     worker.opened.push_async_callback(tower.close)
     worker.probes["tower"] = tower.ping
@@ -199,10 +201,11 @@ async def _items(worker: Worker) -> None:
     group = f"recall-items.{view.collection}"
     table = RedisItemTable(client, settings, view.collection, bundle.dim)
     rows = len(bundle.encoding.vocabularies.item_ids)
-    index = await until_done(lambda: prepare_index(settings, _collection(bundle, view), rows), worker.dependencies)
-    worker.opened.push_async_callback(index.close)
-    worker.probes["milvus"] = index.ping
-    refill = Refill(RedisMarkers(client, settings, group), worker.dependencies, deletions_ms=topics.DELETE_RETENTION_MS)
+    collection = _collection(bundle, view)
+    index, held = await until_done(lambda: worker.indexes.prepare(collection, rows), worker.dependencies)
+    worker.probes[settings.index] = index.ping
+    markers = RedisMarkers(client, settings, group)
+    refill = Refill(markers, worker.dependencies, deletions_ms=topics.DELETE_RETENTION_MS, held=held)
     context = _context(worker, group, refill, same)
     topic = settings.topic("item-updates")
     log_ends = partial(end_offsets, settings, topic)
@@ -211,10 +214,32 @@ async def _items(worker: Worker) -> None:
     inputs = partial(tensors.item_inputs, encoding=bundle.encoding)
     winners = WinnersAgain(partial(context.publish, topic), context.count_events, ends)
     pipeline = ItemsPipeline(items, table, index, tower, inputs, context.observe, winners.produce, log_ends)
-    attach(worker.app, topic, EventAgent(context, decode_item, lambda batch, _: pipeline.run(batch)))
+    attach(
+        worker.app, topic, EventAgent(context, decode_item, await _following(worker, pipeline, held, refill, log_ends))
+    )
     parts = Parts(items, view.collection, bundle.metric, table, index, tower, inputs)
     late = LateWrites(parts, pipeline, lambda: worker.facts().partitions, context.count_events)
     worker.background.append(lambda: late.watch(lambda look: until_done(look, worker.dependencies)))
+
+
+async def _following(
+    worker: Worker, pipeline: ItemsPipeline, held: HeldIndex | None, refill: Refill, ends: LogEnds
+) -> Callable[[Sequence[ItemEvent], Spans], Awaitable[ItemsResult]]:
+    """What runs batches of item updates; an index of this process begins with its snapshot, and follows the topic."""
+    if held is None:
+        return lambda batch, _: pipeline.run(batch)
+    await held.restore(await until_done(ends, worker.dependencies))
+    held.missing = refill.missing
+    if every_ms := worker.settings.index_snapshot_ms:
+        worker.background.append(lambda: held.keep(every_ms))
+        worker.opened.push_async_callback(held.save)
+
+    async def run(batch: Sequence[ItemEvent], spans: Spans) -> ItemsResult:
+        result = await pipeline.run(batch)
+        held.took_in(spans)
+        return result
+
+    return run
 
 
 async def _noted_ends(client: Any, settings: Settings, collection: str) -> dict[int, int]:
@@ -228,7 +253,7 @@ async def _recall(worker: Worker) -> None:
     at_start = await until_done(lambda: topics.partition_count(settings, answers), worker.dependencies)
     context = _context(worker, "recall-requests")
     opening = OpeningRecall(
-        partial(open_recall, worker, context.clock, context.observe), context.clock, worker.dependencies
+        partial(open_recall, worker, context.clock, context.observe), context.clock, worker.dependencies, settings.index
     )
     users = RedisUserTable(_redis(worker, worker.opened), settings)
     redis = worker.dependencies.breaker("redis")
@@ -249,7 +274,7 @@ async def open_recall(worker: Worker, clock: Clock, observe: Observe) -> RecallP
         active = await _active_bundle(worker)
         client = _redis(worker, opened)
         tools = Tools(clock, worker.dependencies, worker.metrics, observe, _spawn)
-        ready = await open_recall_parts(worker.settings, active, client, tools, opened)
+        ready = await open_recall_parts(worker.settings, active, client, tools, opened, worker.indexes.open)
         worker.probes |= ready.probes
         worker.tower = ready.tower
         worker.opened.push_async_exit(opened.pop_all())

@@ -250,6 +250,10 @@ class ItemIndex(Protocol):
         """The k best items of each of float32[B, D] for which the filter holds; fewer when fewer exist."""
         ...
 
+    async def exact(self, vector: Float32, k: int) -> Hits:
+        """The k best items of float32[1, D], all scores computed whatever the index does else; not for serving."""
+        ...
+
     async def upsert(self, rows: IndexRows) -> None:
         """Write rows; raises RowRefused when the backend refuses rows. Idempotent."""
         ...
@@ -271,6 +275,14 @@ class ItemIndex(Protocol):
 
     async def rows(self, hashes: UInt64) -> IndexRows:
         """The rows of these item hashes, those that are there, in no order; `attributes` as they are stored."""
+        ...
+
+    async def visible(self, item_ids: Sequence[str]) -> list[bool]:
+        """Whether each of these items is there now."""
+        ...
+
+    async def ping(self) -> None:
+        """One short question. Raises DependencyError when it cannot be asked, or is not well."""
         ...
 
     async def close(self) -> None:
@@ -333,6 +345,10 @@ class Tower(Protocol):
 
         Raises DependencyTimeout, DependencyUnavailable, and RowRefused when these rows make it fail, and others do not.
         """
+        ...
+
+    async def ping(self) -> None:
+        """See that it can be asked now. Raises DependencyError."""
         ...
 
     async def close(self) -> None:

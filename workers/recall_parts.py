@@ -11,8 +11,7 @@ from workers.cancelling import cancel
 from workers.dependencies import Dependencies, Probe
 from workers.extractors import with_code
 from workers.features.of_spec import open_sourcing
-from workers.index.milvus import MilvusItemIndex
-from workers.index.milvus_collection import open_index
+from workers.index.opening import open_index
 from workers.index.schema import Collection
 from workers.metrics import Metrics
 from workers.pipelines.admission import View
@@ -20,7 +19,7 @@ from workers.pipelines.ladder import Ladder
 from workers.pipelines.recall import Parts, RecallPipeline, StepTimeouts
 from workers.plans import plans
 from workers.popularity import Popularity
-from workers.ports import Clock
+from workers.ports import Clock, ItemIndex, Tower
 from workers.remembered import LastLists, Results
 from workers.retry import until_done
 from workers.settings import Settings
@@ -33,7 +32,7 @@ from workers.stores.item_redis import RedisItemTable
 from workers.stores.popular_redis import RedisPopularTable
 from workers.stores.user_redis import RedisUserTable
 from workers.stores.vector_cache import VectorCache
-from workers.towers.onnx import OnnxTower, open_tower
+from workers.towers.opening import open_tower
 from workers.views import ActiveView
 
 FEED_EVERY_S = 0.2
@@ -56,17 +55,22 @@ class RecallParts:
 
     view: View
     parts: Parts
-    index: MilvusItemIndex
+    index: ItemIndex
     popular: PopularLists
     pipeline: RecallPipeline
-    tower: OnnxTower
+    tower: Tower
     probes: dict[str, Probe]
 
 
 async def open_recall_parts(
-    settings: Settings, active: tuple[Bundle, ActiveView], client: Any, tools: Tools, opened: AsyncExitStack
+    settings: Settings,
+    active: tuple[Bundle, ActiveView],
+    client: Any,
+    tools: Tools,
+    opened: AsyncExitStack,
+    shared: Callable[[Collection], Awaitable[ItemIndex]] | None = None,
 ) -> RecallParts:
-    """Open what the active bundle needs; `opened` closes it. `client` is Redis'.
+    """Open what the active bundle needs; `opened` closes it. `client` is Redis'. `shared` opens the process's indexes.
 
     Raises DependencyError while something is missing, and ConfigurationError when it cannot work.
     """
@@ -74,9 +78,10 @@ async def open_recall_parts(
     spec = bundle.spec
     encoding = with_code(bundle, settings, tools.metrics).encoding
     view = View(encoding, bundle.dim, bundle.version, names.collection, plans(settings.scenes, spec))
-    tower = open_tower(bundle, "user", settings.tower_timeout_ms)
+    tower = await open_tower(bundle, "user", settings)
     opened.push_async_callback(tower.close)
-    index = await open_index(settings, Collection(names.collection, bundle.dim, bundle.metric, bundle.version))
+    collection = Collection(names.collection, bundle.dim, bundle.metric, bundle.version)
+    index = await (shared(collection) if shared is not None else open_index(settings, collection))
     opened.push_async_callback(index.close)
     table = RedisItemTable(client, settings, names.collection, bundle.dim)
     vectors = VectorCache(table, bundle.dim, looked_up=_counted(tools.metrics))
@@ -91,9 +96,9 @@ async def open_recall_parts(
         facts=facts,
         tower=tower,
         sources={
-            "tower": TowerSource(index),
-            "session": SessionSource(index),
-            "similar": SimilarSource(index, vectors),
+            "tower": TowerSource(index, settings.index),
+            "session": SessionSource(index, settings.index),
+            "similar": SimilarSource(index, vectors, settings.index),
             "popular": PopularSource(popular),
         },
         ladder=Ladder(popular, LastLists(settings.last_lists, settings.last_list_ttl_ms)),
@@ -106,7 +111,7 @@ async def open_recall_parts(
     for work, every_s in ((follower.refresh, FEED_EVERY_S), (popular.refresh, settings.popular_refresh_ms / 1000)):
         following = tools.spawn(_repeat(work, every_s, tools.dependencies))
         opened.push_async_callback(cancel, following)
-    probes |= {"milvus": index.ping, "tower": tower.ping}
+    probes |= {settings.index: index.ping, "tower": tower.ping}
     return RecallParts(view, parts, index, popular, pipeline, tower, probes)
 
 

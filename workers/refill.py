@@ -3,17 +3,20 @@
 A marker in Redis says of a partition that everything retained of it is in there. While there is none the partition is
 read from its beginning, whatever is committed; effects once makes that harmless to what is there after all. Who is
 killed meanwhile leaves no marker, so it is read again.
+
+An index that lives in the process is such a store too, which is empty at every start: see workers/index/in_process.py.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import structlog
 
 from workers.dependencies import Dependencies
 from workers.errors import DependencyError, StoreLost
+from workers.index.in_process import HeldIndex
 from workers.ports import PopularTable
 from workers.stores.markers_redis import RedisMarkers
 
@@ -47,6 +50,8 @@ class Refill:
 
     A topic that is compacted forgets deletions after `deletions_ms`: who was away for longer may have missed some.
 
+    `held`: an index of this process, which is to hold all of the topic before anybody searches.
+
     A marker's value is the rule whose counts have followed the partition last: those of another one have stood still.
     """
 
@@ -57,12 +62,15 @@ class Refill:
         counts: PopularTable | None = None,
         rule: str = "",
         deletions_ms: int | None = None,
+        held: HeldIndex | None = None,
     ) -> None:
         self.dependencies = dependencies
         self._markers = markers
         self._counts = counts
         self._rule = rule
         self._deletions_ms = deletions_ms
+        self._held = held
+        self._elsewhere: str | None = None
         self._begun = False
         self._filling: dict[int, Start] = {}
         self._since_s = 0.0
@@ -85,6 +93,10 @@ class Refill:
             expected = dict(zip(partitions, await self._counts.expected(partitions), strict=True))
         places = await extents()  # asked for last, so that no count can be beyond an end
         starts = {n: self._start(places[n], markers.get(n), expected.get(n)) for n in partitions}
+        if self._held is not None:
+            starts = {n: _held_from(self._held, n, places[n], start) for n, start in starts.items()}
+            others = f"{of - len(partitions)} of {of} partitions, which another process has taken"
+            self._elsewhere = others if len(partitions) < of else None
         moved = {n: starts[n].offset for n, at in expected.items() if not starts[n].offset <= at <= places[n].end}
         if self._counts is not None and moved:
             await self._counts.expect(moved)
@@ -93,7 +105,7 @@ class Refill:
                 await self._mark(partition)
         self._begun = True
         self._filling = {n: start for n, start in starts.items() if start.complete_at is not None}
-        self._say(places)
+        self._say(places, {n for n in partitions if n not in markers})
         return starts
 
     def _start(self, place: Extent, marker: str | None, expected: int | None) -> Start:
@@ -112,15 +124,17 @@ class Refill:
         start = self._filling.pop(partition)
         if start.offset != start.complete_at:
             after_s = round(time.monotonic() - self._since_s, 1)
-            log.info("retained events are in redis", partition=partition, after_s=after_s, left=len(self._filling))
+            where = "redis" if self._held is None else "the index"
+            log.info(f"retained events are in {where}", partition=partition, after_s=after_s, left=len(self._filling))
 
     def missing(self) -> str | None:
         """What is still read again, in one line; None when nothing is."""
         if not self._begun:
             return "where its partitions begin"
         if not self._filling:
-            return None
-        return f"the retained events of {len(self._filling)} partitions, which redis did not have"
+            return self._elsewhere
+        whose = "redis" if self._held is None else "the index in this process"
+        return f"the retained events of {len(self._filling)} partitions, which {whose} did not have"
 
     async def watch(self) -> None:
         """Ask now and then, until cancelled. Raises StoreLost once Redis was emptied."""
@@ -139,9 +153,19 @@ class Refill:
         if not await self._markers.mark(partition, self._rule):
             raise StoreLost(EMPTIED)
 
-    def _say(self, places: Mapping[int, Extent]) -> None:
+    def _say(self, places: Mapping[int, Extent], unmarked: Set[int]) -> None:
         self._since_s = time.monotonic()
         again = [n for n, start in self._filling.items() if start.offset != start.complete_at]
-        if again:
-            records = sum(places[n].end - places[n].first for n in again)
-            log.warning("redis does not have what kafka retains: reading it", partitions=again, records=records)
+        if lost := [n for n in again if n in unmarked]:
+            records = sum(places[n].end - places[n].first for n in lost)
+            log.warning("redis does not have what kafka retains: reading it", partitions=lost, records=records)
+        if self._held is not None and again:
+            records = sum(places[n].end - self._filling[n].offset for n in again)
+            log.info("the index in this process does not have what kafka retains: reading it", records=records)
+        if self._elsewhere is not None:
+            log.error("an index in the process needs every partition", missing=self._elsewhere)
+
+
+def _held_from(held: HeldIndex, partition: int, place: Extent, start: Start) -> Start:
+    """From where a partition is read when this process holds an index too, which needs all up to the end as it is."""
+    return Start(min(start.offset, held.begins(partition, place.first, place.end)), place.end)

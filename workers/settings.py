@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import parse_qsl, quote, unquote
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import orjson
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -22,12 +22,22 @@ from workers.scenes import SceneSettings
 
 PREFIX = "RECALL_"
 TOML = "recall.toml"
-URLS = ("redis_url", "milvus_uri")  # may hold a password
+URLS = ("redis_url", "milvus_uri", "tower_url")  # may hold a password
+TOWER_SCHEMES = ("http", "https", "grpc", "grpcs")
+MILVUS_TLS = ("milvus_ca_path", "milvus_cert_path", "milvus_key_path", "milvus_server_name")
+MILVUS_OWN: dict[str, object] = {  # what is said of a Milvus beside its address, as it is where nothing is said
+    "milvus_token": SecretStr(""),
+    "milvus_user": "",
+    "milvus_password": SecretStr(""),
+    "milvus_database": "",
+    **dict.fromkeys(MILVUS_TLS, ""),
+}
 
 AgentKind = Literal["activity", "items", "recall"]
 SceneName = Annotated[str, Field(min_length=1, max_length=64)]
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 LocalMilvus = Literal["auto", "server", "lite"]
+IndexType = Literal["auto", "FLAT", "HNSW", "IVF_FLAT"]
 AGENT_KINDS: tuple[AgentKind, ...] = ("activity", "items", "recall")
 
 
@@ -45,7 +55,14 @@ class Settings(BaseSettings):
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     redis_cluster: bool = False
     milvus_uri: str = "http://127.0.0.1:19530"  # or a file, `items.db`: Milvus Lite, for workers in one process
-    milvus_token: SecretStr = SecretStr("")
+    milvus_token: SecretStr = SecretStr("")  # user:password, or a key of an API
+    milvus_user: str = ""  # in place of a token, with
+    milvus_password: SecretStr = SecretStr("")
+    milvus_database: str = ""  # which must be there; empty: the server's default
+    milvus_ca_path: str = ""  # whose certificates the server's is checked against; empty: the usual ones
+    milvus_cert_path: str = ""  # of this client, for a server that asks for one, with
+    milvus_key_path: str = ""
+    milvus_server_name: str = ""  # that the server's certificate is for, where milvus_uri has another
     local_milvus: LocalMilvus = "auto"  # of the local stack; auto: the server where its package runs, else Milvus Lite
 
     partitions: Annotated[int, Field(ge=1, le=1024)] = 4
@@ -57,9 +74,24 @@ class Settings(BaseSettings):
     user_ttl_ms: int = 90 * 86_400_000
     popular_refresh_ms: Annotated[int, Field(ge=100)] = 5000  # how often a recall worker reads popular lists anew
 
-    index_type: Literal["auto", "FLAT", "HNSW"] = "auto"  # auto: FLAT for fewer than index_flat_below rows, else HNSW
+    index: Annotated[str, Field(min_length=1, max_length=64)] = "milvus"  # or faiss, memory, or an entry point's name
+    index_type: IndexType = "auto"  # auto: FLAT for fewer than index_flat_below rows, else HNSW
     index_flat_below: int = 10_000
     index_ef: Annotated[int, Field(ge=1, le=32768)] = 200
+    index_m: Annotated[int, Field(ge=2, le=2048)] = 16  # links of a node in a graph (HNSW)
+    index_ef_construction: Annotated[int, Field(ge=8, le=512)] = 200  # candidates for them when it is built
+    index_nlist: Annotated[int, Field(ge=1, le=65536)] = 128  # lists of IVF_FLAT
+    index_nprobe: Annotated[int, Field(ge=1, le=65536)] = 16  # of them, how many a search reads
+    index_snapshot_ms: Annotated[int, Field(ge=0)] = 60_000  # how often one in the process is written down; 0 = never
+
+    tower: Annotated[str, Field(min_length=1)] = "onnx"  # or kserve, torchserve, tf_serving, or one of another package
+    tower_url: str = ""  # of the model server: http://, https:// REST; grpc://, grpcs:// gRPC
+    tower_user_model: Annotated[str, Field(min_length=1)] = "user_tower"  # {version}: the bundle's, in its place
+    tower_item_model: Annotated[str, Field(min_length=1)] = "item_tower"
+    tower_version: str = ""  # as the server names it; empty: the bundle's own, or the only one that it has
+    tower_max_batch: Annotated[int, Field(ge=1, le=4096)] = 64  # rows of one call; larger batches are split
+    tower_binary: bool = True  # tensors as bytes over REST, where the server takes them
+    tower_token: SecretStr = SecretStr("")
 
     scenes: dict[SceneName, SceneSettings] = {}  # what requests get; `default` where they name none
     sources: dict[SourceName, FeatureSourceSettings] = {}  # who is asked for context values that the spec says
@@ -94,6 +126,23 @@ class Settings(BaseSettings):
                 raise ValueError(f"{address.strip()!r} is not host:port")
         return value
 
+    @field_validator("tower_url")
+    @classmethod
+    def _model_server(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            port, more = parts.port, f"{parts.query}{parts.fragment}"
+            well = parts.scheme in TOWER_SCHEMES and bool(parts.hostname) and not more
+            if value.startswith("grpc"):
+                well = well and port is not None and not parts.path
+        except ValueError:
+            well = False
+        if value and not well:
+            raise ValueError("it is http://host, https://host, grpc://host:port or grpcs://host:port")
+        if "@" in value:
+            raise ValueError("no user and no password: what a model server wants is tower_token")
+        return value
+
     @field_validator("sources", mode="before")
     @classmethod
     def _from_json(cls, value: object) -> object:
@@ -104,6 +153,19 @@ class Settings(BaseSettings):
     def _records_outlive_events(self) -> "Settings":
         if self.user_ttl_ms <= self.activity_retention_ms:
             raise ValueError("user_ttl_ms must be longer than activity_retention_ms: a record outlives its events")
+        return self
+
+    @model_validator(mode="after")
+    def _one_login(self) -> "Settings":
+        if self.milvus_token.get_secret_value() and self.milvus_user:
+            raise ValueError("milvus_token and milvus_user exclude each other")
+        if bool(self.milvus_user) is not bool(self.milvus_password.get_secret_value()):
+            raise ValueError("milvus_user and milvus_password go together")
+        if bool(self.milvus_cert_path) is not bool(self.milvus_key_path):
+            raise ValueError("milvus_cert_path and milvus_key_path go together")
+        encrypting = [name for name in MILVUS_TLS if getattr(self, name)]
+        if encrypting and not self.milvus_uri.startswith("https://"):
+            raise ValueError(f"{encrypting[0]} is of use only with a milvus_uri that begins with https://")
         return self
 
     @classmethod
@@ -119,10 +181,15 @@ class Settings(BaseSettings):
 
     @property
     def milvus_file(self) -> Path | None:
-        """The file that `milvus_uri` names; None when it is an address."""
+        """The file that `milvus_uri` names; None when it is an address, and when the items are elsewhere."""
         uri = self.milvus_uri
         is_file = "://" not in uri and (uri.endswith(".db") or uri.startswith(("/", "./", "../", "~")))
-        return Path(uri).expanduser().absolute() if is_file else None
+        return Path(uri).expanduser().absolute() if is_file and self.index == "milvus" else None
+
+    @property
+    def stack_milvus(self) -> LocalMilvus | None:
+        """Which Milvus the local stack starts; None: the items are in a file, or elsewhere."""
+        return self.local_milvus if self.index == "milvus" and self.milvus_file is None else None
 
     def topic(self, name: str) -> str:
         """The topic's name under the namespace."""
@@ -138,10 +205,11 @@ class Settings(BaseSettings):
 
     def secrets(self) -> list[str]:
         """What must never be shown: passwords and tokens, as they were given and decoded."""
-        found = [self.milvus_token.get_secret_value()]
+        tokens = (self.milvus_token, self.milvus_password, self.tower_token)
+        found = [token.get_secret_value() for token in tokens]
         found += [secret for source in self.sources.values() for secret in source.secrets()]
         urls = [source.url.get_secret_value() for source in self.sources.values()]
-        for url in (self.redis_url.get_secret_value(), self.milvus_uri, *urls):
+        for url in (self.redis_url.get_secret_value(), self.milvus_uri, self.tower_url, *urls):
             password = url.rpartition("@")[0].partition("://")[2].partition(":")[2]
             parameters = parse_qsl(url.partition("?")[2])
             passwords = [password, *(value for name, value in parameters if is_secret(name))]

@@ -10,9 +10,10 @@ from models.bundle import Bundle, BundleError
 from models.extractors import ExtractorError
 from models.fit import FitError
 from models.signature import Arrays
+from models.training.options import TrainOptions
 from models.training.parity import Run
 from models.training.towers import Architecture, Encoder
-from models.training.train import TrainOptions, train
+from models.training.train import train
 from models.training.trainer import Recipe
 from workers.errors import RecallError
 from workers.fitting import TOWER_TIMEOUT_MS, Say, Source, bundles_folder, leave_out, report
@@ -57,7 +58,7 @@ class TrainingJob:
 def run_train(source: Source, job: TrainingJob, settings: Settings, say: Say) -> dict[str, Any]:
     """Train, and evaluate when that is asked for. Raises RecallError, ConfigurationError."""
     folder = bundles_folder(settings)
-    bundle = train_bundle(source, job, folder, settings.data_dir / "training.pt", say)
+    bundle = train_bundle(source, job, folder, settings.data_dir / "training", say)
     result: dict[str, Any] = {"version": bundle.version, "path": str(bundle.path), "dim": bundle.dim}
     result |= {name: bundle.manifest.figures[name] for name in FIGURES}
     if job.evaluate and source.test_ms is not None:
@@ -65,7 +66,7 @@ def run_train(source: Source, job: TrainingJob, settings: Settings, say: Say) ->
     return result
 
 
-def train_bundle(source: Source, job: TrainingJob, folder: Path, checkpoint: Path, say: Say) -> Bundle:
+def train_bundle(source: Source, job: TrainingJob, folder: Path, checkpoints: Path, say: Say) -> Bundle:
     """Train on what happened before `job.until_ms`, or on what leave-one-out leaves of it all."""
     split = None
     if job.leave_one_out:
@@ -80,7 +81,7 @@ def train_bundle(source: Source, job: TrainingJob, folder: Path, checkpoint: Pat
         validate=job.validate,
         validation_ms=source.validation_ms if job.evaluate else None,
         leave_one_out=split,
-        checkpoint=checkpoint,
+        checkpoints=checkpoints,
         resume=job.resume,
         extractors=source.extractors,
     )

@@ -7,11 +7,12 @@ from typing import Any
 
 from workers.dependencies import Dependencies, Probe
 from workers.health import Condition
+from workers.index.opening import Indexes
 from workers.liveness import Liveness, liveness, oldest_batch, poll_turns
 from workers.local.ready import READING
 from workers.metrics import Metrics
+from workers.ports import Tower
 from workers.settings import AgentKind, Settings
-from workers.towers.onnx import OnnxTower
 from workers.watchdog import Watched
 
 LIVE_WITHIN_S = 60.0
@@ -27,8 +28,9 @@ class Worker:
     metrics: Metrics
     dependencies: Dependencies
     opened: AsyncExitStack
+    indexes: Indexes
     app: Any = None
-    tower: OnnxTower | None = None
+    tower: Tower | None = None
     probes: dict[str, Probe] = field(default_factory=dict)
     background: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)
     waiting: Callable[[], str | None] = lambda: None
@@ -83,7 +85,7 @@ class Worker:
             Watched(
                 f"{self.kind}: the tower has been in the same run",
                 limit_s,
-                lambda: None if self.tower is None else self.tower.running,
+                lambda: getattr(self.tower, "running", None),  # of one that runs in this process
             ),
         ]
 

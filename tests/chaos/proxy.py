@@ -7,11 +7,15 @@ CHUNK_BYTES = 65_536
 
 
 class Proxy:
-    """A TCP proxy on loopback, in this loop: from `port` to `target`. What comes later than `delay_s` was set waits."""
+    """A TCP proxy on loopback, in this loop: from `port` to `target`. What comes later than `delay_s` was set waits.
+
+    While `cuts` is set, a connection ends when the first byte of an answer comes.
+    """
 
     def __init__(self, port: int, target: int) -> None:
         self.port = port
         self.delay_s = 0.0
+        self.cuts = False
         self._target = target
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -69,7 +73,7 @@ class Proxy:
 
         writing = asyncio.create_task(write())
         try:
-            while piece := await reader.read(CHUNK_BYTES):
+            while (piece := await reader.read(CHUNK_BYTES)) and (late or not self.cuts):
                 pieces.put_nowait((loop.time() + (self.delay_s if late else 0.0), piece))
         finally:
             writing.cancel()

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+from workers.index.faiss import FaissItemIndex, Parameters
 from workers.index.memory import MemoryItemIndex
 from workers.index.milvus import MilvusItemIndex
 from workers.index.milvus_collection import open_index, prepare_index
@@ -28,7 +29,12 @@ HOSTILE = [
     "\u2028", "or 1 == 1", "bell\a", "\b\f", "\\n", "\\u0041", "\r\n", "\x7f",
 ]  # fmt: skip
 
-Index = MemoryItemIndex | MilvusItemIndex
+Index = MemoryItemIndex | FaissItemIndex | MilvusItemIndex
+FAISS = {
+    "faiss-flat": Parameters("FLAT", timeout_s=5.0),
+    "faiss-hnsw": Parameters("HNSW", ef=2, timeout_s=5.0),
+    "faiss-ivf": Parameters("IVF_FLAT", lists=4, probes=4, timeout_s=5.0),
+}
 
 
 def collection(dim: int, metric: Metric) -> Collection:
@@ -54,10 +60,13 @@ def collections(request: pytest.FixtureRequest) -> Settings:
     return found
 
 
-@pytest.fixture(params=["", "server_settings", "lite_settings"], ids=["memory", "milvus", "milvus-lite"])
-def backend(request: pytest.FixtureRequest) -> Settings | None:
-    """Settings of each adapter's server in turn; None of the index in memory."""
-    found: Settings | None = request.getfixturevalue(request.param) if request.param else None
+@pytest.fixture(params=["memory", *FAISS, "milvus", "milvus-lite"])
+def backend(request: pytest.FixtureRequest) -> Settings | str:
+    """Settings of each adapter's server in turn; the name of an index in the process."""
+    servers = {"milvus": "server_settings", "milvus-lite": "lite_settings"}
+    found: Settings | str = request.param
+    if request.param in servers:
+        found = request.getfixturevalue(servers[request.param])
     return found
 
 
@@ -153,10 +162,12 @@ def _away(prefix: str, dim: int) -> Float32:
 
 
 @pytest.fixture
-async def shelf(backend: Settings | None, dim: int, metric: Metric) -> AsyncIterator[Shelf]:
+async def shelf(backend: Settings | str, dim: int, metric: Metric) -> AsyncIterator[Shelf]:
     index: Index = MemoryItemIndex(collection(dim, metric))
-    if backend is not None:
+    if isinstance(backend, Settings):
         index = await open_index(backend, collection(dim, metric))
+    elif backend in FAISS:
+        index = FaissItemIndex(collection(dim, metric), FAISS[backend])
     prefix = f"{uuid.uuid4().hex[:8]}:"
     yield Shelf(index, dim, metric, prefix, _away(prefix, dim))
     await index.close()

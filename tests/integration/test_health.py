@@ -13,6 +13,7 @@ from workers import topics
 from workers import worker as composition
 from workers.dependencies import Dependencies
 from workers.health import HealthServer
+from workers.index.opening import Indexes
 from workers.inflight import BatchPolicy
 from workers.local.process import free_ports
 from workers.metrics import Metrics
@@ -46,7 +47,8 @@ async def pages(settings: Settings, engine: Any) -> AsyncIterator[str]:
     """The health pages of a worker on this engine."""
     metrics = Metrics()
     async with AsyncExitStack() as opened:
-        worker = Worker("activity", settings, metrics, Dependencies("activity", metrics), opened, app=engine)
+        indexes, needed = Indexes(settings, opened), Dependencies("activity", metrics)
+        worker = Worker("activity", settings, metrics, needed, opened, indexes, app=engine)
         server = HealthServer(metrics.render, worker.live, worker.ready)
         [port] = free_ports(1)
         await server.start("127.0.0.1", port)

@@ -11,8 +11,9 @@ from models.datasets import Dataset
 from models.datasets.generated import generate
 from models.datasets.marketplace import generate_marketplace
 from models.spec import builtin_spec, load_spec
+from models.training.options import TrainOptions
 from models.training.towers import Architecture, Encoder
-from models.training.train import TrainOptions, train
+from models.training.train import train
 from models.training.trainer import Recipe
 from workers.training import open_onnx
 

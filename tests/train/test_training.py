@@ -1,5 +1,8 @@
 """The parts of training: a block gives what serving gives, the start is the closed form, an interrupted run goes on."""
 
+import multiprocessing
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +19,10 @@ from models.tensors import Encoding, Inputs, build_vocabularies, item_inputs
 from models.training import start
 from models.training.blocks import MAX_REQUESTS, assemble, cut, request_inputs
 from models.training.loss import Negatives, softmax_loss
+from models.training.options import TrainOptions
 from models.training.samples import HISTORY_VECTORS, training_set
 from models.training.towers import Architecture, Encoder, ItemTower, UserTower
-from models.training.train import TrainOptions, train
+from models.training.train import train
 from models.training.trainer import Trainer
 from tests.train.conftest import QUICK, trained
 from workers.towers.onnx import open_tower
@@ -134,6 +138,50 @@ def test_the_same_data_and_seed_give_the_same_bundle(tmp_path: Path) -> None:
     again = trained(dataset, tmp_path / "b", "mean", **options)
     other = trained(dataset, tmp_path / "c", "mean", seed=1, **options)
     assert first.bundle.version == again.bundle.version != other.bundle.version
+
+
+def test_members_at_once_are_those_that_come_one_after_the_other(tmp_path: Path) -> None:
+    dataset = generate(items=80, users=60, events=3000)
+    options = {"recipe": replace(QUICK, epochs=1), "members": 2, "checkpoints": tmp_path / "checkpoints"}
+    in_order = trained(dataset, tmp_path / "a", "mean", **options)
+    at_once = trained(dataset, tmp_path / "b", "mean", **options, threads=2)
+    assert in_order.bundle.version == at_once.bundle.version
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_members_go_on_where_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends before the bundle is written: nothing is trained again."""
+    dataset = generate(items=80, users=60, events=3000)
+    options = {"recipe": QUICK, "members": 2, "checkpoints": tmp_path / "checkpoints"}
+    whole = trained(dataset, tmp_path / "a", "mean", **options)
+    with monkeypatch.context() as broken:
+        broken.setattr("models.training.train.check_parity", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trained(dataset, tmp_path / "b", "mean", **options)
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"held-out.pt", "member-1.pt", "member-2.pt"}
+    with monkeypatch.context() as no_epochs:
+        no_epochs.setattr(Trainer, "_run_epoch", lambda *_: 1 / 0)
+        resumed = trained(dataset, tmp_path / "b", "mean", **options, resume=True)
+    assert resumed.bundle.version == whole.bundle.version
+
+
+def test_a_member_that_is_killed_is_one_line(tmp_path: Path) -> None:
+    dataset = generate(items=80, users=60, events=3000)
+    options = {"recipe": replace(QUICK, epochs=500), "members": 2, "threads": 2, "validate": False}
+    killing = threading.Thread(target=kill_a_child, daemon=True)
+    killing.start()
+    with pytest.raises(FitError, match=r"the process that trained a member ended: .* SIGKILL"):
+        trained(dataset, tmp_path / "a", "mean", **options)
+    killing.join()
+    assert multiprocessing.active_children() == []
+
+
+def kill_a_child() -> None:
+    """As soon as there is one."""
+    while not multiprocessing.active_children():
+        time.sleep(0.05)
+    multiprocessing.active_children()[0].kill()
 
 
 def test_training_stops_when_validation_gets_no_better() -> None:

@@ -287,6 +287,7 @@ def test_names_that_are_no_settings_are_told_and_what_was_meant() -> None:
             "redis_url: a password or token travels to cache",
         ),
         (Settings(milvus_token=TOKEN, milvus_uri="http://m:1"), Level.NOTE, "milvus_token: a password"),
+        (Settings(tower_token=TOKEN, tower_url="grpc://t:1"), Level.NOTE, "tower_token: a password"),
     ],
 )
 def test_settings_that_deserve_a_word(settings: Settings, level: Level, line: str) -> None:
@@ -303,6 +304,7 @@ def test_settings_that_deserve_a_word(settings: Settings, level: Level, line: st
         Settings(web_bind="10.0.0.5"),
         Settings(redis_url="redis://:hunter2@localhost:6379"),
         Settings(redis_url="rediss://:hunter2@cache:6379", milvus_token=TOKEN, milvus_uri="https://m:1"),
+        Settings(tower_token=TOKEN, tower_url="grpcs://t:1"),
     ],
 )
 def test_settings_without_a_word(settings: Settings) -> None:

@@ -13,10 +13,12 @@ PACKAGES = ("schemas", "models", "workers")
 ALLOWED = {"schemas": {"schemas"}, "models": {"schemas", "models"}, "workers": {"schemas", "models", "workers"}}
 VENDORS = {
     "redis": {"workers/stores"},
-    "httpx": {"workers/features/json_http.py"},
+    "httpx": {"workers/features/json_http.py", "workers/towers/rest.py"},
     "pymilvus": {"workers/index"},
-    "grpc": {"workers/index", "workers/local/probes.py"},
-    "onnxruntime": {"workers/towers"},
+    "grpc": {"workers/index", "workers/towers/rpc.py", "workers/local/probes.py"},
+    "faiss": {"workers/index"},
+    "google": {"workers/towers/messages.py"},
+    "onnxruntime": {"workers/towers/onnx.py"},
     "pyarrow": {"workers/parquet.py", "workers/parquet_columns.py"},
     "faust": {"workers/app.py", "workers/agents.py", "workers/transport.py", "workers/liveness.py"},
     "onnx": {"models/graphs.py", "models/pack.py"},

@@ -43,6 +43,12 @@ def test_a_secret_may_stand_in_a_file_and_is_not_shown(folder: Path, monkeypatch
     [
         ({"partitions": 0}, "setting partitions: Input should be greater than or equal to 1"),
         ({"namespace": "Not Good"}, "setting namespace"),
+        ({"tower_url": "towers:8000"}, "setting tower_url: it is http://host, https://host, grpc://host:port"),
+        ({"tower_url": "grpc://towers"}, "setting tower_url: it is"),
+        ({"tower_url": "grpc://towers:1/path"}, "setting tower_url: it is"),
+        ({"tower_url": "http://towers:port"}, "setting tower_url: it is"),
+        ({"tower_url": "http://me:hunter2@towers"}, "setting tower_url: no user and no password"),
+        ({"tower_max_batch": 0}, "setting tower_max_batch"),
         ({"user_ttl_ms": 5}, "setting: user_ttl_ms must be longer than activity_retention_ms"),
     ],
 )
@@ -85,9 +91,13 @@ def test_an_address_is_shown_without_its_password(given: str, shown: str) -> Non
 
 
 def test_secrets_are_found_wherever_they_stand() -> None:
-    settings = Settings(redis_url="redis://cache/0?password=hunter2", milvus_token=SecretStr("root:Milvus99"))
-    assert {"hunter2", "Milvus99", "root:Milvus99"} <= set(settings.secrets())
-    assert settings.hide("AUTH hunter2 Milvus99") == "AUTH *** ***"
+    settings = Settings(
+        redis_url="redis://cache/0?password=hunter2",
+        milvus_token=SecretStr("root:Milvus99"),
+        tower_token=SecretStr("Tower77"),
+    )
+    assert {"hunter2", "Milvus99", "root:Milvus99", "Tower77"} <= set(settings.secrets())
+    assert settings.hide("AUTH hunter2 Milvus99 Tower77") == "AUTH *** *** ***"
 
 
 def test_every_setting_knows_where_it_comes_from(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,3 +125,8 @@ def test_every_variable_that_the_source_reads_is_known() -> None:
     named = set(re.findall(r'"(RECALL_[A-Z_]+)"', source)) - {PREFIX}
     assert "RECALL_CACHE_DIR" in named
     assert configuration.unknown(dict.fromkeys(named, ""), {}) == []
+
+
+def test_no_setting_is_named_like_the_file_of_another() -> None:
+    """RECALL_NAME_FILE names a file that holds the value of RECALL_NAME."""
+    assert [name for name in Settings.model_fields if name.endswith("_file")] == []

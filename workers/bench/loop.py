@@ -23,6 +23,7 @@ from workers.app import open_recall
 from workers.bench.system import own_cpu_s
 from workers.clock import SystemClock
 from workers.dependencies import Dependencies
+from workers.index.opening import Indexes
 from workers.intake import IntakePolicy
 from workers.metrics import Metrics
 from workers.pipelines.admission import Incoming
@@ -48,7 +49,8 @@ async def answer(settings: Settings, job: Job) -> dict[str, Any]:
     """Answer all and report. CPU time and rate leave out the first `warm_up` part."""
     async with AsyncExitStack() as opened:
         metrics = Metrics()
-        worker = Worker("recall", settings, metrics, Dependencies("recall", metrics), opened)
+        indexes = Indexes(settings, opened)
+        worker = Worker("recall", settings, metrics, Dependencies("recall", metrics), opened, indexes)
         pipeline = await open_recall(worker, SystemClock(), unobserved)
         await asyncio.sleep(1.0)  # the feed of item changes has been read once: history vectors are kept from now on
         batches = list(_batches(job))

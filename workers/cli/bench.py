@@ -35,6 +35,9 @@ def bench(
         raise ConfigurationError(f"{unknown[0]} is no part of the benchmark: {', '.join(PARTS)}")
     if any(count < 1000 for count in items or ()):
         raise ConfigurationError("--items: at least 1000")
+    settings = load_settings()
+    if settings.index != "milvus":
+        raise ConfigurationError(f"index = {settings.index!r}: the benchmark measures Milvus alone; leave `index` out")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupt)
     with Working("starting servers") as working:
@@ -43,7 +46,7 @@ def bench(
             working.update(what)
             working.say(what)
 
-        found = run(load_settings(), parts or GENERATED, items or CATALOGUES, say)
+        found = run(settings, parts or GENERATED, items or CATALOGUES, say)
     tables = report.markdown(found)
     if markdown is not None:
         try:

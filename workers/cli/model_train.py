@@ -44,7 +44,7 @@ def train(
     members: Annotated[int, typer.Option(min=1, help="Pairs of towers side by side; each has its share of dim.")] = 2,
     epochs: Annotated[int | None, typer.Option(min=1, help="At most so many; the recipe's own when left out.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of PyTorch; every processor when left out.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of all members; every processor when left out.")] = None,
     device: Annotated[Device, typer.Option(help="auto = a GPU when there is one.")] = Device.AUTO,
     no_validation: Annotated[
         bool, typer.Option("--no-validation", help="Hold nothing out: train all epochs on everything.")
@@ -62,6 +62,7 @@ def train(
 ) -> None:
     """Train both towers with PyTorch and make their bundle the active one."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is loaded: the start is as fast, and repeatable
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is: threads that spin for each other starve
     if evaluate and data is None:
         raise ConfigurationError("--evaluate needs --data, whose test window is known")
     leave_one_out = protocol is Protocol.LEAVE_ONE_OUT

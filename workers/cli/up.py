@@ -17,7 +17,7 @@ from workers.local.discover import with_local_stack
 from workers.local.ready import wait_ready
 from workers.local.stack import LocalStack
 from workers.local.state import running
-from workers.local.workers import WorkerProcesses
+from workers.local.workers import WorkerProcesses, in_one_process
 from workers.settings import Settings, load_settings
 from workers.signals import Stopping
 
@@ -47,8 +47,8 @@ def _say(line: str) -> None:
 
 def _foreground(settings: Settings, no_workers: bool) -> None:
     stopping = Stopping()
-    one_process = settings.milvus_file is not None  # which no other process can open
-    stack = LocalStack(settings.data_dir, _say, lambda: bool(stopping), None if one_process else settings.local_milvus)
+    one_process = in_one_process(settings)
+    stack = LocalStack(settings.data_dir, _say, lambda: bool(stopping), settings.stack_milvus)
     workers = WorkerProcesses(settings)
     stopping.interrupt()  # at once, as long as nobody was told that it is up
     try:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from typing import Annotated
 
@@ -40,6 +41,19 @@ def worker(
     if settings.milvus_file is not None and kind is Kind.ALL and not one_process:
         line = f"milvus_uri: {settings.milvus_uri} is a file, which only one process can open"
         raise ConfigurationError(f"{line}: recall worker all --one-process")
+    with _index_held(settings, kind, one_process):
+        _work(settings, kind, one_process)
+
+
+def _index_held(settings: Settings, kind: Kind, one_process: bool) -> AbstractContextManager[None]:
+    if settings.index == "milvus" or kind is Kind.ACTIVITY:
+        return nullcontext()
+    from workers.index.opening import of_one_process  # numpy takes a moment to load
+
+    return of_one_process(settings, together=one_process)
+
+
+def _work(settings: Settings, kind: Kind, one_process: bool) -> None:
     from workers import logs
 
     logs.configure(settings.secrets())

@@ -14,22 +14,27 @@ from workers.kafka_client import group_lag, produce
 from workers.local.discover import of_own_stack
 from workers.local.ready import wait_ready
 from workers.local.stack import LocalStack, wipe
-from workers.local.workers import WorkerProcesses
+from workers.local.workers import WorkerProcesses, in_one_process
 from workers.settings import Settings
+
+STACK = "starting Kafka, Redis and Milvus"
 
 
 class LiveSystem:
-    """Kafka, Redis, Milvus and one worker of each kind under `settings.data_dir`, which is wiped at start."""
+    """Kafka, Redis and Milvus, and one worker of each kind, under `settings.data_dir`, which is wiped at start.
+
+    No Milvus where the items are elsewhere, and one worker for all kinds where that is in its process.
+    """
 
     def __init__(self, settings: Settings, told: Told) -> None:
         self.settings = settings
         self._told = told
-        self._stack = LocalStack(settings.data_dir, told.done, told.interrupted, settings.local_milvus)
+        self._stack = LocalStack(settings.data_dir, told.done, told.interrupted, settings.stack_milvus)
         self._workers = WorkerProcesses(settings)
 
     def start(self) -> dict[str, str]:
         """Wipe, and start the servers; their versions by name. Raises RecallError."""
-        self._told.progress("starting Kafka, Redis and Milvus", None)
+        self._told.progress("starting Kafka and Redis" if self.settings.stack_milvus is None else STACK, None)
         wipe(self.settings.data_dir)
         self._stack.start()
         return {service.name: service.version for service in self._stack.services}
@@ -44,7 +49,7 @@ class LiveSystem:
             await views.activate(self.settings, bundle.path, bundle.version)
 
         asyncio.run(prepare())
-        self._workers = WorkerProcesses(self.settings)
+        self._workers = WorkerProcesses(self.settings, one_process=in_one_process(self.settings))
         self._workers.start()
         wait_ready(self._workers)
         self._note_workers()

@@ -3,6 +3,7 @@
 import asyncio
 
 from models.bundle import Bundle
+from models.verify import Side
 from workers import views
 from workers.doctor import features
 from workers.doctor.findings import Finding, Level
@@ -12,10 +13,11 @@ from workers.index.milvus_inspect import inspect_collection
 from workers.index.schema import Collection
 from workers.plans import plans
 from workers.settings import Settings
-from workers.towers.onnx import open_tower
+from workers.towers.opening import open_tower
 
 CHECK = "bundle"
 MAKE_ONE = "make one: recall model fit --data movielens-1m"
+EXPORT = "give the model server this bundle's towers: recall model export"
 ANOTHER = "make it active again, or another: recall model fit"
 TIMEOUT_S = 3.0  # of each backend
 
@@ -36,11 +38,11 @@ async def check(settings: Settings) -> list[Finding]:
     if view is None:
         return [*found, Finding(CHECK, Level.WRONG, "no bundle is active, no worker starts", MAKE_ONE)]
     try:
-        bundle = await asyncio.to_thread(_opened, settings, view)
+        bundle = await asyncio.to_thread(views.load, view)
     except ConfigurationError as error:
         return [*found, Finding(CHECK, Level.WRONG, str(error), ANOTHER)]
     figures = f"{bundle.dim} dimensions, metric {bundle.metric}, spec {bundle.spec.name} {bundle.spec.hash[:12]}"
-    found.append(Finding(CHECK, Level.OK, f"{bundle.version} in {bundle.path}: {figures}, both towers fit it"))
+    found.append(await _towers(settings, bundle, figures))
     try:
         plans(settings.scenes, bundle.spec)
     except ConfigurationError as error:
@@ -53,15 +55,22 @@ async def check(settings: Settings) -> list[Finding]:
     return [*found, await _collection(settings, bundle, view.collection)]
 
 
-def _opened(settings: Settings, view: views.ActiveView) -> Bundle:
-    """The bundle of a view, its towers opened as workers open them. Raises ConfigurationError."""
-    bundle = views.load(view)
-    open_tower(bundle, "user", settings.tower_timeout_ms)
-    open_tower(bundle, "item", settings.tower_timeout_ms)
-    return bundle
+async def _towers(settings: Settings, bundle: Bundle, figures: str) -> Finding:
+    """Both towers opened as workers open them."""
+    sides: tuple[Side, ...] = ("user", "item")
+    try:
+        for side in sides:
+            await (await open_tower(bundle, side, settings)).close()
+    except DependencyError as error:
+        return Finding(CHECK, Level.DOWN, str(error), "start the model server, or set tower_url")
+    except ConfigurationError as error:
+        return Finding(CHECK, Level.WRONG, str(error), ANOTHER if settings.tower == "onnx" else EXPORT)
+    return Finding(CHECK, Level.OK, f"{bundle.version} in {bundle.path}: {figures}, both towers fit it")
 
 
 async def _collection(settings: Settings, bundle: Bundle, name: str) -> Finding:
+    if settings.index != "milvus":
+        return Finding(CHECK, Level.NOTE, f"collection {name} is not checked: index = {settings.index!r} holds it")
     if settings.milvus_file is not None:
         return Finding(CHECK, Level.NOTE, f"collection {name} is not checked: it stands in a file")
     try:

@@ -73,13 +73,16 @@ def _in_the_clear(settings: Settings) -> list[tuple[str, str]]:
     redis = settings.redis_url.get_secret_value()
     if settings.shown("redis_url") != redis and redis.startswith("redis://"):
         found.append(("redis_url", _host(settings.shown("redis_url"))))
-    if settings.milvus_token.get_secret_value() and not settings.milvus_uri.startswith("https://"):
+    login = next((name for name in ("milvus_token", "milvus_password") if settings.text(name)), None)
+    if login is not None and not settings.milvus_uri.startswith("https://"):
         uri = settings.milvus_uri if "://" in settings.milvus_uri else f"http://{settings.milvus_uri}"
-        found.append(("milvus_token", _host(uri)))
+        found.append((login, _host(uri)))
     for name, source in settings.sources.items():
         url = source.url.get_secret_value()
         if (source.headers or "@" in url) and url.startswith(("http://", "redis://")):
             found.append((f"sources.{name}", _host(url)))
+    if settings.tower_token.get_secret_value() and settings.tower_url.startswith(("http://", "grpc://")):
+        found.append(("tower_token", _host(settings.tower_url)))
     return [(name, host) for name, host in found if not _is_local(host)]
 
 

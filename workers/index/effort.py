@@ -1,4 +1,4 @@
-"""How many candidates a graph search keeps (`ef`), so that a filter costs no recall.
+"""How many candidates a graph search keeps (`ef`), or how many lists it reads, so that a filter costs no recall.
 
 A graph is walked through items that the filter leaves out as well. With a share s of the items left, about s * ef of
 those kept are worth something, so ef grows with 1 / s; measured (docs/storage.md), 1.5 / s keeps recall within .02 of
@@ -49,3 +49,8 @@ def ef_for(depth: int, ef: int, share: float) -> int:
     """`ef` of a search `depth` deep, of which a filter leaves that share of the items."""
     wanted = max(ef, depth)
     return min(MAX_EF, wanted if share >= 1.0 else int(MARGIN * wanted / max(share, LEAST_SHARE)))
+
+
+def probes_for(probes: int, lists: int, share: float) -> int:
+    """How many lists (IVF_FLAT) are read: `probes`, and more as a filter leaves a smaller share of the items."""
+    return min(lists, max(1, round(probes / max(share, LEAST_SHARE))))

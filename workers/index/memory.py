@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from schemas.records import hash64
 from workers.filters import Filter
 from workers.index import predicate
+from workers.index.adapter import IndexAdapter
 from workers.index.schema import (
     MAX_SEARCH_DEPTH,
     Collection,
@@ -20,8 +21,9 @@ from workers.index.schema import (
     part_of,
 )
 from workers.ports import Float32, Hits, IndexRows, UInt64
+from workers.settings import Settings
 
-DEPENDENCY = "memory index"
+DEPENDENCY = "memory"
 
 
 class MemoryItemIndex:
@@ -87,6 +89,9 @@ class MemoryItemIndex:
         """Whether a search may find each of these items."""
         return [item_id in self._vectors for item_id in item_ids]
 
+    async def ping(self) -> None:
+        """It is always there."""
+
     async def close(self) -> None:
         """Nothing to give back."""
 
@@ -120,3 +125,11 @@ def _products(vectors: NDArray[Any], matrix: NDArray[Any]) -> NDArray[Any]:
     for row, vector in enumerate(vectors):
         products[row] = matrix @ vector.copy()
     return products
+
+
+async def prepare(_: Settings, collection: Collection, rows: int) -> MemoryItemIndex:  # noqa: ARG001  # any number
+    """An empty one."""
+    return MemoryItemIndex(collection)
+
+
+ADAPTER = IndexAdapter(prepare, in_process=True)

@@ -12,7 +12,7 @@ from workers.errors import DependencyUnavailable
 from workers.filters import Filter
 from workers.index import milvus_wire as wire
 from workers.index import predicate
-from workers.index.effort import EVERYTHING, MAX_EF, Shares, ef_for
+from workers.index.effort import EVERYTHING, MAX_EF, Shares, ef_for, probes_for
 from workers.index.milvus_client import DEPENDENCY, MilvusClient, NotLoaded
 from workers.index.schema import (
     ATTRIBUTES,
@@ -26,6 +26,7 @@ from workers.index.schema import (
 )
 from workers.ports import Float32, Hits, IndexRows, UInt64
 
+NPROBE: Final = "nprobe"
 SLICES: Final = 32  # of about 3 % of the items each: below about 7 % Milvus leaves the graph alone
 
 
@@ -44,7 +45,10 @@ class MilvusItemIndex:
         timeout_s: float,
         *,
         lite: bool = False,
+        probes: tuple[int, int] | None = None,
     ) -> None:
+        """`probes`: of an IVF_FLAT index, how many of how many lists a search reads."""
+        self._probes = probes
         self._client = client
         self._collection = collection
         self._ef = ef if index_type == "HNSW" else None
@@ -61,10 +65,14 @@ class MilvusItemIndex:
             return Hits([], [])
         depth = min(k, MAX_SEARCH_DEPTH)
         told = predicate.expression(where, lite=self._lite)
-        params = {} if self._ef is None else {"ef": ef_for(depth, self._ef, await self._share(told))}
-        request = wire.search_request(collection.name, vectors, depth, collection.metric, params, told, lite=self._lite)
-        response = await self._call("Search", request)
-        return wire.read_hits(response.results, len(vectors), self._sign)
+        for params in await self._efforts(depth, told):
+            request = wire.search_request(
+                collection.name, vectors, depth, collection.metric, params, told, lite=self._lite
+            )
+            hits = wire.read_hits((await self._call("Search", request)).results, len(vectors), self._sign)
+            if all(len(ids) == depth for ids in hits.item_ids):
+                break
+        return hits
 
     async def exact(self, vector: Float32, k: int) -> Hits:
         """The k best items, at most 16,384, of float32[1, D], all scores computed whatever the index; not for serving.
@@ -72,7 +80,9 @@ class MilvusItemIndex:
         Slice by slice of the items' hashes: of so few rows the server computes every score.
         """
         collection, depth = self._collection, min(k, MAX_SEARCH_DEPTH)
-        params = {} if self._ef is None else {"ef": MAX_EF}
+        params = {"ef": MAX_EF} if self._ef is not None else {}
+        if self._probes is not None:
+            params = {NPROBE: self._probes[1]}
         found: list[tuple[float, str]] = []
         for told in wire.slices(SLICES):
             request = wire.search_request(
@@ -133,6 +143,15 @@ class MilvusItemIndex:
     async def close(self) -> None:
         """Close the channel."""
         await self._client.close()
+
+    async def _efforts(self, depth: int, told: str) -> list[dict[str, int]]:
+        """What a search is to look at: of lists the nearest, and all of them where these hold too little."""
+        if self._ef is not None:
+            return [{"ef": ef_for(depth, self._ef, await self._share(told))}]
+        if self._probes is None:
+            return [{}]
+        few = probes_for(*self._probes, await self._share(told))
+        return [{NPROBE: few}, {NPROBE: self._probes[1]}] if few < self._probes[1] else [{NPROBE: few}]
 
     async def _share(self, told: str) -> float:
         return 1.0 if told == EVERYTHING else await self._shares.of(told)

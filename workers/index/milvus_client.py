@@ -1,6 +1,7 @@
 """A channel to Milvus: calls with a deadline, and the translation of what can go wrong with them."""
 
 import base64
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ OPTIONS = [
     ("grpc.keepalive_time_ms", 20_000),  # notices a peer that vanished without a word
     ("grpc.keepalive_timeout_ms", 5000),
 ]
+DATABASE_FIELDS = ("db_name", "dbName")
 NOT_FOUND = 100
 NOT_LOADED = 101
 NOT_FOUND_BEFORE_2_3 = 4
@@ -46,11 +48,14 @@ class MilvusClient:
         if parts.scheme not in {"http", "https", "tcp"} or not parts.hostname:
             raise ConfigurationError(f"milvus_uri: {self._uri} is not http://host:port or https://host:port")
         if parts.scheme == "https":
-            self._channel = grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(), options=OPTIONS)
+            self._channel = grpc.aio.secure_channel(address, _credentials(settings), options=_options(settings))
         else:
             self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
         self._stub = milvus_pb2_grpc.MilvusServiceStub(self._channel)
+        self._database = settings.milvus_database
         token = settings.milvus_token.get_secret_value()
+        if settings.milvus_user:
+            token = f"{settings.milvus_user}:{settings.milvus_password.get_secret_value()}"
         self._metadata = (("authorization", base64.b64encode(token.encode()).decode()),) if token else ()
 
     async def call(self, method: str, request: Any, timeout_s: float) -> Any:
@@ -66,6 +71,8 @@ class MilvusClient:
 
     async def call_unchecked(self, method: str, request: Any, timeout_s: float) -> Any:
         """The response, whatever its status says."""
+        if self._database:
+            _name_database(request, self._database)
         try:
             return await getattr(self._stub, method)(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
@@ -90,3 +97,27 @@ class MilvusClient:
         if status.code == NOT_LOADED:
             return NotLoaded(DEPENDENCY, line)
         return DependencyUnavailable(DEPENDENCY, line)
+
+
+def _credentials(settings: Settings) -> grpc.ChannelCredentials:
+    """Raises ConfigurationError, one line: a file that cannot be read."""
+    files = []
+    for name in ("milvus_ca_path", "milvus_key_path", "milvus_cert_path"):
+        path = getattr(settings, name)
+        try:
+            files.append(Path(path).read_bytes() if path else None)
+        except OSError as error:
+            raise ConfigurationError(f"{name}: {path}: {error.strerror}") from error
+    return grpc.ssl_channel_credentials(*files)
+
+
+def _options(settings: Settings) -> list[tuple[str, Any]]:
+    name = settings.milvus_server_name
+    return [*OPTIONS, ("grpc.ssl_target_name_override", name)] if name else [*OPTIONS]
+
+
+def _name_database(request: Any, database: str) -> None:
+    """Requests about collections have a field for it, under one of two names."""
+    for field in DATABASE_FIELDS:
+        if field in request.DESCRIPTOR.fields_by_name:
+            setattr(request, field, database)

@@ -10,6 +10,7 @@ import structlog
 
 from workers.errors import ConfigurationError, DependencyUnavailable, RowRefused
 from workers.index import milvus_wire as wire
+from workers.index.adapter import IndexAdapter
 from workers.index.milvus import MilvusItemIndex
 from workers.index.milvus_client import DEPENDENCY, NOT_FOUND, NOT_FOUND_BEFORE_2_3, MilvusClient
 from workers.index.milvus_protocol import milvus_pb2, schema_pb2
@@ -18,8 +19,8 @@ from workers.settings import Settings
 
 SLOW_CALL_S = 30.0
 LOAD_WITHIN_S = 120.0
+NLIST = "nlist"
 COMPACT_AGAIN_S = 10.0
-HNSW_BUILD = {"M": 16, "efConstruction": 200}
 STAMP = "recall"  # the property that holds the stamp in Lite, which drops descriptions
 FIELD_TYPES = {ITEM_ID: "VarChar", ITEM_HASH: "Int64", EMBEDDING: "FloatVector", ATTRIBUTES: "JSON"}
 
@@ -154,7 +155,14 @@ async def _open(
             "a FLAT collection has grown large, a new view would use HNSW", collection=collection.name, rows=rows
         )
     timeout_s = settings.index_timeout_ms / 1000
-    return MilvusItemIndex(client, collection, index["index_type"], settings.index_ef, timeout_s, lite=lite)
+    kind, lists = index["index_type"], _lists(index)
+    probes = (settings.index_nprobe, lists) if kind == "IVF_FLAT" and lists else None
+    return MilvusItemIndex(client, collection, kind, settings.index_ef, timeout_s, lite=lite, probes=probes)
+
+
+def _lists(index: dict[str, str]) -> int:
+    """How many lists an index was made with; 0 for one that has none."""
+    return int(index.get(NLIST) or msgspec.json.decode(index.get("params", "{}")).get(NLIST) or 0)
 
 
 async def _describe(client: MilvusClient, collection: Collection) -> Any | None:
@@ -237,7 +245,10 @@ def _index_request(settings: Settings, collection: Collection, rows_hint: int) -
     index_type = settings.index_type
     if index_type == "auto":
         index_type = "FLAT" if rows_hint < settings.index_flat_below else "HNSW"
-    build = HNSW_BUILD if index_type == "HNSW" else {}
+    build = {
+        "HNSW": {"M": settings.index_m, "efConstruction": settings.index_ef_construction},
+        "IVF_FLAT": {NLIST: settings.index_nlist},
+    }.get(index_type, {})
     return milvus_pb2.CreateIndexRequest(
         collection_name=collection.name,
         field_name=EMBEDDING,
@@ -266,3 +277,6 @@ def _verify(described: Any, index: dict[str, str], collection: Collection) -> No
             raise ConfigurationError(
                 f"Milvus collection {collection.name} has {name} {is_now}, the bundle needs {should_be}"
             )
+
+
+ADAPTER = IndexAdapter(prepare_index, open_index)

@@ -222,7 +222,7 @@ def wipe(data_dir: Path) -> list[str]:
         raise RecallError(f"another process is starting or running the stack in {data_dir}: nothing was deleted")
     deleted = []
     with lock:
-        for name in ("kafka", "redis", *MILVUS_DATA.values(), "logs"):
+        for name in ("kafka", "redis", *MILVUS_DATA.values(), "index", "logs"):
             if (data_dir / name).exists():
                 shutil.rmtree(data_dir / name)
                 deleted.append(name)

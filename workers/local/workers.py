@@ -159,6 +159,15 @@ class WorkerProcesses:
         log.warning("worker ended, starting it again", kind=child.kind, how=how, in_s=pause_s)
 
 
+def in_one_process(settings: Settings) -> bool:
+    """Whether the items are kept where one process alone can use them. Raises ConfigurationError."""
+    if settings.index == "milvus":
+        return settings.milvus_file is not None
+    from workers.index.opening import adapter
+
+    return adapter(settings).in_process
+
+
 def environment(settings: Settings) -> dict[str, str]:
     """The environment that gives another process these settings: all that are not left at their defaults."""
     found = {"RECALL_DATA_DIR": str(settings.data_dir)}

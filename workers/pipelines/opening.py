@@ -12,7 +12,6 @@ from workers.ports import Clock
 from workers.retry import pauses
 
 FIRST_TRY_S = 3.0  # an unreachable host must not keep requests waiting
-REASONS = {"redis": Reason.FEATURES_UNAVAILABLE, "milvus": Reason.INDEX_UNAVAILABLE}
 
 
 class Answers(Protocol):
@@ -26,7 +25,16 @@ class Answers(Protocol):
 class OpeningRecall:
     """`run` answers `degraded` until `opened` gives the pipeline, and is that pipeline's from then on."""
 
-    def __init__(self, opened: Callable[[], Awaitable[Answers]], clock: Clock, dependencies: Dependencies) -> None:
+    def __init__(
+        self,
+        opened: Callable[[], Awaitable[Answers]],
+        clock: Clock,
+        dependencies: Dependencies,
+        index: str = "milvus",
+    ) -> None:
+        """`index`: the name of the dependency that is searched."""
+        self._index = index
+        self._reasons = {"redis": Reason.FEATURES_UNAVAILABLE, index: Reason.INDEX_UNAVAILABLE}
         self._opened = opened
         self._clock = clock
         self._dependencies = dependencies
@@ -46,7 +54,7 @@ class OpeningRecall:
         except DependencyError as error:
             self._failed(error)
         except TimeoutError:
-            self._failed(DependencyTimeout("milvus", f"not open after {FIRST_TRY_S:g} s"))
+            self._failed(DependencyTimeout(self._index, f"not open after {FIRST_TRY_S:g} s"))
 
     async def keep_opening(self) -> None:
         """Until it is open. Raises ConfigurationError when what is there cannot work."""
@@ -57,7 +65,7 @@ class OpeningRecall:
             except DependencyError as error:
                 self._failed(error)
                 await asyncio.sleep(next(again))
-        for dependency in REASONS:
+        for dependency in (*self._reasons, "tower"):
             self._dependencies.worked(dependency)
 
     async def run(self, batch: Sequence[Incoming]) -> list[CandidateList]:
@@ -72,5 +80,5 @@ class OpeningRecall:
         return without_items(incoming, now_ms, Status.DEGRADED, self._reason, None)
 
     def _failed(self, error: DependencyError) -> None:
-        self._reason = REASONS.get(error.dependency, Reason.MODEL_UNAVAILABLE)
+        self._reason = self._reasons.get(error.dependency, Reason.MODEL_UNAVAILABLE)
         self._dependencies.failed(error)

@@ -7,7 +7,7 @@ from models import tensors
 from workers import views
 from workers.doctor import start
 from workers.errors import ConfigurationError
-from workers.index.milvus_collection import open_index
+from workers.index.opening import open_index
 from workers.index.schema import Collection
 from workers.pipelines.items import ItemsView
 from workers.reconcile.examine import Parts
@@ -17,7 +17,7 @@ from workers.settings import Settings
 from workers.stores.connect import connect
 from workers.stores.item_redis import RedisItemTable
 from workers.topics import partition_count
-from workers.towers.onnx import open_tower
+from workers.towers.opening import open_tower
 
 PATIENT = {"store_timeout_ms": 10_000, "index_timeout_ms": 30_000, "tower_timeout_ms": 30_000}  # at least
 
@@ -41,7 +41,7 @@ async def open_reconciliation(
     opened.push_async_callback(index.close)
     table = RedisItemTable(connect(settings), settings, view.collection, bundle.dim)
     opened.push_async_callback(table.close)
-    tower = open_tower(bundle, "item", settings.tower_timeout_ms)
+    tower = await open_tower(bundle, "item", settings)
     opened.push_async_callback(tower.close)
     partitions = await partition_count(settings, settings.topic("item-updates"))
     fields = ItemsView(bundle.dim, bundle.version, tuple(bundle.spec.filterable), partitions)

@@ -12,7 +12,7 @@ import numpy as np
 from workers.filters import Filter
 from workers.ports import Float32, Hits, ItemIndex, Query, UInt64
 
-DEPENDENCY = "milvus"
+MILVUS = "milvus"
 NOTHING = np.zeros(0, dtype=np.float32)
 
 
@@ -27,9 +27,8 @@ class HistoryVectors(Protocol):
 class TowerSource:
     """The items nearest to the user tower's vector."""
 
-    dependency = DEPENDENCY
-
-    def __init__(self, index: ItemIndex) -> None:
+    def __init__(self, index: ItemIndex, dependency: str = MILVUS) -> None:
+        self.dependency = dependency
         self._index = index
 
     async def candidates(self, queries: Sequence[Query], depth: int, where: Filter) -> Hits:
@@ -40,9 +39,8 @@ class TowerSource:
 class SessionSource:
     """The items nearest to the mean of the session's items: what the user is after now."""
 
-    dependency = DEPENDENCY
-
-    def __init__(self, index: ItemIndex) -> None:
+    def __init__(self, index: ItemIndex, dependency: str = MILVUS) -> None:
+        self.dependency = dependency
         self._index = index
 
     async def candidates(self, queries: Sequence[Query], depth: int, where: Filter) -> Hits:
@@ -53,9 +51,8 @@ class SessionSource:
 class SimilarSource:
     """The items nearest to the mean of the anchors of a request: more like these. The anchors are not among them."""
 
-    dependency = DEPENDENCY
-
-    def __init__(self, index: ItemIndex, items: HistoryVectors) -> None:
+    def __init__(self, index: ItemIndex, items: HistoryVectors, dependency: str = MILVUS) -> None:
+        self.dependency = dependency
         self._index = index
         self._items = items
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from models import probes, signature, verify
 from models.bundle import Bundle
 from models.signature import Arrays
-from models.verify import Declared, Unfit
+from models.verify import Declared, Side, Unfit
 from workers.errors import ConfigurationError, DependencyTimeout, DependencyUnavailable, RowRefused
 from workers.ports import Float32
+from workers.settings import Settings
 
 DEPENDENCY = "tower"
 MAX_ROWS = 4096  # of one run; larger batches are split, which bounds the memory
@@ -23,7 +24,7 @@ OTHER_FILES = "session.model_external_initializers_file_folder_path"
 TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
 
-def open_tower(bundle: Bundle, side: Literal["user", "item"], timeout_ms: int) -> "OnnxTower":
+def open_tower(bundle: Bundle, side: Side, timeout_ms: int) -> "OnnxTower":
     """One of a bundle's towers, tried on a few rows.
 
     Raises ConfigurationError when its names, types or shapes are not the bundle's, when it does not run or gives no
@@ -40,6 +41,11 @@ def open_tower(bundle: Bundle, side: Literal["user", "item"], timeout_ms: int) -
     except Unfit as error:
         raise ConfigurationError(f"{path}: {error}") from error
     return tower
+
+
+async def open_here(bundle: Bundle, side: Side, settings: Settings) -> "OnnxTower":
+    """The tower of a worker that runs it itself."""
+    return await asyncio.to_thread(open_tower, bundle, side, settings.tower_timeout_ms)
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:

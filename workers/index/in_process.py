@@ -1,0 +1,182 @@
+"""An index that lives in the process of the workers: how far it has followed its topic, and what outlives the process.
+
+It is empty at start. What it holds of each partition of `item-updates` is counted here, so that the items group reads
+from there on and not from what is committed; until it has read all that the topic had at start, nothing is searched.
+"""
+
+import asyncio
+import fcntl
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+
+from schemas.records import hash64_each
+from workers import topics
+from workers.errors import ConfigurationError, DependencyUnavailable
+from workers.filters import Filter
+from workers.index import snapshot
+from workers.index.schema import Collection
+from workers.index.snapshot import Snapshot, Unfit
+from workers.ports import Float32, Hits, IndexRows, ItemIndex, UInt64
+from workers.settings import Settings
+
+FOLDER = "index"  # in `data_dir`
+ROWS_AT_ONCE = 2000
+
+log = structlog.get_logger()
+
+
+class HeldIndex:
+    """One collection in this process. `index` is for who writes, `searched` for who searches."""
+
+    def __init__(self, name: str, index: ItemIndex, collection: Collection, folder: Path) -> None:
+        """`name` as in the setting `index`; snapshots are kept in `folder`."""
+        self.index = index
+        self.missing: Callable[[], str | None] = lambda: "where its partitions begin"
+        self.searched = SearchedIndex(name, self)
+        self._collection = collection
+        self._path = folder / f"{collection.name}.snapshot"
+        self._positions: dict[int, int] = {}
+        self._saved: dict[int, int] = {}
+        self._saving = asyncio.Lock()
+
+    def begins(self, partition: int, first: int, end: int) -> int:
+        """From which offset on a partition, which has those from `first` to before `end`, is not in the index yet."""
+        known = self._positions.get(partition, first)
+        self._positions[partition] = known if first <= known <= end else first
+        return self._positions[partition]
+
+    def took_in(self, spans: Mapping[int, tuple[int, int]]) -> None:
+        """All from one offset to before another is in the index, by partition."""
+        for partition, (start, end) in spans.items():
+            if start <= self._positions.get(partition, start) < end:
+                self._positions[partition] = end
+
+    async def restore(self, ends: Mapping[int, int]) -> None:
+        """Begin with what was written down; `ends` are those of the topic's partitions. One line when it does not fit.
+
+        Raises DependencyError of the index.
+        """
+        began_s = time.monotonic()
+        for left in self._path.parent.glob(f"{self._path.stem}.*.tmp"):  # by a process that was killed
+            left.unlink(missing_ok=True)
+        try:
+            kept = await asyncio.to_thread(snapshot.read, self._path)
+            kept.require(self._collection, ends, _now_ms() - topics.DELETE_RETENTION_MS)
+        except FileNotFoundError:
+            return
+        except Unfit as why:
+            log.warning(
+                "the index is filled from the topic: its snapshot cannot be used", path=str(self._path), why=str(why)
+            )
+            return
+        for start in range(0, len(kept.ids), ROWS_AT_ONCE):
+            await self.index.upsert(kept.rows(start, start + ROWS_AT_ONCE))
+        self._positions, self._saved = dict(kept.positions), dict(kept.positions)
+        took_s = round(time.monotonic() - began_s, 1)
+        log.info("the index begins with its snapshot", items=len(kept.ids), after_s=took_s)
+
+    async def keep(self, every_ms: int) -> None:
+        """Write it down now and then, until cancelled."""
+        while True:
+            await asyncio.sleep(every_ms / 1000)
+            await self.save()
+
+    async def save(self) -> None:
+        """Write down what the index holds, unless it is written already. Where that fails it is said, once a try.
+
+        Positions are taken first. What is written meanwhile may be in the snapshot or not: it is read again.
+        """
+        async with self._saving:
+            positions = dict(self._positions)
+            if positions == self._saved:
+                return
+            kept = Snapshot.empty(self._collection, positions, _now_ms())
+            parts = max(1, await self.index.count() // ROWS_AT_ONCE)
+            for part in range(parts):
+                ids = await self.index.ids(part, parts)
+                kept.add(await self.index.rows(hash64_each(ids)))
+            try:
+                await asyncio.to_thread(snapshot.write, self._path, kept)
+            except OSError as error:
+                log.error("the index cannot be written down", path=str(self._path), why=error.strerror)  # noqa: TRY400
+                return
+            self._saved = positions
+
+
+class SearchedIndex:
+    """ItemIndex for who searches: unavailable while what is there is not all. Closing is for who holds it."""
+
+    def __init__(self, name: str, held: HeldIndex) -> None:
+        self._name = name
+        self._held = held
+
+    async def search(self, vectors: Float32, k: int, where: Filter = ()) -> Hits:
+        """See ItemIndex."""
+        return await self._whole().search(vectors, k, where)
+
+    async def exact(self, vector: Float32, k: int) -> Hits:
+        """See ItemIndex."""
+        return await self._whole().exact(vector, k)
+
+    async def upsert(self, rows: IndexRows) -> None:
+        """See ItemIndex."""
+        await self._held.index.upsert(rows)
+
+    async def delete(self, item_ids: Sequence[str]) -> None:
+        """See ItemIndex."""
+        await self._held.index.delete(item_ids)
+
+    async def count(self) -> int:
+        """See ItemIndex."""
+        return await self._whole().count()
+
+    async def ids(self, part: int, parts: int) -> list[str]:
+        """See ItemIndex."""
+        return await self._whole().ids(part, parts)
+
+    async def rows(self, hashes: UInt64) -> IndexRows:
+        """See ItemIndex."""
+        return await self._whole().rows(hashes)
+
+    async def visible(self, item_ids: Sequence[str]) -> list[bool]:
+        """See ItemIndex."""
+        return await self._whole().visible(item_ids)
+
+    async def ping(self) -> None:
+        """Raises DependencyUnavailable too while it is being filled."""
+        await self._whole().ping()
+
+    async def close(self) -> None:
+        """Nothing: it is shared."""
+
+    def _whole(self) -> ItemIndex:
+        missing = self._held.missing()
+        if missing is not None:
+            raise DependencyUnavailable(self._name, f"the index in this process is not filled yet: it reads {missing}")
+        return self._held.index
+
+
+@contextmanager
+def held_alone(settings: Settings) -> Iterator[None]:
+    """While it lasts, no other process on this data folder does so in this namespace. Raises ConfigurationError."""
+    folder = settings.data_dir / FOLDER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / f"{settings.key('items')}.lock").open("ab")
+    except OSError as error:
+        raise ConfigurationError(f"{folder} cannot be written: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            line = f"index = {settings.index!r}: another process holds the items of {folder}, and there is one for all"
+            raise ConfigurationError(line) from None
+        yield
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
