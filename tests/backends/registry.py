@@ -13,6 +13,7 @@ BACKENDS = {
     "torchserve": "tests.backends.torchserve:TorchServe",
     "mlserver": "tests.backends.mlserver:MLServer",
     "tf_serving": "tests.backends.tf_serving:TfServing",
+    "feast": "tests.backends.feast:Feast",
 }
 REAL = tuple(name for name in BACKENDS if name != OURS)
 

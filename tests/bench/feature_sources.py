@@ -20,6 +20,7 @@ from pydantic import SecretStr
 
 from models.spec import ContextField
 from schemas.recall import RecallRequest
+from tests.backends.feast import Feast
 from tests.contract.feature_backends import KINDS, PATIENT_MS, Backend, RealFeast
 from workers.clock import SystemClock
 from workers.dependencies import Dependencies
@@ -86,8 +87,6 @@ async def served(backend: Backend) -> Figures:
 
 async def real_feast(settings: Settings, folder: Path) -> Figures:
     """`feast serve`."""
-    from tests.backends.feast import Feast
-
     feast = Feast()
     try:
         folder.mkdir()

@@ -7,8 +7,8 @@ import sys
 import time
 import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +17,8 @@ import pytest
 import redis.asyncio
 from pydantic import SecretStr
 
+from tests.backends.feast import Feast, push
+from tests.backends.registry import OURS, chosen
 from tests.chaos.proxy import Proxy
 from workers.feature_sources import FeatureSourceSettings
 from workers.features.opening import open_source
@@ -169,17 +171,15 @@ def started(argv: list[str], log: Path, port: int) -> "subprocess.Popen[bytes]":
 class RealFeast(FeastBackend):
     """`feast serve`, started once for all tests, on a Redis of its own."""
 
-    def __init__(self, settings: Settings, folder: Path, started: Any) -> None:
+    def __init__(self, settings: Settings, folder: Path, started: Feast) -> None:
         super().__init__(settings, folder)
         self.feast = started
 
     async def serve(self) -> int:
-        return int(self.feast.port)
+        return self.feast.port
 
     async def put(self, users: Mapping[str, Mapping[str, Any]]) -> None:
         """All users with the same values go in one push: a column that holds null and numbers is one of floats."""
-        from tests.backends.feast import push
-
         store = redis.asyncio.Redis(port=self.feast.redis_port)
         await store.flushdb()
         await store.aclose()
@@ -202,34 +202,14 @@ class RealFeast(FeastBackend):
 KINDS: dict[str, type[Backend]] = {"redis": RedisBackend, "http": HttpBackend, "feast": FeastBackend}
 
 
-def named(config: pytest.Config) -> str:
-    """Whose servers: `ours`, or a real one's, see tests/backends."""
-    return str(config.getoption("--backend", default="ours"))
-
-
 def kinds(config: pytest.Config) -> list[str]:
-    """Those that a run is about."""
-    return list(KINDS) if named(config) == "ours" else [named(config)]
-
-
-@contextmanager
-def real(config: pytest.Config, folder: Path) -> Iterator[Any]:
-    """The real server that a run is about, started; None in a run of ours."""
-    if named(config) == "ours":
-        yield None
-        return
-    from tests.backends.registry import backend
-
-    found = backend(named(config))
-    try:
-        found.start(folder)
-        yield found
-    finally:
-        found.stop()
+    """Those that a run is about: all of ours, or the real one."""
+    name = chosen(config)
+    return list(KINDS) if name == OURS else [name]
 
 
 @asynccontextmanager
-async def serving(kind: str, settings: Settings, folder: Path, started: Any) -> AsyncIterator[Backend]:
+async def serving(kind: str, settings: Settings, folder: Path, started: Feast | None) -> AsyncIterator[Backend]:
     """A backend of a kind, ours or the real one."""
     backend = KINDS[kind](settings, folder) if started is None else RealFeast(settings, folder, started)
     try:

@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.contract.feature_backends import Backend, kinds, named, real, serving
+from tests.backends.registry import OURS, chosen
+from tests.contract.feature_backends import Backend, kinds, serving
 from workers.errors import DependencyError, DependencyTimeout, DependencyUnavailable
 from workers.feature_sources import FeatureSourceSettings
 from workers.features.memory import MemoryFeatureSource
@@ -29,7 +30,7 @@ SLACK_S = 0.25
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`source`: every adapter; `backend`: those with a server."""
     found = kinds(metafunc.config)
-    ours = named(metafunc.config) == "ours"
+    ours = chosen(metafunc.config) == OURS
     if "source" in metafunc.fixturenames:
         metafunc.parametrize("source", ["memory", *found] if ours else found, indirect=True)
     elif "backend" in metafunc.fixturenames:
@@ -37,9 +38,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="module")
-def started_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with real(request.config, tmp_path_factory.mktemp("real")) as found:
-        yield found
+def started_once(request: pytest.FixtureRequest, started_backend: Callable[[str], Any]) -> Any:
+    """The real server that a run is about; None in a run of ours."""
+    name = chosen(request.config)
+    return None if name == OURS else started_backend(name)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Every feature source that has a server, in the pipeline: only a value on the server changes, and so does a list."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from models.bundle import Bundle
-from tests.contract.feature_backends import kinds, real, serving
+from tests.backends.registry import OURS, chosen
+from tests.contract.feature_backends import kinds, serving
 from tests.integration.recall_system import DATASET, System, ask
 from tests.moods import fit_moody, share_of
 from workers.dependencies import Dependencies
@@ -25,9 +26,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="module")
-def started_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with real(request.config, tmp_path_factory.mktemp("real")) as found:
-        yield found
+def started_once(request: pytest.FixtureRequest, started_backend: Callable[[str], Any]) -> Any:
+    """The real server that a run is about; None in a run of ours."""
+    name = chosen(request.config)
+    return None if name == OURS else started_backend(name)
 
 
 @pytest.fixture(scope="module")
