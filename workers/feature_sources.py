@@ -9,7 +9,7 @@ cache_ttl_ms = 1000             # how long an answer counts for the same user; 0
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from workers.hiding import HIDDEN
 
@@ -41,6 +41,15 @@ class FeatureSourceSettings(BaseModel):
     entity: str = "user_id"  # feast: the join key
     values: dict[str, dict[str, Any]] = {}  # memory: user id -> name -> value
     options: dict[str, Any] = {}  # of other packages' kinds
+
+    @field_validator("headers")
+    @classmethod
+    def _can_be_sent(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, secret in value.items():
+            text = f"{name}{secret.get_secret_value()}"
+            if not name or not (text.isascii() and text.isprintable()):
+                raise ValueError(f"{name!r}: a header is printable ASCII")
+        return value
 
     @model_validator(mode="after")
     def _of_its_kind(self) -> "FeatureSourceSettings":

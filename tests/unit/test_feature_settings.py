@@ -68,6 +68,8 @@ def test_what_is_secret_is_shown_nowhere() -> None:
         ({"kind": "http"}, "needs a url that begins with http:// or https://"),
         ({"kind": "http", "url": "http://x", "prefix": "p"}, "prefix does not belong to kind 'http'"),
         ({"kind": "feast", "url": "http://x"}, "needs either feature_service or feature_view"),
+        ({"kind": "http", "url": "http://x", "headers": {"token": "a\nb"}}, "'token': a header is printable ASCII"),
+        ({"kind": "http", "url": "http://x", "headers": {"token": "pässword"}}, "'token': a header is printable"),
         ({"kind": "redis", "timeout_ms": 0}, "setting sources shop timeout_ms"),
         ({"kind": "redis", "cache_ttl_ms": -1}, "setting sources shop cache_ttl_ms"),
         ({"kind": "redis", "colour": "red"}, "setting sources shop colour"),

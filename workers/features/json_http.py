@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import ssl
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ from workers.feature_sources import FeatureSourceSettings
 from workers.resets import is_reset
 
 CONNECTIONS = 32
+KEPT_OPEN_S = 60.0
 SHOWN = 200  # characters of a refusal
 
 
@@ -34,9 +36,11 @@ class JsonHttp:
         self._client = httpx.AsyncClient(
             headers={name: value.get_secret_value() for name, value in source.headers.items()},
             timeout=None,  # noqa: S113  # every call has its own
-            limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
-            verify=self._url.startswith("https://"),  # without it, no certificates are read
-            trust_env=False,  # no proxy between a worker and its backends
+            limits=httpx.Limits(
+                max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS, keepalive_expiry=KEPT_OPEN_S
+            ),
+            trust_env=False,  # no proxy of the environment's: sources are near
+            verify=ssl.create_default_context(),  # the machine's authorities; SSL_CERT_FILE names others
         )
 
     async def post(self, path: str, body: Any) -> Any:
