@@ -12,6 +12,7 @@ import numpy as np
 import orjson
 import pytest
 
+from schemas.recall import FilterClause
 from schemas.records import hash64_each
 from tests.contract.indexes import (
     DIMS,
@@ -27,10 +28,11 @@ from tests.contract.indexes import (
     shelf,
 )
 from workers.errors import ConfigurationError, DependencyError, DependencyUnavailable, RowRefused
+from workers.filters import checked
 from workers.index.milvus import MilvusItemIndex
 from workers.index.milvus_client import MilvusClient
-from workers.index.milvus_collection import open_index, prepare_index
-from workers.index.schema import Collection, encode_attributes, part_of
+from workers.index.milvus_collection import open_index, prepare_index, seal
+from workers.index.schema import Collection, Metric, encode_attributes, part_of
 from workers.ports import Hits, IndexRows
 from workers.settings import Settings, load_settings
 
@@ -311,5 +313,31 @@ async def test_many_rows_give_a_graph_and_it_finds_the_nearest(collections: Sett
         assert min(found) >= 0.9 * k
     (exact,) = (await again.exact(vectors[:1], 400)).item_ids
     assert exact == [ids[n] for n in np.argsort(-(vectors[:1] @ vectors.T), axis=1)[0, :400].tolist()]
+    await index.close()
+    await again.close()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+async def test_lists_hold_back_nothing(server_settings: Settings, metric: Metric) -> None:
+    """An IVF_FLAT index that reads one list of sixteen: what these hold too little of is searched in all of them."""
+    settings = server_settings.model_copy(update={"index_type": "IVF_FLAT", "index_nlist": 16, "index_nprobe": 1})
+    lists = Collection(f"contract_lists_{uuid.uuid4().hex[:8]}", 32, metric, VERSION)
+    index = await prepare_index(settings, lists, 100)
+    rng = np.random.default_rng(3)
+    vectors = rng.standard_normal((1000, 32)).astype(np.float32)
+    ids = [f"item {n}" for n in range(1000)]
+    await index.upsert(IndexRows(ids, vectors, [{"number": n % 10} for n in range(1000)]))
+    shelf = Shelf(index, 32, metric, "", vectors[0])
+    await shelf.until(shelf.found(ids, there=True))
+    await seal(settings, lists)
+    again = await open_index(settings, lists)
+    hits = await again.search(vectors[:8], 5000)
+    assert all(set(found) == set(ids) for found in hits.item_ids)
+    where = checked([FilterClause(field="number", op="lt", value=3)], {"number": "number"})
+    hits = await again.search(vectors[:8], 300, where)
+    assert all(set(found) == {i for n, i in enumerate(ids) if n % 10 < 3} for found in hits.item_ids)
+    (exact,) = (await again.exact(vectors[:1], 400)).item_ids
+    best = np.argsort(-shelf.scores(vectors[:1], vectors)[0])[:400]
+    assert exact == [ids[n] for n in best.tolist()]
     await index.close()
     await again.close()

@@ -23,6 +23,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from models.bundle import Bundle
 from models.datasets.generated import generate
+from tests.backends.ours import OurServer
 from tests.conftest import Stack
 from tests.contract.conftest import redis_cluster_url  # noqa: F401  # a fixture
 from tests.e2e.conftest import fit_small, prepare
@@ -399,6 +400,23 @@ async def test_bundles_that_cannot_be_served(settings: Settings, packed: Bundle,
     none = changed(settings, namespace=f"{settings.namespace}_none")
     [finding] = await bundle_check.check(none)
     assert (finding.level, finding.todo) == (Level.WRONG, "make one: recall model fit --data movielens-1m")
+
+
+async def test_towers_behind_a_model_server(settings: Settings, packed: Bundle) -> None:
+    server = OurServer(packed)
+    url = f"http://127.0.0.1:{server.rest_port}"
+    remote = settings.model_copy(update={"tower": "kserve", "tower_url": url})
+    finding, *_ = await bundle_check.check(remote)
+    assert (finding.level, finding.todo) == (Level.DOWN, "start the model server, or set tower_url")
+    assert url in finding.line
+    server.start()
+    try:
+        finding, *_ = await bundle_check.check(remote)
+        assert finding.level is Level.OK
+        finding, *_ = await bundle_check.check(remote.model_copy(update={"tower_item_model": "user_tower"}))
+        assert (finding.level, finding.todo) == (Level.WRONG, bundle_check.EXPORT)
+    finally:
+        server.stop()
 
 
 async def test_a_scene_that_does_not_fit_the_bundle_is_wrong(settings: Settings) -> None:

@@ -147,7 +147,7 @@ class KServeRest:
         """See ModelServer."""
         try:
             said = await self._asked.settled(self._metadata)
-            self._binary = self._binary_wanted and BINARY_EXTENSION in (await self._rest.get("/v2"))["extensions"]
+            self._binary = self._binary_wanted and await self._takes_bytes()
             tensors = [[(each["name"], each["datatype"], each["shape"]) for each in said[side]] for side in SIDES]
         except Refused as error:  # Triton says 400 of a model that it does not have
             raise DependencyUnavailable(DEPENDENCY, f"{self.where}: {error}") from error
@@ -155,6 +155,13 @@ class KServeRest:
             line = f"{self.where}: its metadata is not of protocol V2: {type(error).__name__}: {error}"
             raise DependencyUnavailable(DEPENDENCY, line) from error
         return self._asked.described(*tensors)
+
+    async def _takes_bytes(self) -> bool:
+        """Whether the server says so; one that does not say what it can takes JSON."""
+        try:
+            return BINARY_EXTENSION in (await self._rest.get("/v2"))["extensions"]
+        except (Missing, Refused, KeyError, TypeError):
+            return False
 
     async def _metadata(self) -> tuple[list[str], Any]:
         said = await self._rest.get(self._path())
