@@ -37,6 +37,7 @@ WORKERS_OF_A_KIND = 2
 READY_WITHIN_S = 300.0  # these end a run that never comes to an end; a busy machine takes its time
 DRAINED_WITHIN_S = 300.0
 RECOVERED_WITHIN_S = 300.0
+DURABILITY_MS = 3000  # a second more than the two that Redis loses
 STUCK_AFTER_MS = 15_000
 DATASET = generate(items=100, users=60, events=2500)
 
@@ -67,7 +68,12 @@ class Rig:
         self.random = random.Random(self.seed)
         self.to_pause: set[AgentKind] = set()  # kinds whose workers are to pause, and have not yet
         namespace = f"c{uuid.uuid4().hex[:8]}"
-        own = load_settings(namespace=namespace, data_dir=self.stack.data_dir, stuck_after_ms=STUCK_AFTER_MS)
+        own = load_settings(
+            namespace=namespace,
+            data_dir=self.stack.data_dir,
+            stuck_after_ms=STUCK_AFTER_MS,
+            redis_durability_ms=DURABILITY_MS,
+        )
         self.settings: Settings = with_local_stack(own)
         (port,) = free_ports(1)
         self.milvus = Proxy(port, urlsplit(self.settings.milvus_uri).port or 0)
