@@ -28,7 +28,7 @@ class InvalidInput(RecallError):
 
 
 class DependencyError(RecallError):
-    """A backend failed. `dependency` is its name: kafka, redis, milvus, tower."""
+    """A backend failed. `dependency` is its name: kafka, redis, tower, or what the setting `index` says: milvus, ..."""
 
     def __init__(self, dependency: str, message: str) -> None:
         super().__init__(f"{dependency}: {message}")

@@ -15,7 +15,9 @@ RECORD_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 AGE_MS_BUCKETS = tuple(float(ms) for ms in (100, 1000, 10_000, 60_000, 600_000, 3_600_000, 86_400_000, 7 * 86_400_000))
 
 KIND = "`activity`, `items`, `recall`"
-DEPENDENCY = "`kafka`, `redis`, `milvus`, `tower`, `features.NAME` (a feature source)"
+DEPENDENCY = (
+    "`kafka`, `redis`, `tower`, `features.NAME` (a feature source), the item index (`milvus`, or what `index` says)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,7 @@ class Metrics:
             "recall_breaker_open",
             "1 while calls to a dependency that fails are given up at once, else 0; recall workers alone have breakers",
             kind=KIND,
-            dependency="`redis`, `milvus`, `tower`, `features.NAME`; `memory` (popular lists): never",
+            dependency="as above without `kafka`; `popular` (popular lists): never",
         )
         self.ready = self._gauge(
             "recall_ready", "1 while partitions are assigned and every dependency answers, else 0", kind=KIND

@@ -168,4 +168,5 @@ class Refill:
 
 def _held_from(held: HeldIndex, partition: int, place: Extent, start: Start) -> Start:
     """From where a partition is read when this process holds an index too, which needs all up to the end as it is."""
-    return Start(min(start.offset, held.begins(partition, place.first, place.end)), place.end)
+    offset = min(start.offset, held.begins(partition, place.first, place.end))
+    return start if offset == place.end else Start(offset, place.end)

@@ -18,11 +18,12 @@ from workers.index import snapshot
 from workers.index.in_process import FOLDER, HeldIndex, held_alone
 from workers.index.memory import MemoryItemIndex
 from workers.index.schema import Collection
-from workers.index.snapshot import FORMAT, Snapshot
+from workers.index.snapshot import FORMAT, Piece, Snapshot
 from workers.ports import IndexRows
 from workers.settings import load_settings
 
 OURS = Collection("items_v1", 4, "COSINE", "v1")
+OWN = Snapshot.empty(OURS, {0: 90, 1: 50}, 1 << 60)
 ENDS = {0: 100, 1: 50}
 HOSTILE = ["it's", "nul\0", "🎬 film", "é" * 122, "new\nline"]
 ATTRIBUTES = {"title": 'it\'s "quoted" \\ \n🎬', "year": 1999, "genres": ["'", '"'], "used": True}
@@ -86,18 +87,26 @@ def damaged(content: bytes) -> bytes:
     return content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
 
 
+def file_of(*parts: object) -> bytes:
+    encoded = [msgspec.msgpack.encode(part) for part in parts]
+    body = b"".join(len(each).to_bytes(4, "little") + each for each in encoded)
+    return FORMAT + xxhash.xxh3_64_digest(body) + body
+
+
 def changed(**values: object) -> Callable[[bytes], bytes]:
     def change(content: bytes) -> bytes:
-        found = msgspec.msgpack.decode(content[len(FORMAT) + 8 :], type=Snapshot)
-        body = msgspec.msgpack.encode(msgspec.structs.replace(found, **values))
-        return FORMAT + xxhash.xxh3_64_digest(body) + body
+        found = msgspec.structs.replace(OWN, **values)
+        return file_of(msgspec.structs.replace(found, pieces=[]), *found.pieces)
 
     return change
 
 
 def not_ours(content: bytes) -> bytes:
-    body = msgspec.msgpack.encode({"collection": 7})
-    return FORMAT + xxhash.xxh3_64_digest(body) + body
+    return file_of({"collection": 7})
+
+
+def nothing(content: bytes) -> bytes:
+    return file_of()
 
 
 @pytest.mark.parametrize(
@@ -111,8 +120,9 @@ def not_ours(content: bytes) -> bytes:
         (not_ours, "it cannot be read"),
         (changed(schema_format=99), "its schema format is 99, not 1"),
         (changed(saved_ms=1), "it is older than the topic keeps deletions"),
-        (changed(ids=[]), "its columns are not equally long"),
-        (changed(vectors=[b"1234"]), "its vectors have not 4 values"),
+        (nothing, "it cannot be read"),
+        (changed(pieces=[Piece(["a"], b"", [])]), "its columns are not equally long"),
+        (changed(pieces=[Piece(["a"], b"1234", [b"{}"])]), "its columns are not equally long"),
         (changed(positions={0: 101}), "it has read partition 0 up to 101, which ends at 100"),
         (changed(positions={7: 1}), "it has read partition 7 up to 1, which ends at nowhere"),
     ],
@@ -166,7 +176,7 @@ async def test_a_disk_that_takes_nothing_stops_nothing(tmp_path: Path) -> None:
     assert [each["event"] for each in logs] == ["the index cannot be written down"]
     (tmp_path / "folder").unlink()
     await ours.save()
-    assert snapshot.read(tmp_path / "folder" / "items_v1.snapshot").ids == ["a"]
+    assert snapshot.read(tmp_path / "folder" / "items_v1.snapshot").pieces[0].ids == ["a"]
 
 
 async def test_nothing_is_searched_before_all_is_there(tmp_path: Path) -> None:
@@ -198,4 +208,4 @@ async def test_saves_at_once_leave_one_whole_file(tmp_path: Path) -> None:
     [file] = tmp_path.iterdir()
     kept = snapshot.read(file)
     kept.require(OURS, ENDS, kept.saved_ms - topics.DELETE_RETENTION_MS)
-    assert len(kept.ids) == 3000
+    assert kept.items == 3000

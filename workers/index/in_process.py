@@ -73,11 +73,11 @@ class HeldIndex:
                 "the index is filled from the topic: its snapshot cannot be used", path=str(self._path), why=str(why)
             )
             return
-        for start in range(0, len(kept.ids), ROWS_AT_ONCE):
-            await self.index.upsert(kept.rows(start, start + ROWS_AT_ONCE))
+        for piece in kept.pieces:
+            await self.index.upsert(piece.rows(kept.dim))
         self._positions, self._saved = dict(kept.positions), dict(kept.positions)
         took_s = round(time.monotonic() - began_s, 1)
-        log.info("the index begins with its snapshot", items=len(kept.ids), after_s=took_s)
+        log.info("the index begins with its snapshot", items=kept.items, after_s=took_s)
 
     async def keep(self, every_ms: int) -> None:
         """Write it down now and then, until cancelled."""

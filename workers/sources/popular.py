@@ -122,7 +122,7 @@ def _held(items: _List, where: Filter) -> Best:
 class PopularSource:
     """What is popular in the user's segment. It never waits, and fails never."""
 
-    dependency = "memory"
+    dependency = "popular"  # they are at hand: it is never away
 
     def __init__(self, lists: PopularLists) -> None:
         self._lists = lists
