@@ -26,6 +26,11 @@ def read(report: Path) -> Cases:
     return found
 
 
+def all_ok(cases: Cases) -> bool:
+    """Whether there are cases, and every one of them passed: one that is skipped did not."""
+    return bool(cases) and all(result == "ok" for ways in cases.values() for result in ways.values())
+
+
 def table(result: dict[str, Any]) -> str:
     """As Markdown: a row a case, a column a way. A parameter behind a way's name belongs to that way."""
     ways = result["ways"]

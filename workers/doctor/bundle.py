@@ -13,6 +13,7 @@ from workers.index.milvus_inspect import inspect_collection
 from workers.index.schema import Collection
 from workers.plans import plans
 from workers.settings import Settings
+from workers.towers import onnx
 from workers.towers.opening import open_tower
 
 CHECK = "bundle"
@@ -60,7 +61,10 @@ async def _towers(settings: Settings, bundle: Bundle, figures: str) -> Finding:
     sides: tuple[Side, ...] = ("user", "item")
     try:
         for side in sides:
-            await (await open_tower(bundle, side, settings)).close()
+            if settings.tower == "onnx":  # other checks go on meanwhile
+                await asyncio.to_thread(onnx.open_tower, bundle, side, settings.tower_timeout_ms)
+            else:
+                await (await open_tower(bundle, side, settings)).close()
     except DependencyError as error:
         return Finding(CHECK, Level.DOWN, str(error), "start the model server, or set tower_url")
     except ConfigurationError as error:

@@ -1,6 +1,5 @@
 """A tower that runs elsewhere is held to the bundle: it must give what the bundle's own ONNX file gives."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -44,7 +43,7 @@ async def hold(run: AsyncRun, bundle: Bundle, side: Side, timeout_ms: int) -> Kn
     together, *alone = [_named(await run(rows), outputs) for rows in asked]
     answers = chain([together, together], alone, repeat(together))  # in the order in which the check asks
     verify.check_start(lambda _: next(answers), inputs, outputs)
-    own = await asyncio.to_thread(_own, bundle, side, inputs, timeout_ms)
+    own = onnx.open_tower(bundle, side, timeout_ms).run(inputs)
     verify.check_same(together, own)
     return Known(_rows(inputs, 0, KEPT), _rows(own, 0, KEPT))
 
@@ -54,10 +53,6 @@ def _named(found: Mapping[str, Float32], outputs: Arrays) -> dict[str, Float32]:
         if name not in found:
             raise verify.Unfit(f"output {name!r} is missing")
     return {name: found[name] for name in outputs}
-
-
-def _own(bundle: Bundle, side: Side, inputs: Inputs, timeout_ms: int) -> dict[str, Float32]:
-    return onnx.open_tower(bundle, side, timeout_ms).run(inputs)
 
 
 def _rows(columns: Mapping[str, Float32], begin: int, end: int) -> dict[str, Float32]:

@@ -44,8 +44,8 @@ def open_tower(bundle: Bundle, side: Side, timeout_ms: int) -> "OnnxTower":
 
 
 async def open_here(bundle: Bundle, side: Side, settings: Settings) -> "OnnxTower":
-    """The tower of a worker that runs it itself."""
-    return await asyncio.to_thread(open_tower, bundle, side, settings.tower_timeout_ms)
+    """The tower of a worker that runs it itself; opened on the loop, so that the watchdog sees one that hangs in it."""
+    return open_tower(bundle, side, settings.tower_timeout_ms)
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
