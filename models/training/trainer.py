@@ -29,7 +29,7 @@ Validate = Callable[[UserTower, ItemTower], float]
 class Recipe:
     """Hyperparameters, tuned on the validation window of MovieLens-1M."""
 
-    epochs: int = 3
+    epochs: int = 4
     batch: int = 512  # requests
     negatives: int = 8192  # candidates per batch; every item where there are no more
     learning_rate: float = 2e-3
