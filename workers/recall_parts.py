@@ -11,6 +11,7 @@ from workers.cancelling import cancel
 from workers.dependencies import Dependencies, Probe
 from workers.extractors import with_code
 from workers.features.of_spec import open_sourcing
+from workers.features.opening import configured
 from workers.index.opening import open_index
 from workers.index.schema import Collection
 from workers.metrics import Metrics
@@ -77,6 +78,7 @@ async def open_recall_parts(
     bundle, names = active
     spec = bundle.spec
     encoding = with_code(bundle, settings, tools.metrics).encoding
+    configured(settings, spec)  # before anything is waited for
     view = View(encoding, bundle.dim, bundle.version, names.collection, plans(settings.scenes, spec))
     tower = await open_tower(bundle, "user", settings)
     opened.push_async_callback(tower.close)

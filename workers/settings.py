@@ -13,7 +13,13 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import orjson
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
 from workers.errors import ConfigurationError
 from workers.feature_sources import FeatureSourceSettings, is_secret
@@ -318,6 +324,9 @@ def load_settings(**overrides: object) -> Settings:
         first = error.errors()[0]
         name = "".join(f" {part}" for part in first["loc"])
         raise ConfigurationError(f"setting{name}: {first['msg'].removeprefix('Value error, ')}") from error
+    except SettingsError as error:  # of a variable whose value is to be JSON; its message names the field
+        name = next(each for each in Settings.model_fields if f'"{each}"' in str(error))
+        raise ConfigurationError(f"setting {name}: {PREFIX}{name.upper()} is not JSON: {error.__cause__}") from error
     except ValueError as error:  # recall.toml that is not TOML
         raise ConfigurationError(f"recall.toml: {error}") from error
     except OSError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import (
+    cli_cases_adapters,
     cli_cases_bundles,
     cli_cases_dataset,
     cli_cases_evaluate,
@@ -18,12 +19,14 @@ from tests.e2e import (
 )
 from tests.e2e.cli import CASES, Done, processes_of
 from tests.e2e.cli_cases import idle
+from tests.e2e.cli_cases_adapters import demanding, of_another_bundle
 from tests.e2e.cli_cases_bundles import towers
 from tests.e2e.cli_cases_live import packed, ready
 from tests.e2e.cli_cases_stack import ended, own
 from workers.cli.main import COMMANDS
 
 __all__ = [
+    "cli_cases_adapters",
     "cli_cases_bundles",
     "cli_cases_dataset",
     "cli_cases_evaluate",
@@ -31,8 +34,10 @@ __all__ = [
     "cli_cases_letters",
     "cli_cases_reconcile",
     "cli_cases_users",
+    "demanding",
     "ended",
     "idle",
+    "of_another_bundle",
     "own",
     "packed",
     "ready",

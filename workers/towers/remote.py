@@ -35,7 +35,7 @@ async def open_remote(
         tower.known = await bundled.hold(tower.ask, bundle, side, settings.tower_timeout_ms)
     except (Unfit, Refused, NotTheBundles) as error:
         await tower.close()
-        line = str(error).removeprefix(f"{DEPENDENCY}: ")
+        line = str(error).removeprefix(f"{DEPENDENCY}: ").removeprefix(f"{server.where}: ")
         raise ConfigurationError(f"tower: {server.where}: {line}") from error
     except TimeoutError as error:
         await tower.close()
