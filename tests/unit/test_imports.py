@@ -13,7 +13,7 @@ PACKAGES = ("schemas", "models", "workers")
 ALLOWED = {"schemas": {"schemas"}, "models": {"schemas", "models"}, "workers": {"schemas", "models", "workers"}}
 VENDORS = {
     "redis": {"workers/stores"},
-    "httpx": {"workers/features/json_http.py", "workers/towers/rest.py"},
+    "httpx": {"workers/http_client.py", "workers/towers/rest.py"},
     "pymilvus": {"workers/index"},
     "grpc": {"workers/index", "workers/towers/rpc.py", "workers/local/probes.py"},
     "faiss": {"workers/index"},
