@@ -67,7 +67,7 @@ class HttpClient:
 
 
 def read_json(dependency: str, content: bytes) -> Any:
-    """Raises DependencyUnavailable for what is no JSON; NaN and Infinity, as Python's servers write them, are read too."""
+    """Raises DependencyUnavailable for what is no JSON; NaN and Infinity, which Python's servers write, are read."""
     try:
         return orjson.loads(content)
     except ValueError:
