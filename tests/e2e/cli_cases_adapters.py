@@ -116,9 +116,9 @@ def _(ready: Ready) -> list[Done]:
     return ready.place.with_(RECALL_TOWER="nosuch").each(["worker", "items"], ["explain", "u"])
 
 
-@case("`worker recall`, `explain`", "a model server without `tower_url`")
+@case("`worker recall`", "a model server without `tower_url`")
 def _(ready: Ready) -> list[Done]:
-    return ready.place.with_(RECALL_TOWER="kserve").each(["worker", "recall"], ["explain", "u"])
+    return ready.place.with_(RECALL_TOWER="kserve").each(["worker", "recall"])
 
 
 @case("`worker`", "a model server without the extra")
@@ -149,9 +149,9 @@ def without_server() -> dict[str, str]:
     return {"RECALL_TOWER": "kserve", "RECALL_TOWER_URL": closed("http://")}
 
 
-@case("`items reconcile`, `explain`", "the model server does not answer")
+@case("`explain`", "the model server does not answer")
 def _(ready: Ready) -> list[Done]:
-    return with_collection(ready).place.with_(**without_server()).each(["items", "reconcile"], ["explain", "u"])
+    return ready.place.with_(**without_server()).each(["explain", "u"])
 
 
 @case("`doctor`", "the model server does not answer")
@@ -205,12 +205,6 @@ def _(ready: Ready, demanding: Bundle) -> list[Done]:
     return place.each(["worker", "recall"], ["explain", "u"])
 
 
-@case("`explain`", "a feature source of a kind that nobody has")
-def _(ready: Ready, demanding: Bundle) -> list[Done]:
-    place = with_collection(asking_more(ready, demanding)).place
-    return place.with_(RECALL_SOURCES='{"shop": {"kind": "nosuch"}}').each(["explain", "u"])
-
-
 @case("`explain`", "a feature source does not answer: its values count as their defaults")
 def _(ready: Ready, demanding: Bundle) -> list[Done]:
     place = with_collection(asking_more(ready, demanding)).place.with_(RECALL_SOURCES=away())
@@ -227,13 +221,6 @@ def away() -> str:
 def _(ready: Ready, demanding: Bundle) -> list[Done]:
     found = asking_more(ready, demanding).place.with_(RECALL_SOURCES=away()).each(["doctor"])
     assert "its values count as their defaults meanwhile" in found[0].out, found
-    return found
-
-
-@case("`doctor`", "a feature source that the bundle needs is not configured")
-def _(ready: Ready, demanding: Bundle) -> list[Done]:
-    found = asking_more(ready, demanding).place.with_(RECALL_SOURCES="{}").each(["doctor"])
-    assert "; add it to recall.toml: [sources.NAME]" in found[0].out, found
     return found
 
 
@@ -265,7 +252,7 @@ def _(idle: Place) -> list[Done]:
     return place.each(["model", "fit", *FILES])
 
 
-@case("`model fit`, `model dataset`", "an extractor fails")
+@case("`model fit`", "an extractor fails")
 def _(idle: Place) -> list[Done]:
     place = with_an_extractor(idle).with_(RECALL_EXTRACTORS='{"clock": "builtins:dict"}')
-    return place.each(["model", "fit", *FILES], ["model", "dataset", "--to", "made", *FILES])
+    return place.each(["model", "fit", *FILES])

@@ -59,6 +59,16 @@ def test_a_wrong_value_is_one_line(fields: dict, line: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("name", ["scenes", "sources", "extractors"])
+def test_a_variable_that_is_to_be_json_is_named(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "recall.toml").write_text("partitions = 2\n")
+    monkeypatch.setenv(f"RECALL_{name.upper()}", "{secret")
+    with pytest.raises(ConfigurationError) as raised:
+        load_settings()
+    assert str(raised.value).startswith(f"setting {name}: RECALL_{name.upper()} is not JSON: ")
+    assert "secret" not in str(raised.value)
+
+
 def test_a_file_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "recall.toml").write_text("namespace = ")
     with pytest.raises(ConfigurationError, match=r"recall\.toml"):
