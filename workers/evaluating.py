@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models.bundle import Bundle, BundleError, load_bundle
+from models.bundle import Bundle
 from models.evaluation import leave_one_out, report
 from models.evaluation.baselines import BASELINES
 from models.evaluation.ranking import Progress, Ranker, Ranking, RankingError, rank
@@ -22,8 +22,7 @@ from models.extractors import ExtractorError
 from models.tensors import Encoding, Vocabularies
 from workers.demo.told import Told
 from workers.errors import ConfigurationError, RecallError
-from workers.extractors import with_code
-from workers.fitting import Job, Source, embedders, fit_bundle, leave_out
+from workers.fitting import Job, Source, embedders, fit_bundle, leave_out, load_before
 from workers.settings import Settings
 
 if TYPE_CHECKING:
@@ -76,7 +75,8 @@ def evaluate(source: Source, question: Question, told: Told, settings: Settings)
     setting = _leave_one_out(source, question) if question.leave_one_out else _temporal(source, question)
     if not len(setting.window.item):
         raise RecallError("the window holds no target event: there is nothing to evaluate")
-    bundles = [_load(path, setting, settings) for path in question.bundles]
+    newest_ms = int(setting.training.log.timestamp_ms.max(initial=0))
+    bundles = [load_before(path, newest_ms, settings) for path in question.bundles]
     reference = _reference(question, [bundle.version for bundle in bundles])
     _check_stream(source, question, reference)
     rankings: dict[str, Ranking] = {}
@@ -168,22 +168,6 @@ def _leave_one_out(source: Source, question: Question) -> Setting:
         0,
         {"protocol": "leave-one-out", "window": "validation" if question.validation else "test"},
     )
-
-
-def _load(path: Path, setting: Setting, settings: Settings) -> Bundle:
-    try:
-        bundle = with_code(load_bundle(path), settings)
-    except BundleError as error:
-        raise ConfigurationError(str(error)) from error
-    fitted_until = bundle.manifest.figures.get("newest_event_ms")
-    newest_ms = int(setting.training.log.timestamp_ms.max(initial=0))
-    if isinstance(fitted_until, int) and fitted_until > newest_ms:
-        raise ConfigurationError(
-            f"{bundle.version} was fitted on events up to {fitted_until}, "
-            f"the window asks for what comes after {newest_ms}: "
-            "fit it with --until-ms, or with --evaluate"
-        )
-    return bundle
 
 
 def _models(bundles: Sequence[Bundle], baselines: Sequence[str], setting: Setting, told: Told) -> Iterator[Model]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from models import datasets, signature
-from models.bundle import Bundle, BundleError
+from models.bundle import Bundle, BundleError, load_bundle
 from models.datasets import Dataset
 from models.evaluation import leave_one_out, protocol
 from models.evaluation.leave_one_out import LeaveOneOut
@@ -19,7 +19,7 @@ from models.jsonl import JsonLinesError, read_activities, read_items
 from models.spec import Spec, SpecError, builtin_spec, load_spec
 from models.tensors import Inputs
 from workers.errors import ConfigurationError, RecallError
-from workers.extractors import resolve
+from workers.extractors import resolve, with_code
 from workers.ports import Float32
 from workers.settings import Settings
 from workers.towers.onnx import open_tower
@@ -147,6 +147,22 @@ def fit_bundle(source: Source, job: Job, folder: Path, say: Say) -> Bundle:
         )
     except (FitError, BundleError) as error:
         raise RecallError(str(error)) from error
+
+
+def load_before(path: Path, newest_ms: int, settings: Settings) -> Bundle:
+    """A bundle that was fitted on nothing later than that, as far as it says so. Raises ConfigurationError."""
+    try:
+        bundle = with_code(load_bundle(path), settings)
+    except BundleError as error:
+        raise ConfigurationError(str(error)) from error
+    fitted_until = bundle.manifest.figures.get("newest_event_ms")
+    if isinstance(fitted_until, int) and fitted_until > newest_ms:
+        raise ConfigurationError(
+            f"{bundle.version} was fitted on events up to {fitted_until}, "
+            f"the window asks for what comes after {newest_ms}: "
+            "fit it with --until-ms, or with --evaluate"
+        )
+    return bundle
 
 
 def exact_ranks(

@@ -41,7 +41,7 @@ class TorchServe:
     """See Backend."""
 
     name = "torchserve"
-    suites = ("tests/contract/test_towers.py", "tests/e2e/test_remote_towers.py")
+    suites = ("tests/contract/test_towers.py", "tests/e2e/test_remote_towers.py", "tests/backends/demo_suite.py")
     ways = ("torchserve-rest", "torchserve-grpc")
     versions = "TorchServe 0.12.0"
 

@@ -20,10 +20,11 @@ def main(folder: Path) -> None:
     """Print where the bundle is."""
     torch.set_num_threads(1)
     dataset = generate(items=60, users=60, events=2500)
+    until_ms = generate().test_ms  # of before what the demo asks for
     spec = builtin_spec(dataset.spec)
     bundle = train(
-        dataset.log.before(dataset.test_ms),
-        dataset.catalogue(dataset.test_ms),
+        dataset.log.before(until_ms),
+        dataset.catalogue(until_ms),
         load_spec(spec),
         spec.read_text(),
         folder / "bundles",

@@ -6,6 +6,7 @@ import sysconfig
 from pathlib import Path
 
 from models.bundle import Bundle
+from models.datasets.generated import generate
 from models.signature import Arrays
 from models.verify import Side
 from tests.backends.environments import environment, site_packages
@@ -23,7 +24,7 @@ class Triton:
     """See Backend."""
 
     name = "triton"
-    suites = ("tests/contract/test_towers.py", "tests/e2e/test_remote_towers.py")
+    suites = ("tests/contract/test_towers.py", "tests/e2e/test_remote_towers.py", "tests/backends/demo_suite.py")
     ways = ("kserve-json", "kserve-binary", "kserve-grpc")
     versions = "Triton 2.51 (nvidia-pytriton 0.7.0)"
 
@@ -36,7 +37,7 @@ class Triton:
         """See Backend."""
         prefix = environment(self.name)
         packages = site_packages(prefix)
-        self.bundle = fit_towers(folder / "bundles")
+        self.bundle = fit_towers(folder / "bundles", generate().test_ms)  # of before what the demo asks for
         backends, repository = folder / "backends", folder / "repository"
         _python_backend(packages, backends / "python")
         sides: tuple[Side, ...] = ("user", "item")

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
@@ -12,12 +13,15 @@ from rich.console import Console
 
 from workers.cli.console import Working, harmless, notes, results
 from workers.cli.data_sets import DataSet
-from workers.settings import load_settings
+from workers.settings import Settings, load_settings
 from workers.signals import Stopping
 
 
 def demo(
     data: Annotated[DataSet, typer.Option(help="What to show it on.")] = DataSet.MOVIELENS_1M,
+    bundle: Annotated[
+        str | None, typer.Option(help="Serve this one, a folder or a version of <data_dir>/bundles; fit none.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")] = False,
 ) -> None:
     """Start Kafka, Redis, Milvus and the workers; fit, stream, ask; show what changes. Ends all of it when it ends."""
@@ -37,9 +41,11 @@ def demo(
             working.update(what, part)
 
         stage = Stage(progress, lambda line: working.say(f"• {line}"), lambda: bool(stopping), _Show(console, working))
-        live = Demo(load_settings(), stage)
+        settings = load_settings()
+        given = None if bundle is None else _folder(bundle, settings)
+        live = Demo(settings, stage)
         try:
-            figures = live.run(data)
+            figures = live.run(data, given)
             working.stop()
             figures["total_s"] = round(time.perf_counter() - started, 1)
             _print(console, figures)
@@ -51,6 +57,10 @@ def demo(
             working.stop()
             live.stop()
     notes().print("ended everything that the demo started", style="dim")
+
+
+def _folder(bundle: str, settings: Settings) -> Path:
+    return Path(bundle) if Path(bundle).is_dir() else settings.data_dir / "bundles" / bundle
 
 
 class _Show:

@@ -5,6 +5,7 @@ import time
 
 from models.bundle import Bundle
 from models.datasets import Dataset
+from models.verify import Side
 from workers import topics, views
 from workers.cli.items import item_messages, wait_for_items
 from workers.demo.replay import Step, history_messages
@@ -16,8 +17,17 @@ from workers.local.ready import wait_ready
 from workers.local.stack import LocalStack, wipe
 from workers.local.workers import WorkerProcesses, in_one_process
 from workers.settings import Settings
+from workers.towers.opening import open_tower
 
 STACK = "starting Kafka, Redis and Milvus"
+
+
+async def try_towers(bundle: Bundle, settings: Settings) -> None:
+    """Open both towers of a bundle once, as workers do. Raises ConfigurationError, DependencyError."""
+    sides: tuple[Side, ...] = ("user", "item")
+    for side in sides:
+        tower = await open_tower(bundle, side, settings)
+        await tower.close()
 
 
 class LiveSystem:
@@ -40,11 +50,15 @@ class LiveSystem:
         return {service.name: service.version for service in self._stack.services}
 
     def serve(self, bundle: Bundle) -> None:
-        """Make a bundle the active one and start the workers. Blocks until they are ready."""
+        """Make a bundle the active one and start the workers. Blocks until they are ready.
+
+        Raises ConfigurationError, DependencyError when its towers do not run where the setting `tower` says.
+        """
         self.settings = of_own_stack(self.settings)
         self._told.progress("starting workers", None)
 
         async def prepare() -> None:
+            await try_towers(bundle, self.settings)  # workers would wait for a model server
             await topics.apply(self.settings)
             await views.activate(self.settings, bundle.path, bundle.version)
 

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from workers.demo.replay import ReplayResult, Step, plan_users, replay
 from workers.demo.sender import Sender
 from workers.demo.story import SCENES, Show, Story, Teller
 from workers.demo.told import Told
-from workers.errors import RecallError
-from workers.fitting import Job, Source, exact_ranks, fit_bundle
+from workers.errors import ConfigurationError, RecallError
+from workers.fitting import Job, Source, exact_ranks, fit_bundle, load_before
 from workers.scenes import SceneSettings
 from workers.settings import Settings
 
@@ -48,16 +49,19 @@ class Demo(LiveSystem):
         super().__init__(settings.model_copy(update=own), stage)
         self._stage = stage
 
-    def run(self, data: str) -> dict[str, Any]:
-        """All stages; returns the figures. Raises RecallError."""
+    def run(self, data: str, given: Path | None = None) -> dict[str, Any]:
+        """All stages, with the bundle in the folder `given` or one that is fitted; the figures. Raises RecallError."""
         stage = self._stage
+        dataset, source = self._read(data)
+        bundle, fit_s = (None if given is None else self._load(given, source)), None
         stack = self.start()
-        dataset, source, bundle, fit_s = self._fit(data)
+        if bundle is None:
+            bundle, fit_s = self._fit(source)
         self.serve(bundle)
         catalogue = dataset.catalogue()
         asked = protocol.window(dataset.log, catalogue, bundle.encoding, dataset.test_ms)
         sample = asked.of_users(protocol.sample_users(asked, REQUESTS, USERS, SEED))
-        figures = {"stack": stack, "data": data, "fit_s": fit_s, "items": len(catalogue)}
+        figures = {"stack": stack, "data": data, "bundle": bundle.version, "fit_s": fit_s, "items": len(catalogue)}
         live, story, duplicates = asyncio.run(self._live(dataset, sample, bundle.spec.history.time_resolution_ms))
         stage.progress("computing the exact lists of the same requests offline", None)
         ranks = exact_ranks(source, catalogue, bundle, sample, lambda part: stage.progress("ranking offline", part))
@@ -65,7 +69,7 @@ class Demo(LiveSystem):
         figures |= _report(live, sample, duplicates, ranks, popular)
         return figures | asdict(story)
 
-    def _fit(self, data: str) -> tuple[Dataset, Source, Bundle, float]:
+    def _read(self, data: str) -> tuple[Dataset, Source]:
         stage = self._stage
         stage.progress(f"reading {data}", None)
         started = time.perf_counter()
@@ -79,13 +83,25 @@ class Demo(LiveSystem):
             f"({time.perf_counter() - started:.1f} s)"
         )
         path = builtin_spec(dataset.spec)
-        source = Source(log, dataset.catalogue, load_spec(path), path.read_text(), dataset.test_ms)
+        return dataset, Source(log, dataset.catalogue, load_spec(path), path.read_text(), dataset.test_ms)
+
+    def _load(self, given: Path, source: Source) -> Bundle:
+        before = source.log_until(source.test_ms)
+        bundle = load_before(given, int(before.timestamp_ms.max(initial=0)), self.settings)
+        found, wanted = (f"{spec.name} {spec.hash[:12]}" for spec in (bundle.spec, source.spec))
+        if found != wanted:
+            raise ConfigurationError(f"--bundle: {bundle.version} is of the spec {found}, the data set is of {wanted}")
+        self._stage.done(f"the bundle {bundle.version}, fitted before")
+        return bundle
+
+    def _fit(self, source: Source) -> tuple[Bundle, float]:
+        stage = self._stage
         started = time.perf_counter()
-        job = Job(dim=64, polish=None, seed=0, until_ms=dataset.test_ms, evaluate=False)
+        job = Job(dim=64, polish=None, seed=0, until_ms=source.test_ms, evaluate=False)
         bundle = fit_bundle(source, job, self._bundles, lambda what: stage.progress(f"fitting: {what}", None))
         fit_s = round(time.perf_counter() - started, 2)
         stage.done(f"two towers fitted on what happened before the test window: {bundle.version} ({fit_s} s)")
-        return dataset, source, bundle, fit_s
+        return bundle, fit_s
 
     async def _live(self, dataset: Dataset, sample: Window, step_ms: int) -> tuple[ReplayResult, Story, int]:
         stage, settings = self._stage, self.settings

@@ -11,7 +11,7 @@ from typing import Any
 from models.datasets import Dataset
 from schemas.activity import UserActivity
 from schemas.items import ItemUpdate
-from schemas.recall import MAX_K, CandidateList, FilterClause, Reason, RecallRequest
+from schemas.recall import MAX_K, CandidateList, FilterClause, Reason, RecallRequest, Status
 from workers.client import RecallClient
 from workers.clock import SystemClock
 from workers.demo.sender import Sender
@@ -67,8 +67,10 @@ class Teller:
         self._as_of_ms = SystemClock().now_ms() + AHEAD_MS
 
     async def tell(self) -> Story:
-        """Raises RecallError when an effect does not show within 20 s."""
+        """Raises RecallError when an effect does not show within 20 s, or the first list is not `ok`."""
         before = await self._ask()
+        if before.status is not Status.OK:
+            raise RecallError(f"a list came back {before.status}: {', '.join(before.reasons)}")
         self._shown(f"what {self._user_id} is shown", before)
 
         liked = [item_id for item_id in before.item_ids if self._attributes(item_id)][20:23]
