@@ -20,7 +20,7 @@ USER_TOWER_AWAY = "nobody_has_this_tower"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """The way that costs least: what the others differ in is the contract's."""
+    """One way, gRPC: what the others differ in is the contract's."""
     metafunc.parametrize("way", [backend(chosen(metafunc.config)).ways[-1]])
 
 
@@ -49,8 +49,7 @@ def test_the_demo_gives_the_exact_lists_through_it(started: Backend, way: str, t
     assert figures["fit_s"] is None
     assert figures["answered"] == figures["requests"] >= 5000
     assert figures["ok"] + figures["asked_again"] == figures["requests"]
-    assert abs(figures["recall_at_100"] - figures["recall_at_100_offline"]) <= 0.005
-    assert figures["recall_at_100"] > 0
+    assert abs(figures["recall_at_100"] - figures["recall_at_100_offline"]) <= 0.001
     assert figures["new_item_click_changes_list"] is True
 
 
