@@ -19,7 +19,7 @@ from tests.backends import cost, matrix
 from tests.backends.registry import BACKENDS, REAL, backend
 
 ROOT = Path(__file__).parents[2]
-BUDGET_S = 600.0  # of all together
+BUDGET_S = 900.0  # of all together
 
 
 def arguments() -> argparse.Namespace:

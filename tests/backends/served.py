@@ -1,6 +1,6 @@
 """The models that servers of tests run: a bundle's ONNX towers, by name and version."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from models.bundle import Bundle
+from models.datasets import Dataset
 from models.datasets.generated import generate
 from tests.e2e.conftest import fit_small
 from workers.towers.onnx import declared
@@ -68,9 +69,9 @@ class Models:
         return model
 
 
-def fit_towers(folder: Path, until_ms: int = DATASET.test_ms) -> Bundle:
-    """A small bundle of the closed form, fitted on what happened before then."""
-    return fit_small(replace(DATASET, test_ms=until_ms), folder)
+def fit_towers(folder: Path, dataset: Dataset = DATASET) -> Bundle:
+    """A bundle of the closed form, small unless it is of another data set."""
+    return fit_small(dataset, folder)
 
 
 def _session(path: Path) -> Any:

@@ -37,7 +37,7 @@ class Triton:
         """See Backend."""
         prefix = environment(self.name)
         packages = site_packages(prefix)
-        self.bundle = fit_towers(folder / "bundles", generate().test_ms)  # of before what the demo asks for
+        self.bundle = fit_towers(folder / "bundles", generate())  # the demo's data set
         backends, repository = folder / "backends", folder / "repository"
         _python_backend(packages, backends / "python")
         sides: tuple[Side, ...] = ("user", "item")

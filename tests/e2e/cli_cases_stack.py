@@ -1,6 +1,7 @@
 """Situations of docs/cli.md of the servers that a command starts itself: what makes them true, and the commands."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -11,7 +12,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.e2e.cli import Done, Place, Running, case, processes_of
-from tests.e2e.cli_cases import write_events
+from tests.e2e.cli_cases import FIT, write_events
+from workers.local.process import free_ports
 from workers.local.state import ServiceState, StackState, running, write_state
 
 
@@ -181,6 +183,28 @@ def _(idle: Place) -> list[Done]:
     bench.until("")
     time.sleep(2)
     return [bench.signal().done()]
+
+
+@case("`demo`", "`--bundle` is none")
+def _(idle: Place) -> list[Done]:
+    return idle.each(["demo", "--data", "generated", "--bundle", "nowhere"])
+
+
+@case("`demo`", "`--bundle` is of another spec than the data set")
+def _(idle: Place) -> list[Done]:
+    return idle.each(["demo", "--data", "marketplace", "--bundle", _fitted(idle)])
+
+
+@case("`demo`", "nobody listens at `tower_url`")
+def _(idle: Place) -> list[Done]:
+    away = {"RECALL_TOWER": "kserve", "RECALL_TOWER_URL": f"http://127.0.0.1:{free_ports(1)[0]}"}
+    demo = Place(idle.folder, away | {"RECALL_INDEX": "faiss"})  # without Milvus it ends sooner
+    return demo.each(["demo", "--data", "generated", "--bundle", _fitted(idle)])
+
+
+def _fitted(idle: Place) -> str:
+    version: str = json.loads(idle.recall(*FIT, "--no-activate", "--json").out)["version"]
+    return version
 
 
 @case("`demo`", "Ctrl-C while workers run")
