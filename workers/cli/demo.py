@@ -4,16 +4,16 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
 import typer
 from rich.console import Console
 
+from workers.cli.bundles import bundle_folder
 from workers.cli.console import Working, harmless, notes, results
 from workers.cli.data_sets import DataSet
-from workers.settings import Settings, load_settings
+from workers.settings import load_settings
 from workers.signals import Stopping
 
 
@@ -42,7 +42,7 @@ def demo(
 
         stage = Stage(progress, lambda line: working.say(f"• {line}"), lambda: bool(stopping), _Show(console, working))
         settings = load_settings()
-        given = None if bundle is None else _folder(bundle, settings)
+        given = None if bundle is None else bundle_folder(bundle, settings)
         live = Demo(settings, stage)
         try:
             figures = live.run(data, given)
@@ -57,10 +57,6 @@ def demo(
             working.stop()
             live.stop()
     notes().print("ended everything that the demo started", style="dim")
-
-
-def _folder(bundle: str, settings: Settings) -> Path:
-    return Path(bundle) if Path(bundle).is_dir() else settings.data_dir / "bundles" / bundle
 
 
 class _Show:

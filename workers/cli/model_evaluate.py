@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import orjson
 import typer
 
+from workers.cli.bundles import bundle_folder
 from workers.cli.console import Working
 from workers.cli.data_sets import DataSet
 from workers.cli.since import DURATION, UNITS_MS
@@ -83,10 +84,9 @@ def evaluate(
     from workers.fitting import read_source, with_extractors
 
     settings = load_settings()
-    folder = settings.data_dir / "bundles"
     with Working("reading events") as working:
         names = _baselines(baselines, working)
-        paths = [Path(each) if Path(each).is_dir() else folder / each for each in bundle or ()]
+        paths = [bundle_folder(each, settings) for each in bundle or ()]
         if not names and not paths:
             raise ConfigurationError("there is nothing to evaluate: neither a BUNDLE nor a baseline")
         question = Question(

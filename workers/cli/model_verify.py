@@ -9,6 +9,7 @@ import orjson
 import typer
 from rich.text import Text
 
+from workers.cli.bundles import bundle_folder
 from workers.cli.console import Working, harmless, results
 from workers.errors import ConfigurationError, RecallError
 from workers.settings import load_settings
@@ -32,11 +33,12 @@ def verify(
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy is loaded
     from models.bundle import MANIFEST
 
-    folder = load_settings().data_dir / "bundles" / bundle
-    path = Path(bundle) if Path(bundle).is_dir() else folder
+    settings = load_settings()
+    path = bundle_folder(bundle, settings)
     if not (path / MANIFEST).is_file():
+        folder = settings.data_dir / "bundles"
         raise ConfigurationError(
-            f"{bundle} is not a bundle: neither a folder with {MANIFEST} nor a version in {folder.parent}"
+            f"{bundle} is not a bundle: neither a folder with {MANIFEST} nor a version in {folder}"
         )
     from workers.verifying import verify_bundle
 
