@@ -1,7 +1,6 @@
 # make setup   install everything, pinned and checked by hash, into .venv
 # make check   lint, types, generated files
-# make test    every test, against real Kafka, Redis and Milvus; files in the order of their names, which has the longest first;
-#              three processes on two cores, as most tests wait for servers
+# make test    every test, against real Kafka, Redis and Milvus; files in the order of their names, which has the longest first
 # make test-train   tests of training, in an environment of their own: PyTorch is several GB
 # make demo    the whole thing live on real data
 PYTHON ?= python3
@@ -31,7 +30,7 @@ check: setup
 	$(BIN)/python -m schemas.generate --check
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 $(TRAIN_STAMP): requirements/train.txt pyproject.toml $(STAMP)
 	@echo "installing PyTorch into .venv-train (about 5.5 GB on disk)"

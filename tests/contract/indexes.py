@@ -20,8 +20,8 @@ from workers.local.milvus_lite import MilvusLite
 from workers.ports import Float32, Hits, IndexRows
 from workers.settings import Settings, load_settings
 
-DIMS = (32, 64, 128, 256)
 METRICS = get_args(Metric)
+SHAPES = [(64, metric) for metric in METRICS] + [(dim, "IP") for dim in (32, 128, 256)]  # each dim, each metric
 VERSION = "contract"
 VISIBLE_WITHIN_S = 10.0
 HOSTILE = [
@@ -74,9 +74,7 @@ def _with_collections(settings: Settings) -> Settings:
     """Make them all at once: it takes little longer than one."""
 
     async def make() -> None:
-        prepared = await asyncio.gather(
-            *(prepare_index(settings, collection(d, m), 100) for d in DIMS for m in METRICS)
-        )
+        prepared = await asyncio.gather(*(prepare_index(settings, collection(d, m), 100) for d, m in SHAPES))
         await asyncio.gather(*(index.close() for index in prepared))
 
     asyncio.run(make())

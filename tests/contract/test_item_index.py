@@ -15,9 +15,9 @@ import pytest
 from schemas.recall import FilterClause
 from schemas.records import hash64_each
 from tests.contract.indexes import (
-    DIMS,
     HOSTILE,
     METRICS,
+    SHAPES,
     VERSION,
     Shelf,
     backend,
@@ -38,7 +38,7 @@ from workers.settings import Settings, load_settings
 
 __all__ = ["backend", "collections", "lite_settings", "server_settings", "shelf"]  # fixtures
 
-every = pytest.mark.parametrize(("dim", "metric"), [(dim, metric) for dim in DIMS for metric in METRICS])
+every = pytest.mark.parametrize(("dim", "metric"), SHAPES)
 one = pytest.mark.parametrize(("dim", "metric"), [(32, "IP")])
 each_metric = pytest.mark.parametrize(("dim", "metric"), [(64, metric) for metric in METRICS])
 
