@@ -1,11 +1,13 @@
 """Is it the Redis that took our writes? On servers of the test's own, which are killed, started again and demoted."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
+from tests.conftest import PATIENT_MS
 from workers.errors import DependencyError
 from workers.local.process import free_ports
 from workers.local.redis import Redis
@@ -138,8 +140,8 @@ async def test_a_cluster_may_have_one_primary(tmp_path: Path) -> None:
         with redis.Redis.from_url(server.address) as plain:
             plain.execute_command("CLUSTER ADDSLOTS", *range(16_384))
             while plain.cluster("info")["cluster_state"] != "ok":
-                pass
-        client = connect(load_settings(redis_url=server.address, redis_cluster=True))
+                await asyncio.sleep(0.01)
+        client = connect(load_settings(redis_url=server.address, redis_cluster=True, store_timeout_ms=PATIENT_MS))
         ((role, run_id, _),) = await identity(client)
         await client.aclose()
         assert (role, len(run_id)) == ("master", 40)

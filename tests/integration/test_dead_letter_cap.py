@@ -22,6 +22,7 @@ from workers.clock import SystemClock
 from workers.dead_letter_topic import read_dead_letters
 from workers.dependencies import Dependencies
 from workers.errors import InvalidInput
+from workers.index.opening import Indexes
 from workers.inflight import BatchPolicy
 from workers.kafka_client import admin_client, connected, produce
 from workers.metrics import Metrics
@@ -186,7 +187,8 @@ async def test_the_watchdog_leaves_a_paused_worker_alone(capped: Settings) -> No
     async with running("activity", capped) as worker, AsyncExitStack() as opened:
         await until_paused(worker)
         impatient = capped.model_copy(update={"stuck_after_ms": 100})
-        whole = Whole("activity", impatient, worker.metrics, worker.context.dependencies, opened, worker.app)
+        known = (impatient, worker.metrics, worker.context.dependencies, opened, Indexes(impatient, opened))
+        whole = Whole("activity", *known, app=worker.app)
 
         async def complaints() -> set[str]:
             """Of three looks, between which the poll loop turns."""
