@@ -13,7 +13,7 @@ from tests.fuzz import stream
 from tests.fuzz.malformed import OF_ACTIVITY, OF_ITEM, REFUSED, UNANSWERABLE, UNREADABLE
 from tests.fuzz.stream import MOST_MIB, FuzzRig
 
-EVENTS = 15_000
+EVENTS = 10_000
 
 
 @pytest.mark.timeout(300)
@@ -29,5 +29,5 @@ async def test_every_event_has_an_effect_an_answer_or_a_dead_letter(stack: Stack
     assert {*UNREADABLE, *OF_ACTIVITY} <= set(report.events["user-activity"])
     assert {*UNREADABLE, *OF_ITEM} <= set(report.events["item-updates"])
     assert {*UNREADABLE, *REFUSED, *UNANSWERABLE} <= set(report.events["recall-requests"])
-    assert report.effects["activities"] > 5000
-    assert report.dead_letters["not_json"] > 1000
+    assert report.effects["activities"] > 3000
+    assert report.dead_letters["not_json"] > 600
