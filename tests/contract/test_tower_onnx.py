@@ -73,18 +73,6 @@ async def test_concurrent_calls(bundle: Bundle, tower: OnnxTower) -> None:
         np.testing.assert_array_equal(outputs["user_embedding"], expected)
 
 
-async def test_wrong_inputs_are_the_towers_failure(bundle: Bundle, tower: OnnxTower) -> None:
-    inputs = some_inputs(bundle, 3)
-    for wrong in (
-        {name: column for name, column in inputs.items() if name != "gap_s"},
-        inputs | {"history_vectors": inputs["history_vectors"][:, :, :-1]},
-        inputs | {"gap_s": inputs["gap_s"].astype(np.int64)},
-    ):
-        with pytest.raises(DependencyUnavailable) as raised:
-            await tower.embed(wrong)
-        assert "\n" not in str(raised.value)
-
-
 async def test_rows_that_make_it_fail_are_refused_and_others_are_not(tmp_path: Path) -> None:
     """A code that is out of the bounds of a table inside the model fails the whole run."""
     inputs, outputs = {"code": Array("int64")}, {"out": Array("float32", (2,))}

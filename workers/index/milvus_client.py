@@ -8,18 +8,11 @@ from urllib.parse import urlsplit
 import grpc
 
 from workers.errors import ConfigurationError, DependencyTimeout, DependencyUnavailable, RowRefused
+from workers.grpc_options import OPTIONS
 from workers.index.milvus_protocol import milvus_pb2_grpc
 from workers.settings import Settings
 
 DEPENDENCY = "milvus"
-OPTIONS = [
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.initial_reconnect_backoff_ms", 100),  # the default backs off to two minutes
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.keepalive_time_ms", 20_000),  # notices a peer that vanished without a word
-    ("grpc.keepalive_timeout_ms", 5000),
-]
 DATABASE_FIELDS = ("db_name", "dbName")
 NOT_FOUND = 100
 NOT_LOADED = 101

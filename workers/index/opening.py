@@ -74,13 +74,10 @@ class Indexes:
 
         Raises DependencyError, ConfigurationError.
         """
-        chosen = adapter(self._settings)
-        if not chosen.in_process:
-            index = await chosen.prepare(self._settings, collection, rows)
-            self._opened.push_async_callback(index.close)
-            return index, None
-        index = await chosen.prepare(self._settings, collection, rows)
+        index = await prepare_index(self._settings, collection, rows)
         self._opened.push_async_callback(index.close)
+        if not adapter(self._settings).in_process:
+            return index, None
         held = HeldIndex(self._settings.index, index, collection, self._settings.data_dir / FOLDER)
         self._held[collection.name] = held
         return index, held

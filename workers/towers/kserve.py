@@ -15,7 +15,6 @@ from models.bundle import Bundle
 from models.verify import Declared, Side
 from workers.errors import DependencyUnavailable
 from workers.settings import Settings
-from workers.towers import bundled
 from workers.towers.messages import messages
 from workers.towers.remote import RemoteTower, open_remote
 from workers.towers.rest import JSON_HEADERS, Rest, read_json, to_json
@@ -25,11 +24,8 @@ from workers.towers.server import (
     Description,
     Missing,
     Model,
-    ModelServer,
     NotTheBundles,
     Refused,
-    asked_model,
-    is_grpc,
 )
 
 BINARY_EXTENSION = "binary_tensor_data"
@@ -66,9 +62,7 @@ PROTOCOL = messages(
 
 async def open_kserve(bundle: Bundle, side: Side, settings: Settings) -> RemoteTower:
     """A tower behind a server of this protocol. Raises DependencyError, ConfigurationError."""
-    model = asked_model(bundle, side, settings, bundled.arrays(bundle, side))
-    server: ModelServer = KServeRpc(settings, model) if is_grpc(settings) else KServeRest(settings, model)
-    return await open_remote(server, model, bundle, side, settings)
+    return await open_remote(bundle, side, settings, KServeRest, KServeRpc)
 
 
 class Asked:

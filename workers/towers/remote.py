@@ -1,7 +1,7 @@
 """A tower behind a model server: batches in parts under one deadline, and whether rows or the server are to blame."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,17 +14,20 @@ from workers.errors import ConfigurationError, DependencyTimeout, DependencyUnav
 from workers.ports import Float32
 from workers.settings import Settings
 from workers.towers import bundled
-from workers.towers.server import DEPENDENCY, Model, ModelServer, NotTheBundles, Refused
+from workers.towers.server import DEPENDENCY, Model, ModelServer, NotTheBundles, Refused, asked_model, is_grpc
+
+Connect = Callable[[Settings, Model], ModelServer]
+"""One model of a server by one protocol; nothing is asked yet."""
 
 
-async def open_remote(
-    server: ModelServer, model: Model, bundle: Bundle, side: Side, settings: Settings
-) -> "RemoteTower":
-    """The tower, held to the bundle; it closes the server, which is closed as well when this fails.
+async def open_remote(bundle: Bundle, side: Side, settings: Settings, rest: Connect, rpc: Connect) -> "RemoteTower":
+    """The tower, by the protocol of its address, held to the bundle; it closes the server, as does a failure of this.
 
     Raises DependencyError while the server does not answer, or not yet with the model; ConfigurationError when names,
     types, shapes or vectors are not the bundle's.
     """
+    model = asked_model(bundle, side, settings, bundled.arrays(bundle, side))
+    server = rpc(settings, model) if is_grpc(settings) else rest(settings, model)
     tower = RemoteTower(server, model, settings)
     try:
         async with asyncio.timeout(settings.tower_timeout_ms / 1000):

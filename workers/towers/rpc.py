@@ -6,17 +6,10 @@ from urllib.parse import urlsplit
 import grpc
 
 from workers.errors import DependencyTimeout, DependencyUnavailable
+from workers.grpc_options import OPTIONS
 from workers.settings import Settings
 from workers.towers.server import DEPENDENCY, Missing, Refused, Words, meaning
 
-OPTIONS = [
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.initial_reconnect_backoff_ms", 100),  # the default backs off to two minutes
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.keepalive_time_ms", 20_000),  # notices a peer that vanished without a word
-    ("grpc.keepalive_timeout_ms", 5000),
-]
 REFUSED = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.OUT_OF_RANGE,

@@ -14,7 +14,6 @@ from models.bundle import Bundle
 from models.verify import Declared, Side
 from workers.errors import ConfigurationError, DependencyUnavailable
 from workers.settings import Settings
-from workers.towers import bundled
 from workers.towers.messages import messages
 from workers.towers.remote import RemoteTower, open_remote
 from workers.towers.rest import JSON_HEADERS, Rest, read_arrays, read_json, to_json
@@ -23,11 +22,8 @@ from workers.towers.server import (
     DEPENDENCY,
     Description,
     Model,
-    ModelServer,
     NotTheBundles,
     Refused,
-    asked_model,
-    is_grpc,
 )
 
 SIGNATURE = "serving_default"
@@ -69,9 +65,7 @@ async def open_tf_serving(bundle: Bundle, side: Side, settings: Settings) -> Rem
     """A tower behind TensorFlow Serving. Raises DependencyError, ConfigurationError."""
     if settings.tower_version and not settings.tower_version.isdecimal():
         raise ConfigurationError(f"tower_version: {settings.tower_version!r} is no whole number, as here they must be")
-    model = asked_model(bundle, side, settings, bundled.arrays(bundle, side))
-    server: ModelServer = TfServingRpc(settings, model) if is_grpc(settings) else TfServingRest(settings, model)
-    return await open_remote(server, model, bundle, side, settings)
+    return await open_remote(bundle, side, settings, TfServingRest, TfServingRpc)
 
 
 class TfServing:

@@ -14,12 +14,11 @@ from models.bundle import Bundle
 from models.verify import Side
 from workers.errors import DependencyUnavailable
 from workers.settings import Settings
-from workers.towers import bundled
 from workers.towers.messages import messages
 from workers.towers.remote import RemoteTower, open_remote
 from workers.towers.rest import JSON_HEADERS, Rest, read_arrays, read_json, to_json
 from workers.towers.rpc import Rpc
-from workers.towers.server import DEPENDENCY, Description, Model, ModelServer, Words, asked_model, is_grpc
+from workers.towers.server import DEPENDENCY, Description, Model, Words
 
 SERVICE = "org.pytorch.serve.grpc.inference.InferenceAPIsService"
 PROTOCOL = messages(
@@ -41,9 +40,7 @@ WORDS: Words = {  # it says 503 and UNAVAILABLE of a model that fails too, and I
 
 async def open_torchserve(bundle: Bundle, side: Side, settings: Settings) -> RemoteTower:
     """A tower behind TorchServe. Raises DependencyError, ConfigurationError."""
-    model = asked_model(bundle, side, settings, bundled.arrays(bundle, side))
-    server: ModelServer = TorchServeRpc(settings, model) if is_grpc(settings) else TorchServeRest(settings, model)
-    return await open_remote(server, model, bundle, side, settings)
+    return await open_remote(bundle, side, settings, TorchServeRest, TorchServeRpc)
 
 
 class TorchServe:
