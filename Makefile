@@ -1,7 +1,9 @@
 # make setup   install everything, pinned and checked by hash, into .venv
 # make check   lint, types, generated files
-# make test    every test, against real Kafka, Redis and Milvus; files in the order of their names, which has the longest first
-# make test-train   tests of training, in an environment of their own: PyTorch is several GB
+# make test    every test, against real Kafka, Redis and Milvus, and of training
+# make test-serving   all but those of training; files in the order of their names, which has the longest first
+# make test-train     those of training, in an environment of their own: PyTorch is several GB
+# make test-backends  adapters against real model servers and Feast, each in an environment of its own, likewise of several GB
 # make demo    the whole thing live on real data
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +12,10 @@ STAMP := .venv/.installed
 TRAIN_BIN := .venv-train/bin
 TRAIN_STAMP := .venv-train/.installed
 
-.PHONY: setup check test test-train demo
+# Most of what a command takes is to import: compiling it anew each time would make it three times as long.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: setup check test test-serving test-train test-backends demo
 
 setup: $(STAMP)
 
@@ -29,7 +34,9 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python -m schemas.generate --check
 
-test: setup
+test: test-serving test-train
+
+test-serving: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 $(TRAIN_STAMP): requirements/train.txt pyproject.toml $(STAMP)
@@ -41,6 +48,9 @@ $(TRAIN_STAMP): requirements/train.txt pyproject.toml $(STAMP)
 
 test-train: $(TRAIN_STAMP)
 	$(TRAIN_BIN)/python -m pytest tests/train --override-ini norecursedirs='.*'
+
+test-backends: setup
+	$(BIN)/python -m tests.backends
 
 demo: setup
 	$(BIN)/recall demo

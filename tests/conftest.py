@@ -13,7 +13,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck
@@ -23,6 +25,9 @@ from tests.backends.backend import Backend
 from tests.backends.registry import backend
 from workers.local.state import running
 from workers.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
 
 PATIENT_MS = 10_000  # a store's timeout where tests use it without trying again, on a machine that does much else
 RUNNING_VARIABLE = "RECALL_TEST_STACK"
@@ -138,9 +143,35 @@ def started_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callab
 
 
 @pytest.fixture
-def namespace() -> str:
+def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
     """A namespace that no other test uses."""
-    return f"t{uuid.uuid4().hex[:12]}"
+    name = f"t{uuid.uuid4().hex[:12]}"
+    yield name
+    if "stack" in request.fixturenames:
+        drop_collections(request.getfixturevalue("stack"), name)
+
+
+@pytest.fixture(scope="module")
+def module_namespace(stack: Stack) -> Iterator[str]:
+    """Likewise, for what the tests of a module share."""
+    name = f"m{uuid.uuid4().hex[:12]}"
+    yield name
+    drop_collections(stack, name)
+
+
+def drop_collections(stack: Stack, prefix: str) -> None:
+    """Of the run's Milvus, which works for each collection it has, used or not."""
+    milvus = _milvus(stack.milvus_uri)
+    for name in milvus.list_collections():
+        if name.startswith(prefix):
+            milvus.drop_collection(name)
+
+
+@cache
+def _milvus(uri: str) -> "MilvusClient":
+    from pymilvus import MilvusClient
+
+    return MilvusClient(uri)
 
 
 @pytest.fixture

@@ -216,16 +216,18 @@ def _near(was: Any, must: Any) -> bool:
 
 
 def _answers(expected: Expected, answers: Answers) -> Iterator[Difference]:
-    known = {request_id for _, _, request_id in expected.requests.values()}
+    asked: dict[str, list[tuple[Entry, str]]] = {}  # a producer that hears nothing sends again: one id, two records
     for entry, status, request_id in expected.requests.values():
+        asked.setdefault(request_id, []).append((entry, status))
+    for request_id, records in asked.items():
         found = answers.by_request.get(request_id, [])
-        if not found:
+        for entry, _ in records[len(found) :]:
             yield Difference("unanswered", f"request {request_id}: {entry}")
         for _, answer in found:
-            problem = _problem(entry, status, answer)
-            if problem:
-                yield Difference("wrong_state", f"the answer to {request_id} {problem}: {entry}")
-    for request_id in answers.by_request.keys() - known:
+            problems = [_problem(entry, status, answer) for entry, status in records]
+            if all(problems):
+                yield Difference("wrong_state", f"the answer to {request_id} {problems[0]}: {records[0][0]}")
+    for request_id in answers.by_request.keys() - asked.keys():
         yield Difference("wrong_state", f"an answer to {request_id}, which nobody asked")
 
 

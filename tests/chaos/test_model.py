@@ -272,6 +272,16 @@ def test_every_kind_of_difference_is_seen(case: str, tower: ItemTower) -> None:
     assert [difference.kind for difference in world.differences()] == kinds
 
 
+def test_a_request_that_was_taken_twice_needs_two_answers_and_each_is_right_for_one(tower: ItemTower) -> None:
+    """Its first answer comes too late, its producer has not heard of the first and sends again after that answer."""
+    world = World(tower)
+    again = replace(ASKED, offset=1, taken_ms=NOW_MS + 2500)
+    world.must.requests[again.place] = again, "", "r"
+    assert [difference.kind for difference in world.differences()] == ["unanswered"]
+    world.answers.append(answer(status="expired", item_ids=[], scores=[], timestamp_ms=NOW_MS + 2200))
+    assert world.differences() == []
+
+
 def product_code(entry: Entry) -> str:
     """What the product's codec says of a record: '' for one that it can read."""
     try:

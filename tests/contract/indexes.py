@@ -4,13 +4,14 @@ imported where they are used."""
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 
+from tests.conftest import drop_collections
 from workers.index.faiss import FaissItemIndex, Parameters
 from workers.index.memory import MemoryItemIndex
 from workers.index.milvus import MilvusItemIndex
@@ -23,6 +24,7 @@ from workers.settings import Settings, load_settings
 METRICS = get_args(Metric)
 SHAPES = [(64, metric) for metric in METRICS] + [(dim, "IP") for dim in (32, 128, 256)]  # each dim, each metric
 VERSION = "contract"
+OURS = f"contract_{uuid.uuid4().hex[:8]}"
 VISIBLE_WITHIN_S = 10.0
 HOSTILE = [
     "it's", 'say "x"', "back\\slash", "\\", "new\nline", "tab\t", "nul\0", "🎬 film", "é" * 122, "%_*?", "a,b]", "'",
@@ -38,16 +40,22 @@ FAISS = {
 
 
 def collection(dim: int, metric: Metric) -> Collection:
-    return Collection(f"contract_{dim}_{metric.lower()}", dim, metric, VERSION)
+    return Collection(f"{OURS}_{dim}_{metric.lower()}", dim, metric, VERSION)
 
 
-@pytest.fixture(scope="session")
-def server_settings(stack: Any) -> Settings:
+def new_collection(dim: int, metric: Metric) -> Collection:
+    """One that is not there yet."""
+    return Collection(f"{OURS}_{uuid.uuid4().hex[:8]}", dim, metric, VERSION)
+
+
+@pytest.fixture(scope="module")
+def server_settings(stack: Any) -> Iterator[Settings]:
     """Settings of the run's Milvus, which holds every collection."""
-    return _with_collections(stack.settings(index_timeout_ms=5000))
+    yield _with_collections(stack.settings(index_timeout_ms=5000))
+    drop_collections(stack, OURS)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lite_settings(lite: MilvusLite) -> Settings:
     """The same of Milvus Lite."""
     return _with_collections(load_settings(milvus_uri=lite.address, index_timeout_ms=5000))

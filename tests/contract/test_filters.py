@@ -1,7 +1,6 @@
 """A filter means the same in every index: each op on each type of stored value, missing ones and hostile ones too."""
 
 import math
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -11,18 +10,17 @@ import pytest
 from schemas.recall import FilterClause, FilterOp
 from tests.contract.indexes import (
     HOSTILE,
-    VERSION,
     Index,
     Shelf,
     backend,
     collections,
     lite_settings,
+    new_collection,
     server_settings,
     shelf,
 )
 from workers.filters import MANY_VALUES, ONE_VALUE, checked
 from workers.index.milvus_collection import merged, prepare_index, seal
-from workers.index.schema import Collection
 from workers.ports import IndexRows
 from workers.settings import Settings
 
@@ -134,7 +132,7 @@ async def test_a_filter_costs_no_recall(collections: Settings) -> None:
     """Of a graph, at every share of the items that a filter may leave."""
     items, k, queries = 6000, 100, 16
     settings = collections.model_copy(update={"index_flat_below": 100})
-    graph = Collection(f"contract_share_{uuid.uuid4().hex[:8]}", 32, "IP", VERSION)
+    graph = new_collection(32, "IP")
     index = await prepare_index(settings, graph, items)
     rng = np.random.default_rng(5)
     centres = rng.standard_normal((items // 20, 32))  # items come in groups of a kind, as real ones do

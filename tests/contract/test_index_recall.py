@@ -103,7 +103,7 @@ async def test_memory(data: Data, metric: Metric) -> None:
     await judge(index, data, metric, FLOORS["FLAT"])
 
 
-async def test_milvus(stack: Any, data: Data) -> None:
+async def test_milvus(stack: Any, data: Data, module_namespace: str) -> None:
     """All at once: most of the time goes by while the server builds, and merges what it has built.
 
     Not every type and metric, for the time that takes; that FLAT is exact under every metric is said in
@@ -112,7 +112,7 @@ async def test_milvus(stack: Any, data: Data) -> None:
 
     async def one(index_type: IndexType, metric: Metric) -> None:
         settings = settings_of(index_type, milvus_uri=stack.milvus_uri)
-        collection = chosen(metric)
+        collection = Collection(f"{module_namespace}_{index_type}_{metric}", DIM, metric, "v1")
         index = await prepare_index(settings, collection, ITEMS)
         await fill(index, data)
         await seal(settings, collection)

@@ -1,12 +1,12 @@
 """What every item index does: Milvus, Milvus Lite and memory, every dimension and metric that is supported.
 
-Creating a collection takes seconds, so one per dimension and metric is shared by the run; each test keeps to a prefix
-of ids of its own and to a direction of its own, where its items stand far before all others.
+Creating a collection takes seconds, so one per dimension and metric is shared by a module's tests; each test keeps to a
+prefix of ids of its own and to a direction of its own, where its items stand far before all others.
 """
 
 import asyncio
 import time
-import uuid
+from dataclasses import replace
 
 import numpy as np
 import orjson
@@ -18,12 +18,12 @@ from tests.contract.indexes import (
     HOSTILE,
     METRICS,
     SHAPES,
-    VERSION,
     Shelf,
     backend,
     collection,
     collections,
     lite_settings,
+    new_collection,
     server_settings,
     shelf,
 )
@@ -265,9 +265,9 @@ async def test_an_unreachable_server_fails_within_its_deadline() -> None:
 @pytest.mark.parametrize(
     ("other", "what"),
     [
-        (Collection("contract_64_ip", 32, "IP", VERSION), "dimension 64, the bundle needs 32"),
-        (Collection("contract_64_ip", 64, "L2", VERSION), "metric IP, the bundle needs L2"),
-        (Collection("contract_64_ip", 64, "IP", "v2"), "model version contract, the bundle needs v2"),
+        (replace(collection(64, "IP"), dim=32), "dimension 64, the bundle needs 32"),
+        (replace(collection(64, "IP"), metric="L2"), "metric IP, the bundle needs L2"),
+        (replace(collection(64, "IP"), model_version="v2"), "model version contract, the bundle needs v2"),
     ],
 )
 async def test_another_bundles_collection_is_refused_in_one_line(
@@ -280,7 +280,7 @@ async def test_another_bundles_collection_is_refused_in_one_line(
 
 
 async def test_workers_that_prepare_at_once_share_one_collection(collections: Settings) -> None:
-    fresh = Collection(f"contract_fresh_{uuid.uuid4().hex[:8]}", 32, "IP", VERSION)
+    fresh = new_collection(32, "IP")
     indexes = await asyncio.gather(*(prepare_index(collections, fresh, 100) for _ in range(4)))
     for n, index in enumerate(indexes):
         await index.upsert(IndexRows([f"item {n}"], np.ones((1, 32), dtype=np.float32), [{}]))
@@ -292,13 +292,13 @@ async def test_workers_that_prepare_at_once_share_one_collection(collections: Se
 
 async def test_a_worker_that_searches_waits_for_the_collection(collections: Settings) -> None:
     with pytest.raises(DependencyUnavailable, match="does not exist yet"):
-        await open_index(collections, Collection("contract_missing", 32, "IP", VERSION))
+        await open_index(collections, new_collection(32, "IP"))
 
 
 async def test_many_rows_give_a_graph_and_it_finds_the_nearest(collections: Settings) -> None:
     settings = collections.model_copy(update={"index_flat_below": 100})
     rng = np.random.default_rng(3)
-    graph = Collection(f"contract_graph_{uuid.uuid4().hex[:8]}", 32, "IP", VERSION)
+    graph = new_collection(32, "IP")
     index = await prepare_index(settings, graph, 100)
     vectors = rng.standard_normal((1000, 32)).astype(np.float32)
     ids = [f"item {n}" for n in range(1000)]
@@ -321,7 +321,7 @@ async def test_many_rows_give_a_graph_and_it_finds_the_nearest(collections: Sett
 async def test_lists_hold_back_nothing(server_settings: Settings, metric: Metric) -> None:
     """An IVF_FLAT index that reads one list of sixteen: what these hold too little of is searched in all of them."""
     settings = server_settings.model_copy(update={"index_type": "IVF_FLAT", "index_nlist": 16, "index_nprobe": 1})
-    lists = Collection(f"contract_lists_{uuid.uuid4().hex[:8]}", 32, metric, VERSION)
+    lists = new_collection(32, metric)
     index = await prepare_index(settings, lists, 100)
     rng = np.random.default_rng(3)
     vectors = rng.standard_normal((1000, 32)).astype(np.float32)

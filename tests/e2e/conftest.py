@@ -13,7 +13,7 @@ from models.datasets import Dataset
 from models.datasets.generated import generate
 from models.fit import FitOptions, fit
 from models.spec import builtin_spec, load_spec
-from tests.conftest import Stack
+from tests.conftest import Stack, drop_collections
 from workers import topics, views
 from workers.cli.items import item_messages, wait_for_items
 from workers.client import RecallClient
@@ -34,9 +34,9 @@ class Live:
     web_ports: list[int]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def live(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """Workers in a namespace of their own, ended with the session."""
+    """Workers in a namespace of their own, ended with the last test of this folder."""
     folder = tmp_path_factory.mktemp("live")
     settings = stack.settings(namespace=f"e2e{uuid.uuid4().hex[:8]}", data_dir=folder)
     dataset = generate(items=400, users=200, events=15_000)
@@ -51,6 +51,7 @@ def live(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Liv
         assert workers.dead() is None, "a worker ended during the tests"
     finally:
         workers.stop()
+        drop_collections(stack, settings.namespace)
         for kind in ("activity", "items", "recall"):
             print(workers.log(kind).read_text()[-4000:])
 

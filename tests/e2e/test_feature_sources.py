@@ -61,11 +61,11 @@ class Shop:
 
 
 @pytest.fixture(scope="module")
-def shop(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+def shop(stack: Stack, module_namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     folder, (port,) = tmp_path_factory.mktemp("shop"), free_ports(1)
     source = {"kind": "http", "url": f"http://127.0.0.1:{port}", "timeout_ms": 1000, "cache_ttl_ms": 50}
     settings = stack.settings(
-        namespace=f"shop{uuid.uuid4().hex[:8]}",
+        namespace=module_namespace,
         data_dir=folder / "data",
         reuse_ms=0,
         sources={"shop": source},

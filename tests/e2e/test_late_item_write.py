@@ -1,7 +1,6 @@
 """A frozen items worker thaws, writes an old vector over a newer one, and dies: the new owner mends it."""
 
 import asyncio
-import os
 import signal
 import time
 from pathlib import Path
@@ -38,8 +37,10 @@ async def said(worker: Running, what: str, within_s: float = 300.0) -> None:
 
 
 @pytest.mark.timeout(600)
-async def test_the_new_owner_mends_what_a_zombie_wrote_before_it_died(stack: Stack, tmp_path: Path) -> None:
-    settings = stack.settings(namespace=f"late{os.getpid()}", data_dir=tmp_path / "data", index_timeout_ms=10_000)
+async def test_the_new_owner_mends_what_a_zombie_wrote_before_it_died(
+    stack: Stack, namespace: str, tmp_path: Path
+) -> None:
+    settings = stack.settings(namespace=namespace, data_dir=tmp_path / "data", index_timeout_ms=10_000)
     bundle = fit_small(generate(items=100, users=60, events=2500), tmp_path / "bundles")
     await prepare(settings, bundle)
     variables = {name: value for name, value in environment(settings).items() if name != "RECALL_DATA_DIR"}

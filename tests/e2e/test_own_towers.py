@@ -59,9 +59,8 @@ def towers(script: str, dataset: Dataset, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def settings(towers: Path, stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    namespace = f"t{uuid.uuid4().hex[:12]}"
-    return stack.settings(namespace=namespace, data_dir=tmp_path_factory.mktemp("own") / "data")
+def settings(towers: Path, stack: Stack, module_namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return stack.settings(namespace=module_namespace, data_dir=tmp_path_factory.mktemp("own") / "data")
 
 
 @pytest.fixture(scope="module")

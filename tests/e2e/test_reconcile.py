@@ -1,7 +1,6 @@
 """`recall items reconcile` beside a running items worker, on real servers: broken on purpose, found, mended."""
 
 import asyncio
-import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -60,9 +59,9 @@ class Fed:
 
 
 @pytest.fixture(scope="module")
-def fed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fed]:
+def fed(stack: Stack, module_namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fed]:
     folder = tmp_path_factory.mktemp("fed")
-    settings = stack.settings(namespace=f"rec{os.getpid()}", data_dir=folder / "data", index_timeout_ms=5000)
+    settings = stack.settings(namespace=module_namespace, data_dir=folder / "data", index_timeout_ms=5000)
     bundle = fit_small(generate(items=100, users=60, events=2500), folder / "bundles")
     asyncio.run(prepare(settings, bundle))
     variables = {name: value for name, value in environment(settings).items() if name != "RECALL_DATA_DIR"}

@@ -1,7 +1,6 @@
 """A lower version: the worker produces the winner again, through a crash, and a new view writes nothing."""
 
 import asyncio
-import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,10 +59,8 @@ async def ended(worker: Running, number: int = signal.SIGTERM) -> int:
 
 
 @pytest.mark.timeout(600)
-async def test_the_winner_is_produced_again(stack: Stack, tmp_path: Path) -> None:
-    settings = stack.settings(
-        namespace=f"again{os.getpid()}", data_dir=tmp_path / "data", index_timeout_ms=10_000, partitions=2
-    )
+async def test_the_winner_is_produced_again(stack: Stack, namespace: str, tmp_path: Path) -> None:
+    settings = stack.settings(namespace=namespace, data_dir=tmp_path / "data", index_timeout_ms=10_000, partitions=2)
     datasets = [generate(items=100, users=60, events=2500), generate(items=90, users=50, events=2000)]
     bundle, another = [fit_small(dataset, tmp_path / "bundles") for dataset in datasets]
     await prepare(settings, bundle)

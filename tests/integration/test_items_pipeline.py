@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -103,9 +102,9 @@ class View:
 
 
 @pytest.fixture(scope="module")
-def shared() -> Collection:
+def shared(module_namespace: str) -> Collection:
     """One collection for the module, because making one takes seconds; every test leaves it empty."""
-    return Collection(f"pipeline_{uuid.uuid4().hex[:12]}", DIM, "IP", MODEL)
+    return Collection(f"{module_namespace}_pipeline", DIM, "IP", MODEL)
 
 
 @pytest.fixture
