@@ -177,6 +177,11 @@ def _(idle: Place) -> list[Done]:
     return idle.each(["model", "export", fitted(idle), "--to", "made"])
 
 
+@case("`model export`", "a version of the data folder")
+def _(idle: Place) -> list[Done]:
+    return idle.each(["model", "export", Path(fitted(idle)).name, "--to", "made"])
+
+
 @case("`model export`", "the folder cannot be written")
 def _(idle: Place) -> list[Done]:
     return idle.each(["model", "export", fitted(idle), "--to", "events.jsonl"])

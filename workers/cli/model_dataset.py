@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 
+from workers.cli.bundles import bundle_folder
 from workers.cli.console import Working
 from workers.cli.data_sets import DataSet
 from workers.cli.since import since_ms
@@ -28,7 +29,9 @@ def dataset(
     items: Annotated[Path | None, typer.Option(help="JSON lines of item updates, with --activity.")] = None,
     activity: Annotated[Path | None, typer.Option(help="JSON lines of user activity.")] = None,
     spec: Annotated[Path | None, typer.Option(help="A features.toml; codes are those of the events' values.")] = None,
-    bundle: Annotated[Path | None, typer.Option(help="A bundle: its spec, and its codes of values.")] = None,
+    bundle: Annotated[
+        str | None, typer.Option(help="A bundle, a folder or a version of <data_dir>/bundles: its spec and its codes.")
+    ] = None,
     since: Annotated[str | None, typer.Option(help="Positives from then on: 7d, 12h, or 2026-11-25T18:00Z.")] = None,
     until: Annotated[str | None, typer.Option(help="Only what happened before then, written likewise.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
@@ -55,7 +58,8 @@ def dataset(
             found = None if data is None else datasets.load(data, working.say)
         except datasets.DatasetError as error:
             raise RecallError(str(error)) from error
-        job = _job(to, spec, bundle, found, (first_ms, end_ms))
+        folder = None if bundle is None else bundle_folder(bundle, settings)
+        job = _job(to, spec, folder, found, (first_ms, end_ms))
         files = None if items is None or activity is None else (items, activity)
         result = asyncio.run(_write(settings, found or files, job, working))
     if as_json:

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from workers.errors import ConfigurationError, RecallError
+from workers.cli.bundles import bundle_folder
+from workers.errors import ConfigurationError
+from workers.settings import load_settings
 
 
 class Format(StrEnum):
@@ -19,7 +21,7 @@ class Format(StrEnum):
 
 
 def export(
-    bundle: Annotated[Path, typer.Argument(help="The folder of a bundle.")],
+    bundle: Annotated[str, typer.Argument(help="A bundle's folder, or its version among those of the data folder.")],
     to: Annotated[Path, typer.Option("--to", help="The folder to write to; it is made.")],
     kind: Annotated[
         Format, typer.Option("--format", help="torchscript and torchserve only for bundles of `recall model train`.")
@@ -32,8 +34,8 @@ def export(
     from workers.exporting import export_bundle
 
     try:
-        paths = export_bundle(load_bundle(bundle), kind.value, to)
+        paths = export_bundle(load_bundle(bundle_folder(bundle, load_settings())), kind.value, to)
     except BundleError as error:
-        raise RecallError(str(error)) from error
+        raise ConfigurationError(str(error)) from error
     for path in paths:
         print(path)
