@@ -18,7 +18,7 @@ from models.datasets import Dataset, load
 from tests.chaos.faults import FAULTS, SHORT, grouped
 from tests.chaos.mutant_runs import MUTANTS, caught
 from tests.chaos.rig import DATASET, Rig, fit_bundle, say
-from tests.chaos.run import Report, own_stack, run
+from tests.chaos.run import Report, keep_logs, own_stack, run
 from workers.local.stack import LocalStack
 
 WORKLOADS = ("generated", "movielens-100k", "movielens-1m")
@@ -61,6 +61,8 @@ def main() -> int:
         with redirect_stdout(sys.stderr), own_stack() as stack:
             bundle = fit_bundle(stack.data_dir / "bundles", data)
             report, well = asyncio.run(everything(asked, seed + number, Ground(stack, bundle, data)))
+            if not well:
+                keep_logs(stack)
         print(json.dumps(report.as_dict()), flush=True)
         say("every promise held" if well else "a promise was broken, see above")
         if not well:

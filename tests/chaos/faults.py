@@ -10,6 +10,7 @@ from tests.chaos import redis_losses
 from tests.chaos.faults_backends import BACKEND_FAULTS
 from tests.chaos.faults_kafka import KAFKA_FAULTS
 from tests.chaos.faults_towers import TOWER_FAULTS
+from tests.chaos.log import ACTIVITY, ITEMS, REQUESTS
 from tests.chaos.processes import Worker
 from tests.chaos.rig import Rig
 from workers.local.service import Service
@@ -88,8 +89,7 @@ async def _backlog(rig: Rig, kind: AgentKind) -> None:
 async def _taken_over(rig: Rig, kind: AgentKind) -> None:
     """Wait until others have done what the frozen one left, and what came since."""
     await _backlog(rig, kind)
-    topic = {"activity": "user-activity", "items": "item-updates", "recall": "recall-requests"}[kind]
-    await rig.until_async(lambda: rig.lag_below(topic, 500), 60.0, f"nobody takes over {topic}")
+    await rig.taken_in([{"activity": ACTIVITY, "items": ITEMS, "recall": REQUESTS}[kind]], 60.0)
 
 
 async def storm(rig: Rig) -> None:

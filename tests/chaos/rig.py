@@ -205,10 +205,6 @@ class Rig:
         """Something was not as it must be: it is a difference of the kind `wrong_state`."""
         self.problems.append(line)
 
-    async def lag_below(self, topic: str, records: int) -> bool:
-        """Whether a topic's group is nearly up to date."""
-        return 0 <= (await self.lags()).get(topic, 0) < records
-
     def service(self, name: str) -> Service:
         """One server of the stack."""
         return next(service for service in self.stack.services if service.name == name)

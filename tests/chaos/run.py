@@ -60,12 +60,17 @@ def own_stack() -> Iterator[LocalStack]:
         stack.start()
         yield stack
     except BaseException:
-        kept = shutil.copytree(folder / "logs", tempfile.mkdtemp(prefix="recall-chaos-logs-"), dirs_exist_ok=True)
-        say(f"the logs of servers and workers are in {kept}")
+        keep_logs(stack)
         raise
     finally:
         stack.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def keep_logs(stack: LocalStack) -> None:
+    """Those of servers and workers, beyond the end of the run."""
+    kept = shutil.copytree(stack.data_dir / "logs", tempfile.mkdtemp(prefix="recall-chaos-logs-"), dirs_exist_ok=True)
+    say(f"the logs of servers and workers are in {kept}")
 
 
 async def one_by_one(rig: Rig, groups: Sequence[Sequence[str]], report: Report) -> None:
