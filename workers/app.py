@@ -99,6 +99,7 @@ async def run(settings: Settings, kinds: Sequence[AgentKind]) -> None:
                 partial(_render, metrics, workers),
                 lambda: all_of(worker.live() for worker in workers),
                 lambda: all_of(worker.ready() for worker in workers),
+                settings.hide,
             )
             await pages.start(settings.web_bind, settings.web_port)
             opened.push_async_callback(pages.close)

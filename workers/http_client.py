@@ -26,7 +26,7 @@ class HttpClient:
         self._dependency = dependency
         self._timeout_s = timeout_s
         self._client = httpx.AsyncClient(
-            headers=dict(headers),
+            headers={"accept-encoding": "identity", **headers},  # vectors hardly get smaller, and that takes time
             timeout=None,  # noqa: S113  # every call has its own
             limits=httpx.Limits(
                 max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS, keepalive_expiry=KEPT_OPEN_S

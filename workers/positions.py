@@ -97,6 +97,8 @@ class Positions:
                 if start.offset < (before := committed[n] or 0):
                     consumer.flight.repeats_before[assigned[n].topic, n] = before
             self._filling = {assigned[n]: s.complete_at for n, s in starts.items() if s.complete_at is not None}
+        else:
+            refill.nothing_assigned()
         self._settled, self._look_at_s = True, 0.0
 
     async def _starts(

@@ -108,6 +108,12 @@ class Refill:
         self._say(places, {n for n in partitions if n not in markers})
         return starts
 
+    def nothing_assigned(self) -> None:
+        """Others have every partition: an index of this process no longer follows the topic."""
+        if self._held is not None:
+            self._begun, self._filling = True, {}
+            self._elsewhere = "every partition, which another process has taken"
+
     def _start(self, place: Extent, marker: str | None, expected: int | None) -> Start:
         if marker is None:
             return Start(place.first, place.end)

@@ -149,6 +149,14 @@ class Settings(BaseSettings):
             raise ValueError("no user and no password: what a model server wants is tower_token")
         return value
 
+    @field_validator("tower_token")
+    @classmethod
+    def _in_a_header(cls, value: SecretStr) -> SecretStr:
+        text = value.get_secret_value().strip()
+        if not (text.isascii() and text.isprintable()):
+            raise ValueError("it travels in a header, which holds printable ASCII characters only")
+        return SecretStr(text)
+
     @field_validator("sources", mode="before")
     @classmethod
     def _from_json(cls, value: object) -> object:

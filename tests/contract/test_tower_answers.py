@@ -38,6 +38,7 @@ class Scripted:
     def __init__(self, bundle: Bundle) -> None:
         self.status, self.body, self.times = 200, b"", 0
         self.tokens: set[str | None] = set()
+        self.encodings: set[str | None] = set()
         app = application(Models(bundle))
         app.middlewares.append(self._answer)
         self.runner = web.AppRunner(app, access_log=None)
@@ -46,6 +47,7 @@ class Scripted:
     @web.middleware
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         self.tokens.add(request.headers.get("authorization"))
+        self.encodings.add(request.headers.get("accept-encoding"))
         if request.method == "POST" and self.times:
             self.times -= 1
             return web.Response(status=self.status, body=self.body)
@@ -147,6 +149,11 @@ async def test_a_row_is_refused_when_it_fails_again(server: Scripted, bundle: Bu
 async def test_the_token_is_sent(server: Scripted, bundle: Bundle) -> None:
     await (await opened(server, bundle, KSERVE, tower_token=TOKEN)).close()
     assert server.tokens == {f"Bearer {TOKEN}"}
+
+
+async def test_no_answer_is_compressed(server: Scripted, bundle: Bundle) -> None:
+    await (await opened(server, bundle, KSERVE)).close()
+    assert server.encodings == {"identity"}
 
 
 @pytest.mark.parametrize(

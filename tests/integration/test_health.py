@@ -8,11 +8,12 @@ from typing import Any
 
 import aiohttp
 import pytest
+from pydantic import SecretStr
 
 from workers import topics
 from workers import worker as composition
 from workers.dependencies import Dependencies
-from workers.health import HealthServer
+from workers.health import Condition, HealthServer
 from workers.index.opening import Indexes
 from workers.inflight import BatchPolicy
 from workers.local.process import free_ports
@@ -49,7 +50,7 @@ async def pages(settings: Settings, engine: Any) -> AsyncIterator[str]:
     async with AsyncExitStack() as opened:
         indexes, needed = Indexes(settings, opened), Dependencies("activity", metrics)
         worker = Worker("activity", settings, metrics, needed, opened, indexes, app=engine)
-        server = HealthServer(metrics.render, worker.live, worker.ready)
+        server = HealthServer(metrics.render, worker.live, worker.ready, settings.hide)
         [port] = free_ports(1)
         await server.start("127.0.0.1", port)
         yield f"http://127.0.0.1:{port}"
@@ -86,3 +87,13 @@ async def test_a_poll_loop_that_stands_still_is_found_out(
     stuck.set()
     await until(f"{pages}/healthz", 200)
     await until(f"{pages}/readyz", 200)
+
+
+async def test_a_page_shows_no_secret_that_stands_in_somebodys_error() -> None:
+    settings = Settings(tower_token=SecretStr("hunter2"))
+    unready = Condition(well=False, detail="tower: Illegal header value b'Bearer hunter2'")
+    server = HealthServer(bytes, lambda: unready, lambda: unready, settings.hide)
+    [port] = free_ports(1)
+    await server.start("127.0.0.1", port)
+    assert await until(f"http://127.0.0.1:{port}/readyz", 503) == "tower: Illegal header value b'Bearer ***'\n"
+    await server.close()

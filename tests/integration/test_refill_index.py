@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +11,7 @@ from workers.index.in_process import HeldIndex
 from workers.index.memory import MemoryItemIndex
 from workers.index.schema import Collection
 from workers.metrics import Metrics
+from workers.positions import Positions
 from workers.refill import Extent, Refill, Start
 from workers.settings import Settings
 from workers.stores.connect import connect
@@ -63,6 +65,25 @@ async def test_where_reading_begins(settings: Settings, tmp_path: Path, case: st
     extent = Extent(extent.end, extent.first, extent.end)
     assert await refill.begin([0], 1, extents) == {0: Start(extent.end)}, "another assignment"
     assert refill.missing() is None
+
+
+async def test_an_index_whose_process_has_lost_every_partition_is_not_whole(settings: Settings, tmp_path: Path) -> None:
+    ours = held(tmp_path, None)
+    refill = await refill_of(settings, ours, "")
+
+    async def extents() -> Mapping[int, Extent]:
+        return {0: EXTENT}
+
+    [start] = (await refill.begin([0], 1, extents)).values()
+    ours.took_in({0: (start.offset, EXTENT.end)})
+    await refill.complete(0)
+    assert refill.missing() is None
+    consumer = SimpleNamespace(assignment=set, _read_offset={})
+    assert await Positions(consumer, refill).settle()
+    assert refill.missing() == "every partition, which another process has taken"
+    await refill.begin([0], 1, extents)
+    await refill.complete(0)
+    assert refill.missing() is None, "it has come back"
 
 
 async def test_a_process_without_every_partition_is_never_filled(settings: Settings, tmp_path: Path) -> None:

@@ -110,6 +110,22 @@ def test_secrets_are_found_wherever_they_stand() -> None:
     assert settings.hide("AUTH hunter2 Milvus99 Tower77") == "AUTH *** *** ***"
 
 
+@pytest.mark.parametrize("given", ["secret\n", " secret", "secret"])
+def test_a_token_is_taken_without_what_an_editor_leaves_behind_it(given: str) -> None:
+    assert Settings(tower_token=SecretStr(given)).tower_token.get_secret_value() == "secret"
+
+
+@pytest.mark.parametrize("given", ["sec\nret", "sécret", "sec\tret"])
+def test_a_token_that_fits_into_no_header_is_refused_and_not_shown(
+    given: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECALL_TOWER_TOKEN", given)
+    with pytest.raises(ConfigurationError, match=r"setting tower_token: .*printable ASCII") as raised:
+        load_settings()
+    assert given not in str(raised.value)
+    assert "ret" not in str(raised.value)
+
+
 def test_every_setting_knows_where_it_comes_from(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "recall.toml").write_text('namespace = "file"\npartitions = 7\nindex_ef = 99\n')
     (folder / "secret").write_text("root:hunter2")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from schemas.codec import ErrorCode
 from schemas.records import ItemRecord, hash64, hash64_each
 from workers.errors import ConfigurationError, InvalidInput, RowRefused
-from workers.pipelines.embedding import embed
+from workers.pipelines.embedding import embed_in_parts
 from workers.pipelines.item_order import ItemEvent, Order, decide, standing
 from workers.ports import Float32, IndexRows, ItemIndex, ItemTable, Tower
 from workers.stopwatch import Observe, Stopwatch, unobserved
@@ -234,12 +234,12 @@ class ItemsPipeline:
             return np.array(update.embedding, dtype=np.float32)
 
     async def _embed(self, events: Sequence[ItemEvent]) -> _Vectors:
-        """Both vectors of upserts, from one call of the tower; the item's own where the update brings it."""
+        """Both vectors of upserts, from the tower; the item's own where the update brings it."""
         dim = self._view.dim
         if not events:
             return _Vectors(np.zeros((0, dim), dtype=np.float32), np.zeros((0, dim), dtype=np.float32))
         inputs = self._inputs([event.item_id for event in events], [_attributes(event) for event in events])
-        outputs = await embed(self._tower, inputs, VECTORS, dim)
+        outputs = await embed_in_parts(self._tower, inputs, VECTORS, dim)
         item, history = (np.array(outputs[name], dtype=np.float32) for name in VECTORS)
         for n, event in enumerate(events):
             given = self._given(event)

@@ -294,6 +294,8 @@ def _tensors(answer: Any) -> Iterable[tuple[str, NDArray[Any]]]:
     for position, output in enumerate(answer.outputs):
         kind = TYPES.get(output.datatype, "float64")
         if answer.raw_output_contents:
+            if position == len(answer.raw_output_contents):
+                raise ValueError(f"it has {position} values of {len(answer.outputs)} outputs")
             array = np.frombuffer(answer.raw_output_contents[position], dtype=kind)
         else:
             values = output.contents.fp32_contents if kind == "float32" else output.contents.int64_contents

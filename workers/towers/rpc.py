@@ -1,5 +1,6 @@
 """gRPC to a model server: one channel, a deadline for each call, and the translation of what can go wrong."""
 
+import asyncio
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ REFUSED = {
     grpc.StatusCode.UNKNOWN,
 }  # of these rows, or of whatever is asked: see RemoteTower
 DENIED = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
+TOO_LARGE = "larger than max"  # how gRPC's own servers say that a message is; no waiting mends it
 LINE = 300  # characters of a server's message
 
 
@@ -34,6 +36,7 @@ class Rpc:
         token = settings.tower_token.get_secret_value()
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._methods: dict[str, Any] = {}
+        self._closed = False
 
     async def call(self, method: str, request: Any, response: Any, timeout_s: float) -> Any:
         """The answer, a `response`. Raises DependencyUnavailable, DependencyTimeout, Refused."""
@@ -44,16 +47,25 @@ class Rpc:
                 response_deserializer=response.FromString,
             )
         try:
-            return await self._methods[method](request, timeout=timeout_s, metadata=self._metadata)
+            answer = await self._methods[method](request, timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise self._failure(error, timeout_s) from error
         except grpc.aio.UsageError as error:
             raise DependencyUnavailable(DEPENDENCY, "the connection is closed") from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if self._closed and task is not None and not task.cancelling():  # by the channel's end, and by nobody else
+                raise DependencyUnavailable(DEPENDENCY, "the connection is closed") from error
+            raise
+        if answer is None:  # what cannot be read is logged by the library, and given as nothing
+            raise DependencyUnavailable(DEPENDENCY, f"{self.url}: its answer to {method} cannot be read")
+        return answer
 
     def _failure(self, error: Any, timeout_s: float) -> Exception:
         code, said = error.code(), " ".join(str(error.details()).split())[:LINE]
         meant = meaning(self._words, said)
-        if meant == "refused" or (meant is None and code in REFUSED):
+        too_large = code is grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_LARGE in said
+        if meant == "refused" or too_large or (meant is None and code in REFUSED):
             return Refused(f"{code.name}: {said}")
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return DependencyTimeout(DEPENDENCY, f"{self.url}: no answer in {timeout_s * 1000:.0f} ms")
@@ -65,4 +77,5 @@ class Rpc:
 
     async def close(self) -> None:
         """Close the channel; calls in flight end as unavailable."""
+        self._closed = True
         await self._channel.close()

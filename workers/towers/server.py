@@ -16,8 +16,10 @@ from workers.settings import Settings
 DEPENDENCY = "tower"
 
 
-Words = Mapping[str, Literal["refused", "missing"]]
-"""What a text in an error of a server means, where its status says less: the rows are refused, the model is missing."""
+Meaning = Literal["refused", "missing", "busy"]
+Words = Mapping[str, Meaning]
+"""What a text in an error of a server means, where its status says less: the rows are refused, the model is missing, it
+has too much to do. The first that is found counts."""
 
 
 class Refused(Exception):
@@ -97,7 +99,7 @@ def asked_model(bundle: Bundle, side: Side, settings: Settings, arrays: tuple[Ar
     return Model(name.replace("{version}", bundle.version), settings.tower_version or None, bundle.version, *arrays)
 
 
-def meaning(words: Words, text: str) -> Literal["refused", "missing"] | None:
+def meaning(words: Words, text: str) -> Meaning | None:
     """What one of the words in a server's error means."""
     return next((found for word, found in words.items() if word in text), None)
 

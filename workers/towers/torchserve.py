@@ -32,6 +32,7 @@ PROTOCOL = messages(
 )
 HEALTHY = "Healthy"
 WORDS: Words = {  # it says 503 and UNAVAILABLE of a model that fails too, and INTERNAL of one that it does not have
+    "has no worker to serve": "busy",  # also of a queue that is full; over gRPC it calls that InternalServerException
     "InternalServerException": "refused",
     "ModelNotFoundException": "missing",
     "ModelVersionNotFoundException": "missing",
