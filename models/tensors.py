@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from models.columns import RequestColumns, UserFeatures
 from models.event_log import EventLog
 from models.extractors import Extract, extracted
-from models.spec import Field, Spec, is_value
+from models.spec import ContextField, Field, Spec, is_value
 from schemas.records import HISTORY_ROW, MAX_HISTORY_ROWS, ProfileField, RecordFormatError, UserRecord, hash64
 
 Inputs = dict[str, NDArray[Any]]
@@ -148,12 +148,21 @@ def user_inputs(
 
 
 def with_defaults(contexts: Sequence[Mapping[str, Any] | None], spec: Spec) -> list[Mapping[str, Any]]:
-    """Contexts in which a value that is missing, or of another type, is the field's default, where it has one."""
+    """Contexts with the default of each field that has a source where there is no value of its kind; or without it.
+
+    So an extractor sees what a feature source could have given, whoever wrote the context.
+    """
     filled: list[Mapping[str, Any]] = [context or {} for context in contexts]
     for name, declared in spec.context.items():
-        if declared.default is not None:
-            filled = [row if is_value(declared, row.get(name)) else {**row, name: declared.default} for row in filled]
+        if declared.source:
+            filled = [row if is_value(declared, row.get(name)) else _absent(row, name, declared) for row in filled]
     return filled
+
+
+def _absent(context: Mapping[str, Any], name: str, declared: ContextField) -> Mapping[str, Any]:
+    if declared.default is not None:
+        return {**context, name: declared.default}
+    return {other: value for other, value in context.items() if other != name} if name in context else context
 
 
 def segments(features: UserFeatures, encoding: Encoding) -> list[str | None]:
