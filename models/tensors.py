@@ -209,7 +209,7 @@ def encode_fields(
 
 
 def encode_field(field: Field, values: Sequence[Any], codes: Mapping[str, int]) -> NDArray[Any]:
-    """One column; a missing value, or one of another type, is the field's zero.
+    """One column; a missing value, or one of another type or beyond float32, is the field's zero.
 
     category: int64[B], code of str(value). multi: float32[B, V], 1 where the list holds the value of that code.
     bucket: int64[B], 1 + number of edges not above the value. number: float32[B], or log1p of it.
@@ -224,7 +224,7 @@ def encode_field(field: Field, values: Sequence[Any], codes: Mapping[str, int]) 
                 if code:
                     hot[row, code - 1] = 1
         return hot
-    numbers = np.array([_number(value) for value in values], dtype=np.float64)
+    numbers = np.array([value if is_value(field, value) else math.nan for value in values], dtype=np.float64)
     if field.kind == "bucket":
         return np.where(np.isnan(numbers), 0, 1 + np.searchsorted(np.array(field.edges), numbers, side="right"))
     if field.log:
@@ -391,7 +391,3 @@ def category_name(value: Any) -> str:
 
 def _elements(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan

@@ -9,7 +9,7 @@ import pytest
 from models import tensors
 from models.columns import RequestColumns, UserFeatures
 from models.positives import sample_inputs
-from models.spec import builtin_spec, parse_spec
+from models.spec import Field, builtin_spec, parse_spec
 from models.tensors import EVERYTHING_MS, Encoding, Inputs, Vocabularies
 from schemas.recall import CandidateList, RecallRequest
 from workers.clock import SystemClock
@@ -119,3 +119,21 @@ async def test_a_value_that_is_none_is_seen_alike_in_serving_and_in_training(bad
     assert seen[1] == expected | {name: value for name, value in defaults.items() if name in bad}
     assert (seen[0], seen[2]) == (GOOD, defaults)
     assert contexts == kept, "what was asked stays as it is"
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        (Field("number"), [3e38, -3e38, 1e30]),
+        (Field("number", log=True), [np.log(3e38), 0, np.log(1e30)]),
+        (Field("bucket", edges=(0, 1e34)), [3, 1, 2]),
+    ],
+    ids=["number", "log", "bucket"],
+)
+def test_a_number_beyond_float32_is_missing(field: Field, expected: list[float]) -> None:
+    beyond = [1e39, -1e39, 3.5e38, np.inf, -np.inf, np.nan, 10**400]
+    column = tensors.encode_field(field, [3e38, -3e38, 10**30, *beyond], {})
+    np.testing.assert_allclose(column[:3], expected, rtol=1e-6)
+    assert not column[3:].any()
+    assert np.isfinite(column).all()
