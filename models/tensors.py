@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from models.columns import RequestColumns, UserFeatures
 from models.event_log import EventLog
-from models.extractors import Extract, extracted
+from models.extractors import Extract, Watch, extracted, unwatched
 from models.spec import ContextField, Field, Spec, is_value
 from schemas.records import HISTORY_ROW, MAX_HISTORY_ROWS, ProfileField, RecordFormatError, UserRecord, hash64
 
@@ -60,11 +60,12 @@ class Vocabularies:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How facts become tensors for one bundle: its spec, its vocabularies, and the code of its extractors."""
+    """How facts become tensors for one bundle: spec, vocabularies, code of extractors, and what watches its calls."""
 
     spec: Spec
     vocabularies: Vocabularies
     extractors: Mapping[str, Extract] = field(default_factory=dict)
+    watch: Watch = unwatched
 
 
 def user_features(
@@ -143,7 +144,8 @@ def user_inputs(
     inputs |= features.profile
     inputs |= encode_fields("context", spec.context, filled, encoding.vocabularies)
     if spec.extractors:
-        inputs |= extracted(spec.extractors, encoding.extractors, features, RequestColumns(as_of_ms, filled))
+        requests = RequestColumns(as_of_ms, filled)
+        inputs |= extracted(spec.extractors, encoding.extractors, features, requests, encoding.watch)
     return inputs
 
 
