@@ -19,6 +19,7 @@ Float32 = NDArray[np.float32]
 DENSE_UP_TO = 60_000_000  # elements of X'Y: above it stays sparse
 OVERSAMPLING = 32
 ITERATIONS = 3
+LARGEST_CONTENT = 1e15  # the sum of its squares over a hundred million items is a float32
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,11 @@ def solve(
 
 def content_ridge(design: Float32, rows: Float32, weight: Float32, penalty: float = 5.0) -> Float32:
     """float32[width, D]: weighted ridge regression of vectors `rows` float32[n, D] on content float32[n, width]."""
+    largest = np.maximum(design.max(axis=0, initial=0), -design.min(axis=0, initial=0))
+    huge = largest > LARGEST_CONTENT
+    if huge.any():  # in a unit of its own; to others the penalty is what it was
+        unit = np.where(huge, largest, 1).astype(np.float32)
+        return content_ridge(design / unit, rows, weight, penalty) / unit[:, None]
     weighted = design * weight[:, None]
     gram = design.T @ weighted + penalty * np.eye(design.shape[1], dtype=np.float32)
     solved: Float32 = np.linalg.solve(gram, weighted.T @ rows).astype(np.float32)

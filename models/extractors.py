@@ -5,6 +5,7 @@ declares. It must be pure: a row's result depends on that row alone, and on noth
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,17 @@ from models.columns import RequestColumns, UserFeatures
 from models.spec import Extractor
 
 Extract = Callable[[UserFeatures, RequestColumns], Mapping[str, NDArray[Any]]]
+Watch = Callable[[str], AbstractContextManager[None]]
+"""By an extractor's name: what is entered for a call and the check of what it gave, and sees how that fails."""
 
 
 class ExtractorError(ValueError):
     """An extractor that fails, or gives something else than it declares; one line."""
+
+
+def unwatched(_: str) -> AbstractContextManager[None]:
+    """Nobody is told."""
+    return nullcontext()
 
 
 def extracted(
@@ -25,19 +33,25 @@ def extracted(
     resolved: Mapping[str, Extract],
     users: UserFeatures,
     requests: RequestColumns,
+    watch: Watch = unwatched,
 ) -> dict[str, NDArray[np.float32]]:
     """`NAME_COLUMN` -> float32[B, WIDTH] of all declared extractors. Raises ExtractorError with one line."""
     found: dict[str, NDArray[np.float32]] = {}
     for name, extractor in declared.items():
         if name not in resolved:
             raise ExtractorError(f"extractor {name}: no code is given for it")
-        try:
-            outputs = resolved[name](users, requests)
-        except Exception as error:  # whatever a foreign function raises
-            line = f"extractor {name}: {type(error).__name__}: {error}"
-            raise ExtractorError(" ".join(line.split())) from error
-        found |= _checked(name, extractor, outputs, len(requests.as_of_ms))
+        with watch(name):
+            outputs = _called(name, resolved[name], users, requests)
+            found |= _checked(name, extractor, outputs, len(requests.as_of_ms))
     return found
+
+
+def _called(name: str, function: Extract, users: UserFeatures, requests: RequestColumns) -> Any:
+    try:
+        return function(users, requests)
+    except Exception as error:  # whatever a foreign function raises
+        line = f"extractor {name}: {type(error).__name__}: {error}"
+        raise ExtractorError(" ".join(line.split())) from error
 
 
 def _checked(name: str, extractor: Extractor, outputs: Any, rows: int) -> dict[str, NDArray[np.float32]]:

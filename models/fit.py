@@ -16,7 +16,7 @@ from models.closed_form import Penalty, content_ridge, solve
 from models.event_log import Catalogue, EventLog
 from models.extractors import Extract, ExtractorError
 from models.polish import polish
-from models.samples import Samples, build_samples, design, history_counts, user_fields
+from models.samples import Samples, build_samples, design, history_counts, units, user_fields
 from models.signature import width
 from models.spec import Spec
 from models.tensors import Encoding, Inputs, build_vocabularies, item_inputs
@@ -198,8 +198,7 @@ def dense_scale(dense: Float32, encoding: Encoding) -> Float32:
     for name, field in user_fields(encoding).items():
         end = start + width(field, name, encoding.vocabularies)
         if field.kind in {"number", "vector"}:
-            size = np.sqrt(np.square(dense[:, start:end], dtype=np.float64).mean(axis=0))
-            scale[start:end] = np.where(size > 0, size, 1)
+            scale[start:end] = units(dense[:, start:end])
         start = end
     return scale
 

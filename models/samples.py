@@ -16,6 +16,7 @@ from models.spec import Field
 from models.tensors import Encoding, Inputs, event_codes, log_features
 
 CHUNK = 65_536
+SMALLEST_UNIT = 1e-30  # by less no weight may be divided: it would leave float32
 Float32 = NDArray[np.float32]
 
 
@@ -123,6 +124,13 @@ def design(field: Field, name: str, values: NDArray[Any], encoding: Encoding) ->
         one_hot: Float32 = np.eye(width(field, name, encoding.vocabularies), dtype=np.float32)[values]
         return one_hot
     return values.astype(np.float32).reshape(len(values), -1)
+
+
+def units(columns: NDArray[Any]) -> Float32:
+    """float32[m], what numbers float32[R, m] are divided by: the root mean square of each; 1 for one next to zero."""
+    size = np.sqrt(np.square(columns, dtype=np.float64).mean(axis=0))
+    unit: Float32 = np.where(size > SMALLEST_UNIT, size, 1).astype(np.float32)
+    return unit
 
 
 def _history(

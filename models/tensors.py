@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from models.columns import RequestColumns, UserFeatures
 from models.event_log import EventLog
-from models.extractors import Extract, extracted
-from models.spec import Field, Spec, is_value
+from models.extractors import Extract, Watch, extracted, unwatched
+from models.spec import ContextField, Field, Spec, is_value
 from schemas.records import HISTORY_ROW, MAX_HISTORY_ROWS, ProfileField, RecordFormatError, UserRecord, hash64
 
 Inputs = dict[str, NDArray[Any]]
@@ -60,11 +60,12 @@ class Vocabularies:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How facts become tensors for one bundle: its spec, its vocabularies, and the code of its extractors."""
+    """How facts become tensors for one bundle: spec, vocabularies, code of extractors, and what watches its calls."""
 
     spec: Spec
     vocabularies: Vocabularies
     extractors: Mapping[str, Extract] = field(default_factory=dict)
+    watch: Watch = unwatched
 
 
 def user_features(
@@ -143,17 +144,27 @@ def user_inputs(
     inputs |= features.profile
     inputs |= encode_fields("context", spec.context, filled, encoding.vocabularies)
     if spec.extractors:
-        inputs |= extracted(spec.extractors, encoding.extractors, features, RequestColumns(as_of_ms, filled))
+        requests = RequestColumns(as_of_ms, filled)
+        inputs |= extracted(spec.extractors, encoding.extractors, features, requests, encoding.watch)
     return inputs
 
 
 def with_defaults(contexts: Sequence[Mapping[str, Any] | None], spec: Spec) -> list[Mapping[str, Any]]:
-    """Contexts in which a value that is missing, or of another type, is the field's default, where it has one."""
+    """Contexts with the default of each field that has a source where there is no value of its kind; or without it.
+
+    So an extractor sees what a feature source could have given, whoever wrote the context.
+    """
     filled: list[Mapping[str, Any]] = [context or {} for context in contexts]
     for name, declared in spec.context.items():
-        if declared.default is not None:
-            filled = [row if is_value(declared, row.get(name)) else {**row, name: declared.default} for row in filled]
+        if declared.source:
+            filled = [row if is_value(declared, row.get(name)) else _absent(row, name, declared) for row in filled]
     return filled
+
+
+def _absent(context: Mapping[str, Any], name: str, declared: ContextField) -> Mapping[str, Any]:
+    if declared.default is not None:
+        return {**context, name: declared.default}
+    return {other: value for other, value in context.items() if other != name} if name in context else context
 
 
 def segments(features: UserFeatures, encoding: Encoding) -> list[str | None]:
@@ -200,7 +211,7 @@ def encode_fields(
 
 
 def encode_field(field: Field, values: Sequence[Any], codes: Mapping[str, int]) -> NDArray[Any]:
-    """One column; a missing value, or one of another type, is the field's zero.
+    """One column; a missing value, or one of another type or beyond float32, is the field's zero.
 
     category: int64[B], code of str(value). multi: float32[B, V], 1 where the list holds the value of that code.
     bucket: int64[B], 1 + number of edges not above the value. number: float32[B], or log1p of it.
@@ -215,7 +226,7 @@ def encode_field(field: Field, values: Sequence[Any], codes: Mapping[str, int]) 
                 if code:
                     hot[row, code - 1] = 1
         return hot
-    numbers = np.array([_number(value) for value in values], dtype=np.float64)
+    numbers = np.array([value if is_value(field, value) else math.nan for value in values], dtype=np.float64)
     if field.kind == "bucket":
         return np.where(np.isnan(numbers), 0, 1 + np.searchsorted(np.array(field.edges), numbers, side="right"))
     if field.log:
@@ -382,7 +393,3 @@ def category_name(value: Any) -> str:
 
 def _elements(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan

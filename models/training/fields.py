@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.samples import units
 from models.signature import width
 from models.spec import Field
 from models.tensors import Encoding
@@ -38,9 +39,7 @@ class FieldSum(nn.Module):
     def set_scales(self, inputs: Mapping[str, NDArray[Any]]) -> None:
         """Divide numbers, and each number of a vector, by their root mean square in these inputs."""
         for name, place in self._place.items():
-            columns = inputs[name].reshape(len(inputs[name]), -1)
-            size = torch.from_numpy(np.sqrt(np.square(columns, dtype=np.float64).mean(axis=0)))
-            self.scale[place] = torch.where(size > 0, size, 1.0).float()
+            self.scale[place] = torch.from_numpy(units(inputs[name].reshape(len(inputs[name]), -1)))
 
     def scale_of(self, name: str) -> Tensor:
         """What the values of a field are divided by: float32[width] for numbers and vectors, float32[1] for others."""

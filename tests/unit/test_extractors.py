@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from models import probes, signature, tensors
+from models.bundle import Bundle
 from models.columns import RequestColumns, UserFeatures
 from models.datasets.generated import generate
 from models.event_log import EventLog
@@ -238,15 +239,59 @@ def test_a_package_that_is_installed_is_found_by_its_entry_point(tmp_path: Path)
     assert done.stdout.strip() == str(site / "recall_clock.py"), done.stderr
 
 
-def test_what_it_takes_and_how_often_it_fails_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(EXAMPLE))
+def counted(metrics: Metrics) -> tuple[float | None, float | None]:
+    """Calls and failures."""
+    value, labels = metrics.registry.get_sample_value, {"extractor": "clock"}
+    return value("recall_extractor_ms_count", labels), value("recall_extractor_failures_total", labels)
+
+
+@pytest.fixture(scope="module")
+def clocked(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     dataset = generate(items=60, users=60, events=2500)
     options = FitOptions(dim=32, extractors={"clock": clock()})
-    bundle = fit(dataset.log, dataset.catalogue(), SPEC, TEXT, tmp_path, options, lambda *_: None)
+    folder = tmp_path_factory.mktemp("bundles")
+    return fit(dataset.log, dataset.catalogue(), SPEC, TEXT, folder, options, lambda *_: None)
+
+
+def test_what_it_takes_and_how_often_it_fails_is_measured(clocked: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLE))
     metrics = Metrics()
     settings = load_settings(extractors={"clock": "recall_clock:clock"})
-    encoding = with_code(bundle, settings, metrics).encoding
+    encoding = with_code(clocked, settings, metrics).encoding
+    assert counted(metrics) == (0, 0)
     inputs(encoding, [{}, {}])
-    value = metrics.registry.get_sample_value
-    assert value("recall_extractor_ms_count", {"extractor": "clock"}) == 1
-    assert value("recall_extractor_failures_total", {"extractor": "clock"}) == 0
+    assert counted(metrics) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "line"),
+    [
+        (lambda good: 1 / 0, "ZeroDivisionError: division by zero"),
+        (lambda good: None, "gives NoneType, the spec declares ['phase', 'recency']"),
+        (lambda good: good | {"phase": good["phase"][:, :3]}, "phase is float32[2, 3], must be float32[2, 4]"),
+        (lambda good: good | {"phase": good["phase"].astype(float)}, "phase is float64[2, 4], must be float32[2, 4]"),
+        (lambda good: good | {"phase": good["phase"] * np.float32(np.nan)}, "phase is not finite"),
+    ],
+    ids=["raises", "no mapping", "shape", "type", "NaN"],
+)
+def test_what_it_should_not_give_is_counted_as_a_failure(
+    clocked: Bundle, monkeypatch: pytest.MonkeyPatch, spoilt: Callable[[Any], Any], line: str
+) -> None:
+    """For the batch, and for the row that it fails on."""
+    good = clock()
+
+    def code(users: UserFeatures, requests: RequestColumns) -> Any:
+        given = dict(good(users, requests))
+        return spoilt(given) if any(context.get("bad") for context in requests.contexts) else given
+
+    monkeypatch.setattr(sys.modules["recall_clock"], "spoilt", code, raising=False)
+    metrics, contexts = Metrics(), [{"bad": True}, {}]
+    encoding = with_code(clocked, load_settings(extractors={"clock": "recall_clock:spoilt"}), metrics).encoding
+    vectors, times = np.zeros((2, 50, 2), dtype=np.float32), np.zeros(2, dtype=np.int64)
+    with pytest.raises(ExtractorError) as raised:
+        tensors.user_inputs(nobody(2, encoding), vectors, times, contexts, encoding)
+    assert str(raised.value) == f"extractor clock: {line}"
+    assert counted(metrics) == (1, 1)
+    _, failed = inputs(encoding, contexts)
+    assert failed == [0]
+    assert counted(metrics) == (4, 3), "and once more, and its rows one by one"

@@ -140,6 +140,37 @@ def test_the_unit_of_a_number_does_not_matter(tmp_path: Path, polish: bool) -> N
     np.testing.assert_allclose((vectors[0] * vectors[1]).sum(1), 1, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("section", ["profile", "context", "item"])
+@pytest.mark.parametrize("value", [1e39, -3e38, 1e20, 1e-44])
+def test_one_number_at_the_ends_of_float32_spoils_no_fit(tmp_path: Path, section: str, value: float) -> None:
+    """1e39 is missing. The squares of the next ones are no float32, and neither is 1 divided by the last."""
+    dataset = generate_marketplace(60, 40, 800)
+    text = builtin_spec("marketplace").read_text().replace(f"[{section}]", f'[{section}]\nsize = {{ kind = "number" }}')
+    others = {"size": 2.0} if abs(value) > 1 else {}
+    profiles = [(who, at_ms, others | facts) for who, at_ms, facts in dataset.profiles]
+    contexts = [others | (context or {}) for context in dataset.contexts]
+    attributes = [others | facts for facts in dataset.attributes]
+    chosen = int(np.flatnonzero(dataset.action == 2)[0])  # somebody buys something
+    facts = {"profile": profiles[dataset.user[chosen]][2], "context": contexts[chosen]}
+    facts |= {"item": attributes[dataset.item[chosen]]}
+    facts[section]["size"] = value
+    log = replace(dataset.log, profiles=profiles, contexts=contexts)
+    catalogue = replace(dataset.catalogue(), attributes=attributes)
+    bundle = fit(log, catalogue, parse_spec(text), text, tmp_path, FitOptions(dim=32), lambda *_: None)
+    towers, at_ms = Towers(bundle), np.full(40, dataset.test_ms)
+    items, history = towers.embed_items(
+        tensors.item_inputs([*dataset.item_ids, "new"], [*attributes, {"size": 2.0}], bundle.encoding)
+    )
+    features = tensors.log_features(log, np.arange(40), at_ms, bundle.encoding)
+    known = history[catalogue.index_of(features.item_hashes)] * (features.item_hashes != 0)[..., None]
+    asked = [{"size": value}, *[{"size": 2.0}] * 39]
+    users = towers.embed_users(tensors.user_inputs(features, known, at_ms, asked, bundle.encoding))
+    assert np.isfinite(items).all()
+    assert np.isfinite(history).all()
+    assert np.isfinite(users).all()
+
+
 def test_nothing_to_learn_is_one_line(tmp_path: Path) -> None:
     path = builtin_spec("movielens")
     log = EventLog.from_activities(
