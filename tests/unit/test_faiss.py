@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from typing import Any
 
 import faiss as vendor
 import numpy as np
@@ -12,8 +13,8 @@ from schemas.recall import FilterClause
 from schemas.records import hash64_each
 from workers.errors import DependencyTimeout, DependencyUnavailable
 from workers.filters import checked
-from workers.index.catalogue import Catalogue
-from workers.index.faiss import FaissItemIndex, Parameters, scaled
+from workers.index.catalogue import Catalogue, Slots
+from workers.index.faiss import PIECE, FaissItemIndex, Parameters, scaled
 from workers.index.faiss_graphs import Graph, Hnsw, Ivf
 from workers.index.memory import MemoryItemIndex
 from workers.index.schema import Collection, Metric, part_of
@@ -231,6 +232,40 @@ async def test_a_search_ends_at_its_deadline_and_later_ones_work() -> None:
     for call in (ours.search(vectors(1), 3), ours.upsert(rows(["a"], vectors(1))), ours.ping(), ours.count()):
         with pytest.raises(DependencyUnavailable, match="closed"):
             await call
+
+
+async def test_what_a_cancelled_write_still_does_is_in_the_graph() -> None:
+    items, ours = 350, index_of(Parameters("HNSW", ef=4), "L2")
+    ids, put, build, go = [f"item {n}" for n in range(items)], ours._items.put, ours._built, threading.Event()
+
+    def slow(item_ids: list[str], *rest: Any) -> Slots:
+        if item_ids[-1] == ids[-1]:
+            assert go.wait(10)
+        return put(item_ids, *rest)
+
+    def built(kind: str) -> Graph:
+        made = build(kind)
+        go.set()
+        ours._thread.submit(lambda: None).result(10)  # whatever is under way there comes before
+        return made
+
+    ours._items.put, ours._built = slow, built  # type: ignore[method-assign, assignment]
+    writing = asyncio.create_task(ours.upsert(rows(ids, vectors(items))))
+    while len(ours._items) < items - PIECE:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.05)
+    writing.cancel()
+    await asyncio.wait([writing])
+    deleting = asyncio.create_task(ours.delete([]))
+    await asyncio.sleep(0.05)
+    go.set()
+    await deleting
+    assert isinstance(ours._graph, Hnsw)
+    assert ours._graph.nodes == await ours.count() == items
+    assert set(ours._graph.search(vectors(1), items, None)[1][0].tolist()) == set(range(items))
+    await ours.delete(ids)
+    assert await ours.count() == 0
+    await ours.close()
 
 
 async def test_auto_makes_a_graph_where_it_pays_and_keeps_it_for_a_while() -> None:
