@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from schemas.records import hash64_each
 from workers import topics
 from workers.errors import ConfigurationError, DependencyUnavailable
-from workers.index import snapshot
+from workers.index import in_process, snapshot
 from workers.index.in_process import FOLDER, HeldIndex, held_alone
 from workers.index.memory import MemoryItemIndex
 from workers.index.schema import Collection
@@ -25,6 +25,7 @@ from workers.settings import load_settings
 OURS = Collection("items_v1", 4, "COSINE", "v1")
 OWN = Snapshot.empty(OURS, {0: 90, 1: 50}, 1 << 60)
 ENDS = {0: 100, 1: 50}
+DAY_MS = 86_400_000
 HOSTILE = ["it's", "nul\0", "🎬 film", "é" * 122, "new\nline"]
 ATTRIBUTES = {"title": 'it\'s "quoted" \\ \n🎬', "year": 1999, "genres": ["'", '"'], "used": True}
 
@@ -70,6 +71,29 @@ async def test_it_is_written_only_when_something_came(tmp_path: Path) -> None:
     await ours.save()
     assert file.stat().st_ino != before
     assert list(tmp_path.iterdir()) == [file]
+
+
+async def test_it_is_renewed_in_quiet_weeks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ms = start_ms = 1_700_000_000_000
+    monkeypatch.setattr(in_process, "_now_ms", lambda: now_ms)
+    ours = await filled(tmp_path, ["a"])
+    await ours.save()
+    [file] = tmp_path.glob("*.snapshot")
+    now_ms += 5 * DAY_MS
+    await ours.save()
+    assert snapshot.read(file).saved_ms == start_ms, "it cannot know what it has missed before it follows the topic"
+    theirs = held(tmp_path)
+    await theirs.restore(ENDS)
+    theirs.missing = lambda: None
+    for _ in range(20):
+        now_ms += DAY_MS // 2
+        await theirs.save()
+        age_ms = now_ms - snapshot.read(file).saved_ms
+        assert age_ms <= DAY_MS
+    assert age_ms > 0, "not written each time"
+    last = held(tmp_path)
+    await last.restore(ENDS)
+    assert await last.index.count() == 1
 
 
 def test_positions_move_only_without_a_gap(tmp_path: Path) -> None:

@@ -152,11 +152,15 @@ class FaissItemIndex:
                     self._graph.move(slot, last, self._items.matrix[slot] if slot != last else self._items.matrix[:0])
 
     async def _build(self) -> None:
-        """Build what the items want by now, or let go of it. The writers' lock is held, so that nothing changes."""
-        kind = self._kind()
+        """Build what the items want by now, or let go of it.
+
+        Nothing changes meanwhile: the writers' lock is held, and what a cancelled writer has left in the thread is over
+        once the thread has answered.
+        """
+        kind = await self._run(self._kind)
         if kind is None:
             self._graph = None
-        elif self._graph is None or self._graph.is_worn(len(self._items)):
+        elif self._graph is None or await self._run(partial(self._graph.is_worn, len(self._items))):
             loop = asyncio.get_running_loop()
             self._graph = await loop.run_in_executor(self._builder, partial(self._built, kind))
 

@@ -3,6 +3,7 @@
 Both are built from float32[n, D] and then follow its changes slot by slot. Results are slots, -1 where there is none.
 """
 
+from hashlib import blake2b
 from typing import Protocol
 
 import faiss
@@ -15,6 +16,7 @@ from workers.ports import Float32
 
 ROWS_PER_LIST = 39  # that k-means wants at least
 OUTGROWN = 4  # lists are made anew, of the items as they are now, once there are so many times more
+DIGEST_BYTES = 16  # of a vector: no two have the same, also of somebody who tries for it
 MAX_DEAD_SHARE = 0.5  # of the nodes of a graph
 FEW_NODES = 1000
 SCORES_A_STEP = 64  # that take as long as a step of a walk, of which there are `ef`; measured: 60 to 110
@@ -46,16 +48,21 @@ class Graph(Protocol):
 
 
 class Hnsw:
-    """A graph, which cannot forget: the nodes of what was changed or deleted are left out of results."""
+    """A graph of distinct vectors: one node stands for all slots that hold the same, however many.
+
+    Nodes of equal vectors would link to each other alone, and a walk that comes upon a few dozen of them ends there.
+
+    It cannot forget: a node for which no slot is left is left out of results, until its vector comes again.
+    """
 
     def __init__(self, matrix: Float32, metric: int, links: int, ef_construction: int, ef: int) -> None:
         """Takes about 0.2 ms for each of 20,000 rows, and frees the interpreter meanwhile."""
         self._index = faiss.IndexHNSWFlat(matrix.shape[1], links, metric)
         self._index.hnsw.efConstruction = ef_construction
         self._ef = ef
-        self._slots = np.zeros(0, dtype=np.int64)  # by node; -1 = dead
+        self._known: dict[bytes, int] = {}  # digest of a vector -> its node, about 130 bytes each
         self._nodes = np.zeros(0, dtype=np.int64)  # by slot; -1 = none
-        self._dead = 0
+        self._sorted: tuple[Slots, Slots] | None = None
         self.put(np.arange(len(matrix)), matrix)
 
     @property
@@ -65,16 +72,24 @@ class Hnsw:
 
     def search(self, queries: Float32, depth: int, fitting: Mask | None) -> tuple[Float32, Slots]:
         """See Graph. `ef` grows with what is left out, so that it costs no recall."""
-        slots = self._slots[: self._index.ntotal]
-        selector, share = None, 1.0
-        if fitting is not None or self._dead:
-            alive = slots >= 0
-            kept = alive if fitting is None else alive & fitting[np.maximum(slots, 0)]
-            share = float(kept.mean())
-            selector = faiss.IDSelectorBitmap(np.packbits(kept, bitorder="little"))
+        order, starts = self._by_node()
+        if fitting is not None:
+            kept = fitting[order]
+            order, starts = order[kept], np.append(0, np.cumsum(kept))[starts]
+        sizes = np.diff(starts)
+        alive, selector, share = sizes > 0, None, 1.0
+        if not alive.all():
+            share = float(alive.mean())
+            selector = faiss.IDSelectorBitmap(np.packbits(alive, bitorder="little"))
         parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=ef_for(depth, self._ef, share))
-        scores, nodes = self._index.search(queries, depth, params=parameters)
-        return scores, np.where(nodes >= 0, slots[np.maximum(nodes, 0)], -1)
+        scores, nodes = self._index.search(queries, min(depth, self.nodes), params=parameters)
+        ends = np.cumsum(np.where(nodes >= 0, sizes[nodes], 0), axis=1)
+        wanted = np.arange(depth)
+        at = np.array([np.searchsorted(each, wanted, side="right") for each in ends])  # the node of each result
+        there, at = at < nodes.shape[1], np.minimum(at, nodes.shape[1] - 1)
+        found, end = np.take_along_axis(nodes, at, axis=1), np.take_along_axis(ends, at, axis=1)
+        slots = np.where(there, order.take(starts[found + 1] - end + wanted, mode="clip"), -1)
+        return np.take_along_axis(scores, at, axis=1), slots
 
     def costs(self, depth: int, share: float) -> float:
         """See Graph."""
@@ -82,29 +97,37 @@ class Hnsw:
 
     def put(self, slots: Slots, vectors: Float32) -> None:
         """See Graph."""
-        first = self._index.ntotal
-        self._index.add(vectors)
-        self._slots = _grown(self._slots, self._index.ntotal)
+        plain = vectors + np.float32(0)  # -0 becomes 0
+        nodes, added = np.zeros(len(slots), dtype=np.int64), []
+        for n, vector in enumerate(plain):
+            before = len(self._known)
+            nodes[n] = self._known.setdefault(blake2b(vector, digest_size=DIGEST_BYTES).digest(), before)
+            if nodes[n] == before:
+                added.append(n)
+        self._index.add(plain[added])
         self._nodes = _grown(self._nodes, int(slots.max(initial=-1)) + 1)
-        before = self._nodes[slots]
-        self._slots[before[before >= 0]] = -1
-        self._dead += int((before >= 0).sum())
-        added = np.arange(first, self._index.ntotal)
-        self._slots[added] = slots
-        self._nodes[slots] = added
+        self._nodes[slots] = nodes
+        self._sorted = None
 
     def move(self, slot: int, last: int, vector: Float32) -> None:  # noqa: ARG002  # its node stays as it is
         """See Graph."""
-        self._slots[self._nodes[slot]] = -1
-        self._dead += 1
-        node = self._nodes[last]
+        self._nodes[slot] = self._nodes[last]
         self._nodes[last] = -1
-        if slot != last:
-            self._nodes[slot], self._slots[node] = node, slot
+        self._sorted = None
 
     def is_worn(self, items: int) -> bool:  # noqa: ARG002  # it knows how many it holds
         """See Graph."""
-        return bool(self._dead > max(FEW_NODES, MAX_DEAD_SHARE * self._index.ntotal))
+        dead = int((np.diff(self._by_node()[1]) == 0).sum())
+        return dead > max(FEW_NODES, MAX_DEAD_SHARE * self.nodes)
+
+    def _by_node(self) -> tuple[Slots, Slots]:
+        """All slots, sorted by node, and where those of each node start there, and of one more. Sorted once a write."""
+        if self._sorted is None:
+            slots = np.flatnonzero(self._nodes >= 0)
+            nodes = self._nodes[slots]
+            starts = np.append(0, np.cumsum(np.bincount(nodes, minlength=self.nodes)))
+            self._sorted = slots[np.argsort(nodes, kind="stable")], starts
+        return self._sorted
 
 
 class Ivf:

@@ -25,6 +25,7 @@ from workers.settings import Settings
 
 FOLDER = "index"  # in `data_dir`
 ROWS_AT_ONCE = 2000
+RENEWED_MS = topics.DELETE_RETENTION_MS // 7  # how old a snapshot gets that is still true
 
 log = structlog.get_logger()
 
@@ -41,6 +42,7 @@ class HeldIndex:
         self._path = folder / f"{collection.name}.snapshot"
         self._positions: dict[int, int] = {}
         self._saved: dict[int, int] = {}
+        self._saved_ms = 0
         self._saving = asyncio.Lock()
 
     def begins(self, partition: int, first: int, end: int) -> int:
@@ -75,7 +77,7 @@ class HeldIndex:
             return
         for piece in kept.pieces:
             await self.index.upsert(piece.rows(kept.dim))
-        self._positions, self._saved = dict(kept.positions), dict(kept.positions)
+        self._positions, self._saved, self._saved_ms = dict(kept.positions), dict(kept.positions), kept.saved_ms
         took_s = round(time.monotonic() - began_s, 1)
         log.info("the index begins with its snapshot", items=kept.items, after_s=took_s)
 
@@ -89,12 +91,15 @@ class HeldIndex:
         """Write down what the index holds, unless it is written already. Where that fails it is said, once a try.
 
         Positions are taken first. What is written meanwhile may be in the snapshot or not: it is read again.
+
+        While the index follows the topic and nothing comes it is written again once a day, or it would get too old.
         """
         async with self._saving:
-            positions = dict(self._positions)
-            if positions == self._saved:
+            positions, now_ms = dict(self._positions), _now_ms()
+            renewed = now_ms - self._saved_ms > RENEWED_MS and self.missing() is None
+            if positions == self._saved and not renewed:
                 return
-            kept = Snapshot.empty(self._collection, positions, _now_ms())
+            kept = Snapshot.empty(self._collection, positions, now_ms)
             parts = max(1, await self.index.count() // ROWS_AT_ONCE)
             for part in range(parts):
                 ids = await self.index.ids(part, parts)
@@ -104,7 +109,7 @@ class HeldIndex:
             except OSError as error:
                 log.error("the index cannot be written down", path=str(self._path), why=error.strerror)  # noqa: TRY400
                 return
-            self._saved = positions
+            self._saved, self._saved_ms = positions, now_ms
 
 
 class SearchedIndex:
