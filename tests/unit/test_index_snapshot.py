@@ -41,6 +41,7 @@ async def filled(folder: Path, ids: list[str]) -> HeldIndex:
     vectors = np.random.default_rng(0).standard_normal((len(ids), 4)).astype(np.float32)
     await ours.index.upsert(IndexRows(ids, vectors, [ATTRIBUTES] * len(ids)))
     ours.took_in({0: (0, 90), 1: (0, 50)})
+    ours.missing = lambda: None
     return ours
 
 
@@ -80,8 +81,12 @@ async def test_it_is_renewed_in_quiet_weeks(tmp_path: Path, monkeypatch: pytest.
     await ours.save()
     [file] = tmp_path.glob("*.snapshot")
     now_ms += 5 * DAY_MS
-    await ours.save()
-    assert snapshot.read(file).saved_ms == start_ms, "it cannot know what it has missed before it follows the topic"
+    theirs = held(tmp_path)
+    await theirs.restore(ENDS)
+    theirs.took_in({0: (90, 95)})
+    await theirs.save()
+    assert snapshot.read(file).positions[0] == 95
+    assert snapshot.read(file).saved_ms == start_ms, "what it began with is so old, until it follows the topic"
     theirs = held(tmp_path)
     await theirs.restore(ENDS)
     theirs.missing = lambda: None
@@ -94,6 +99,13 @@ async def test_it_is_renewed_in_quiet_weeks(tmp_path: Path, monkeypatch: pytest.
     last = held(tmp_path)
     await last.restore(ENDS)
     assert await last.index.count() == 1
+
+
+async def test_an_index_that_is_filled_for_the_first_time_is_not_written(tmp_path: Path) -> None:
+    ours = await filled(tmp_path, ["a"])
+    ours.missing = lambda: "the retained events of 1 partitions"
+    await ours.save()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_positions_move_only_without_a_gap(tmp_path: Path) -> None:
@@ -205,6 +217,7 @@ async def test_a_disk_that_takes_nothing_stops_nothing(tmp_path: Path) -> None:
 
 async def test_nothing_is_searched_before_all_is_there(tmp_path: Path) -> None:
     ours = await filled(tmp_path, ["a"])
+    ours.missing = lambda: "the retained events of 1 partitions"
     queries = np.ones((1, 4), dtype=np.float32)
     for call in (ours.searched.search(queries, 3), ours.searched.ping(), ours.searched.exact(queries, 3)):
         with pytest.raises(DependencyUnavailable, match="the index in this process is not filled yet") as caught:

@@ -92,14 +92,17 @@ class HeldIndex:
 
         Positions are taken first. What is written meanwhile may be in the snapshot or not: it is read again.
 
-        While the index follows the topic and nothing comes it is written again once a day, or it would get too old.
+        While the index follows the topic and nothing comes, it is written again once a day, or it would get too old.
+        While it is being filled it stays as old as what it began with, and without that nothing is written: deletions
+        further on in the topic may be from long ago, and be gone by the time that somebody begins with it.
         """
         async with self._saving:
-            positions, now_ms = dict(self._positions), _now_ms()
-            renewed = now_ms - self._saved_ms > RENEWED_MS and self.missing() is None
-            if positions == self._saved and not renewed:
+            positions, follows = dict(self._positions), self.missing() is None
+            as_of_ms = _now_ms() if follows else self._saved_ms
+            renewed = follows and as_of_ms - self._saved_ms > RENEWED_MS
+            if not as_of_ms or (positions == self._saved and not renewed):
                 return
-            kept = Snapshot.empty(self._collection, positions, now_ms)
+            kept = Snapshot.empty(self._collection, positions, as_of_ms)
             parts = max(1, await self.index.count() // ROWS_AT_ONCE)
             for part in range(parts):
                 ids = await self.index.ids(part, parts)
@@ -109,7 +112,7 @@ class HeldIndex:
             except OSError as error:
                 log.error("the index cannot be written down", path=str(self._path), why=error.strerror)  # noqa: TRY400
                 return
-            self._saved, self._saved_ms = positions, now_ms
+            self._saved, self._saved_ms = positions, as_of_ms
 
 
 class SearchedIndex:
