@@ -15,6 +15,7 @@ from aiokafka.errors import (
 )
 
 from workers.errors import ConfigurationError, DependencyUnavailable, InvalidInput
+from workers.header_names import expect_any_in_kafka_client
 from workers.settings import Settings
 
 Message = tuple[bytes | None, bytes | None, Sequence[tuple[str, bytes]]]
@@ -32,6 +33,7 @@ async def connected(settings: Settings, *clients: Any) -> AsyncIterator[None]:
 
     Raises DependencyUnavailable when no broker answers in 5 s, and in place of every error of Kafka inside the block.
     """
+    expect_any_in_kafka_client()
     try:
         async with AsyncExitStack() as opened:
             for client in clients:

@@ -29,7 +29,7 @@ from faust.transport import drivers
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage
 
-from workers import resets
+from workers import header_names, resets
 from workers.cancelling import cancel
 from workers.ending import end_process, or_end_process
 from workers.errors import DependencyError, DependencyUnavailable
@@ -268,6 +268,7 @@ def create_app(group: str, settings: Settings, policy: BatchPolicy, refill: Refi
     Partitions are read from what is committed, or from where `refill` says.
     """
     resets.expect_in_kafka_client()
+    header_names.expect_any_in_kafka_client()
     drivers.TRANSPORTS.aliases[SCHEME] = f"{__name__}:Transport"
     app = faust.App(
         group,

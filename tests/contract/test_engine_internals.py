@@ -19,7 +19,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage
 from mode.threads import ServiceThread
 
-from workers import resets
+from workers import header_names, resets
 from workers.inflight import BatchPolicy
 from workers.settings import load_settings
 from workers.transport import Consumer, Producer, create_app
@@ -146,5 +146,6 @@ def test_a_consumer_takes_how_long_a_fetch_waits_when_it_starts() -> None:
 def test_an_app_expects_resets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = []
     monkeypatch.setattr(resets, "expect_in_kafka_client", lambda: asked.append(1))
+    monkeypatch.setattr(header_names, "expect_any_in_kafka_client", lambda: asked.append(2))
     create_app("recall-requests", load_settings(data_dir=tmp_path), BatchPolicy(max_batch=1, in_flight=1))
-    assert asked == [1]
+    assert asked == [1, 2]

@@ -3,18 +3,22 @@
 import asyncio
 import os
 import signal
+import struct
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
+import cramjam
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import TopicPartition
 
-from workers.kafka_client import group_lag
+from workers.kafka_client import connected, group_lag, reader_client
 from workers.local.kafka import Kafka
 from workers.local.process import free_ports
 from workers.local.stack import cache_dir
@@ -24,6 +28,8 @@ from workers.settings import Settings
 SCRIPT = Path(__file__).with_name("passthrough.py")
 PARTITIONS = 4
 SIGTERMS = 4
+MARK, UNREADABLE = "mark", b"\xff\xfe\xff\xfe"
+LENGTH, CRC, BODY = 8, 17, 61  # places in a record batch; the length is that of what comes behind it
 both_ways = pytest.mark.parametrize("flow", ["whole", "apart"], indirect=True)
 """Batches that are finished as they came, and records that wait in an intake: see passthrough.py."""
 
@@ -248,6 +254,41 @@ async def test_compressed_batches_are_read(flow: Flow, codec: str) -> None:
     await producer.stop()
     flow.sent = 300
     assert len(await flow.all_through()) == 300
+
+
+@pytest.mark.parametrize("codec", [None, "zstd"])
+async def test_a_header_whose_name_is_no_text_stops_nobody(flow: Flow, codec: str | None) -> None:
+    flow.spawn()
+    producer = AIOKafkaProducer(bootstrap_servers=flow.settings.kafka_bootstrap, compression_type=codec)
+    await producer.start()
+    for start in range(0, 60, 20):
+        batch = producer.create_batch()
+        for n in range(start, start + 20):
+            name = MARK if n % 7 == 3 else "name"
+            batch.append(key=b"%d" % n, value=b"%d" % n, timestamp=None, headers=[(name, b"value"), ("other", b"")])
+        await (await producer.send_batch(misnamed(batch, codec), flow.source, partition=0))
+    await producer.stop()
+    flow.sent = 60
+    assert set(await flow.all_through()) == {b"%d" % n for n in range(60)}
+    consumer = reader_client(flow.settings)
+    async with connected(flow.settings, consumer):
+        consumer.assign([TopicPartition(flow.source, 0)])
+        records = [await consumer.getone() for _ in range(60)]
+    names = {record.value: [name for name, _ in record.headers] for record in records}
+    assert names[b"2"] == ["name", "other"]
+    assert names[b"3"] == [r"\xff\xfe\xff\xfe", "other"]
+
+
+def misnamed(batch: Any, codec: str | None) -> Any:
+    """A batch with bytes that are no UTF-8 wherever MARK stands. aiokafka writes no such thing itself."""
+    data = bytes(batch._build())
+    body = data[BODY:] if codec is None else bytes(cramjam.zstd.decompress(data[BODY:]))
+    body = body.replace(MARK.encode(), UNREADABLE)
+    found = bytearray(data[:BODY] + (body if codec is None else bytes(cramjam.zstd.compress(body))))
+    struct.pack_into(">i", found, LENGTH, len(found) - LENGTH - 4)
+    struct.pack_into(">I", found, CRC, calc_crc32c(bytes(found[CRC + 4 :])))
+    batch._buffer = found
+    return batch
 
 
 @pytest.fixture
