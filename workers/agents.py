@@ -21,7 +21,7 @@ from workers.giving_up import Gate, GivingUp, Problem
 from workers.inflight import Batch, Record
 from workers.intake import Entry, Intake
 from workers.metrics import Metrics
-from workers.pipelines.admission import Incoming, without_items
+from workers.pipelines.admission import Incoming, by_time_left, without_items
 from workers.pipelines.opening import Answers
 from workers.pipelines.popular_counts import Spans
 from workers.ports import Clock, UserTable
@@ -209,14 +209,18 @@ class RecallAgent:
         return problems
 
     async def _answer(self, entries: Sequence[Entry]) -> None:
-        """One batch, all of it."""
+        """One batch, all of it. Who has little time is neither held back by the others nor cuts them short."""
         started = time.perf_counter()
         name_record(entries[0].record)
+        groups = by_time_left([entry.incoming for entry in entries], self._context.clock.now_ms())
+        await asyncio.gather(*(self._answer_together([entries[n] for n in group]) for group in groups))
+        self._context.count_batch(len(entries), started)
+
+    async def _answer_together(self, entries: Sequence[Entry]) -> None:
         answers = await self._pipeline.run([entry.incoming for entry in entries])
         watch = Stopwatch(self._context.observe)
         await self._finish(entries, answers)
         watch.lap_ms("publish")
-        self._context.count_batch(len(entries), started)
 
     async def _refuse(self, entries: Sequence[Entry]) -> None:
         """Requests that the intake has shed."""

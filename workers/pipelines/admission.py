@@ -1,6 +1,6 @@
 """From a readable request to what is asked: its scene's plan and its own wishes in one; or the answer that says no."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,6 +30,14 @@ class Incoming:
     def as_of_ms(self) -> int:
         """The time of the request for ages and gaps; the broker's time lets a redelivery see the same."""
         return self.taken_ms if self.request.timestamp_ms is None else self.request.timestamp_ms
+
+
+def by_time_left(requests: Sequence[Incoming], now_ms: int) -> list[list[int]]:
+    """Positions of requests that have about as much time left: who is in a hurry is answered apart from who is not."""
+    groups: dict[int, list[int]] = {}
+    for position, incoming in enumerate(requests):
+        groups.setdefault(max(0, incoming.deadline_ms - now_ms).bit_length(), []).append(position)
+    return list(groups.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,21 +98,20 @@ class RecallPipeline:
     async def run(self, batch: Sequence[Incoming]) -> list[CandidateList]:
         """One answer per request, in input order. A failing dependency gives a `degraded` answer, never an exception.
 
-        Requests are answered together with those that have about as much time left, so that one in a hurry does not
-        cut short what the others may wait for.
+        All of them have as long as the one with the least time: see `by_time_left`.
         """
         now_ms = self._clock.now_ms()
         answers: dict[int, CandidateList] = {}
-        groups: dict[int, dict[int, Asked]] = {}
+        asked: dict[int, Asked] = {}
         for position, incoming in enumerate(batch):
             admitted = admit(incoming, self._view, now_ms)
             if isinstance(admitted, CandidateList):
                 answers[position] = admitted
             else:
-                groups.setdefault((incoming.deadline_ms - now_ms).bit_length(), {})[position] = admitted
-        walks = await asyncio.gather(*(self._walk(list(group.values())) for group in groups.values()))
-        for group, walked in zip(groups.values(), walks, strict=True):
-            answers.update((position, answer) for position, (_, answer) in zip(group, walked, strict=True))
+                asked[position] = admitted
+        if asked:
+            walked = await self._walk(list(asked.values()))
+            answers.update((position, answer) for position, (_, answer) in zip(asked, walked, strict=True))
         return [answers[position] for position in range(len(batch))]
 
     async def trace(self, incoming: Incoming) -> tuple[Row | None, CandidateList]:
@@ -143,6 +142,9 @@ class RecallPipeline:
         # 6. select: and where that leaves too few, search deeper, or take the next best thing
         lists = await self._shortlisting.run(rows, attempt)
         search_ms += await self._deepen(rows, lists, attempt, watch)
+        for row, shortlist in zip(rows, lists, strict=True):
+            if _cut_short(row, shortlist):
+                row.fail(Reason.INDEX_UNAVAILABLE)  # there is more, but there was no time to search for it
         for row in fresh:
             if row.key is not None and not row.failures:
                 self._parts.results.put(row.key, row)
@@ -271,11 +273,7 @@ class RecallPipeline:
         now_ms = self._clock.now_ms()
         if now_ms > incoming.deadline_ms:
             return without_items(incoming, now_ms, Status.EXPIRED, Reason.DEADLINE_EXCEEDED, self._view)
-        short = []
-        if len(chosen.item_ids) < row.asked.k:
-            short = [Reason.SHORT_LIST]
-            if not row.asked.plan.caps and not all(found.whole for found in row.found.values()):
-                row.fail(Reason.INDEX_UNAVAILABLE)  # there is more, but there was no time to search for it
+        short = [Reason.SHORT_LIST] if len(chosen.item_ids) < row.asked.k else []
         failures = row.failures
         if not failures and row.reused_ms is None:
             self._parts.ladder.remember(row, chosen.item_ids, chosen.scores)
@@ -324,6 +322,12 @@ def _in_session(features: UserFeatures, session_ms: int) -> NDArray[np.bool_]:
     newest[:, :-SESSION_ITEMS] = False
     newest &= features.item_hashes != 0
     return newest
+
+
+def _cut_short(row: Row, shortlist: Shortlist) -> bool:
+    """Whether it has fewer than it asks for although there are more; what caps leave out is not looked for."""
+    short = len(shortlist.chosen.item_ids) < row.asked.k
+    return short and not row.asked.plan.caps and not all(found.whole for found in row.found.values())
 
 
 def _first_depth(row: Row) -> int:

@@ -1,0 +1,81 @@
+"""Requests with little time and with much in one batch: nobody waits for the others' answers."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from aiokafka.structs import ConsumerRecord
+
+from schemas import codec
+from schemas.recall import CandidateList, RecallRequest, Status
+from workers.agents import Context, Outgoing, RecallAgent
+from workers.clock import SystemClock
+from workers.dependencies import Dependencies
+from workers.inflight import BatchPolicy, InFlight
+from workers.metrics import Metrics
+from workers.pipelines.admission import Incoming, by_time_left
+from workers.settings import Settings
+
+TOPIC = "recall-requests"
+TIMEOUTS_MS = [200, 20_000, 210, 19_000]
+
+
+class System:
+    """A pipeline that does not come to an end for patient requests before the hurried ones' answers are out."""
+
+    def __init__(self) -> None:
+        self.hurried_are_out = asyncio.Event()
+        self.batches: list[list[str]] = []
+        self.published: list[list[str]] = []
+
+    async def run(self, batch: Sequence[Incoming]) -> list[CandidateList]:
+        self.batches.append([incoming.request.request_id for incoming in batch])
+        if batch[0].request.timeout_ms > 1000:
+            await asyncio.wait_for(self.hurried_are_out.wait(), 10)
+        return [
+            CandidateList(
+                request_id=incoming.request.request_id,
+                user_id=incoming.request.user_id,
+                scene="default",
+                status=Status.OK,
+                timestamp_ms=0,
+            )
+            for incoming in batch
+        ]
+
+    async def send(self, topic: str, messages: Sequence[Outgoing]) -> list[int]:
+        self.published.append([codec.decode_candidates(message.value).request_id for message in messages])
+        self.hurried_are_out.set()
+        return []
+
+
+def record(offset: int, timeout_ms: int) -> Any:
+    request = RecallRequest(request_id=f"r{timeout_ms}", user_id="u", timeout_ms=timeout_ms)
+    now_ms = SystemClock().now_ms()
+    return ConsumerRecord(TOPIC, 0, offset, now_ms, 1, b"u", codec.encode_event(request), None, 1, 1, ())
+
+
+async def test_answers_of_who_is_in_a_hurry_do_not_wait_for_the_others() -> None:
+    system, metrics, clock = System(), Metrics(), SystemClock()
+    publisher: Any = system
+    context = Context("recall", Settings(), publisher, metrics, Dependencies("recall", metrics), clock)
+    agent = RecallAgent(context, system, lambda: 1)
+    flight = InFlight(BatchPolicy())
+    flight.add({(TOPIC, 0): [record(n, timeout_ms) for n, timeout_ms in enumerate(TIMEOUTS_MS)]})
+    batch = flight.take()
+    assert batch is not None
+    await agent.handle(batch)
+    async with asyncio.timeout(10):
+        while flight.committable() != {(TOPIC, 0): len(TIMEOUTS_MS)}:
+            await asyncio.sleep(0.01)
+    assert system.batches == system.published == [["r200", "r210"], ["r20000", "r19000"]]
+
+
+def test_those_with_about_as_much_time_left_are_together() -> None:
+    def incoming(timeout_ms: int) -> Incoming:
+        return Incoming(RecallRequest(request_id="r", user_id="u", timeout_ms=timeout_ms), taken_ms=1000)
+
+    asked = [incoming(timeout_ms) for timeout_ms in (2000, 100, 1900, 120, 30_000)]
+    assert by_time_left(asked, 1000) == [[0, 2], [1, 3], [4]]
+    assert by_time_left(asked, 1150) == [[0, 2], [1, 3], [4]], "two that are too late"
+    assert by_time_left([], 0) == []
