@@ -185,6 +185,9 @@ class RecallAgent:
         batch.done()
         self._count([answer for _, answer in rejections])
         context.count_events({"unreadable": len(problems)})
+        if held:
+            batch.keep([record for record, _ in held])
+            del rejections, problems  # which this frame would hold as long
         await context.giving_up.write_later(batch, held)
 
     def _take_in(self, batch: Batch, records: Sequence[Any]) -> list[tuple[Any, DecodeError]]:

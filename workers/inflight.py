@@ -165,6 +165,10 @@ class Batch:
         """
         return self._flight.start(record)
 
+    def keep(self, records: Sequence[Record]) -> None:
+        """Once the rest is done: let go of all records but these, so that one that is held keeps no poll in memory."""
+        self.records = records
+
     def _settle(self) -> None:
         if self._rest_done or self._held_or_done == len(self.records):
             self._flight.release(self, all_done=self._done_apart == self._held_or_done)

@@ -1,5 +1,6 @@
 """Cutting polls into batches, and what may be committed."""
 
+import weakref
 from dataclasses import dataclass
 
 from hypothesis import given
@@ -150,6 +151,22 @@ def test_what_nobody_started_is_given_up() -> None:
     first.done()
     assert not flight.unfinished()
     assert flight.committable() == {("t", 0): 1}
+
+
+def test_a_held_record_keeps_no_other_in_memory() -> None:
+    flight = InFlight(BatchPolicy(max_batch=100, in_flight=1))
+    flight.add(poll(100))
+    (batch,) = take_all(flight)
+    held = batch.records[70]
+    others = [weakref.ref(record) for record in batch.records if record is not held]
+    batch.hold(held)
+    batch.done()
+    batch.keep([held])
+    assert [ref for ref in others if ref() is not None] == []
+    assert flight.oldest_ms() == held.timestamp
+    assert flight.committable() == {("t", 0): 70}
+    batch.done(held)
+    assert flight.committable() == {("t", 0): 100}
 
 
 def test_a_drain_waits_for_held_records_that_were_started_and_gives_up_the_others() -> None:
