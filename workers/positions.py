@@ -129,6 +129,8 @@ class Positions:
             reached |= await consumer._thread.call_thread(self._positions, others)
         for each, offset in reached.items():
             if assignment == self._assignment and offset >= self._filling[each]:
+                if not await consumer._may_commit() or assignment != self._assignment:
+                    return  # a marker is a commit: none for what a Redis took that is another one by now
                 await refill.complete(each.partition)
                 self._filling.pop(each, None)
 
