@@ -40,6 +40,7 @@ class Verdict(StrEnum):
     NO_KEY = "no_key"  # neither key nor value; an item's without a key, which a compacted topic refuses
     SUPERSEDED = "superseded"  # an item's later update stands
     TOO_OLD = "too_old"  # an item's: a later tombstone may be gone from the topic already
+    AHEAD = "ahead"  # an activity from after its own record: it would pass by a tombstone that came in between
     EXPIRED = "expired"  # a request whose asker waits no longer
     ANSWERED = "answered"  # a request that was, without its list
     BEYOND_LIMIT = "beyond_limit"
@@ -82,7 +83,7 @@ def judge(settings: Settings, letter: DeadLetter, now_ms: int, *, expired: bool)
             return Verdict.ANSWERED
         late = now_ms > letter.record_timestamp_ms + _timeout_ms(letter.value)
         return Verdict.EXPIRED if late and not expired else Verdict.REPLAY
-    return Verdict.REPLAY
+    return Verdict.AHEAD if letter.code == ErrorCode.FUTURE_TIMESTAMP else Verdict.REPLAY
 
 
 def _timeout_ms(value: bytes | None) -> int:

@@ -37,6 +37,7 @@ def judged(topic: str, *, expired: bool = False, **fields: object) -> Verdict:
 def test_activity_goes_back_whatever_its_age() -> None:
     assert judged("user-activity", record_timestamp_ms=0) is Verdict.REPLAY
     assert judged("user-activity", value=None) is Verdict.REPLAY
+    assert judged("user-activity", code="future_timestamp") is Verdict.AHEAD, "its user may have been forgotten since"
     assert judged("user-activity", value=None, key=None) is Verdict.NO_KEY
     assert judged("user-activity", value=None, value_omitted=True) is Verdict.OMITTED
 
