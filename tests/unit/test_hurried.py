@@ -7,13 +7,13 @@ from typing import Any
 from aiokafka.structs import ConsumerRecord
 
 from schemas import codec
-from schemas.recall import CandidateList, RecallRequest, Status
+from schemas.recall import CandidateList, Reason, RecallRequest, Status
 from workers.agents import Context, Outgoing, RecallAgent
 from workers.clock import SystemClock
 from workers.dependencies import Dependencies
 from workers.inflight import BatchPolicy, InFlight
 from workers.metrics import Metrics
-from workers.pipelines.admission import Incoming, by_time_left
+from workers.pipelines.admission import Incoming, by_time_left, without_items
 from workers.settings import Settings
 
 TOPIC = "recall-requests"
@@ -32,16 +32,7 @@ class System:
         self.batches.append([incoming.request.request_id for incoming in batch])
         if batch[0].request.timeout_ms > 1000:
             await asyncio.wait_for(self.hurried_are_out.wait(), 10)
-        return [
-            CandidateList(
-                request_id=incoming.request.request_id,
-                user_id=incoming.request.user_id,
-                scene="default",
-                status=Status.OK,
-                timestamp_ms=0,
-            )
-            for incoming in batch
-        ]
+        return [without_items(each, 0, Status.DEGRADED, Reason.INDEX_UNAVAILABLE, None) for each in batch]
 
     async def send(self, topic: str, messages: Sequence[Outgoing]) -> list[int]:
         self.published.append([codec.decode_candidates(message.value).request_id for message in messages])
