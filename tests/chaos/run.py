@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from tests.chaos.rig import NotRecoveredError, Rig, say
 from tests.chaos.stored import read_all
 from tests.chaos.vectors import ItemTower
 from workers.local.stack import LocalStack
-from workers.settings import AGENT_KINDS
+from workers.settings import AGENT_KINDS, AgentKind
 
 SHOWN = 10
 UNCOMMITTED_MS = 500 + 500  # the commit interval, and `wait_for_event_ms`
@@ -78,13 +79,17 @@ async def one_by_one(rig: Rig, groups: Sequence[Sequence[str]], report: Report) 
     for names in groups:
         say(f"fault {', '.join(names)}")
         await _at_once(FAULTS[name](rig) for name in names)
-        recovery_s = await rig.recovered()
-        report.max_recovery_s = max(report.max_recovery_s, round(recovery_s, 1))
-        say(f"  well again after {recovery_s:.1f} s")
-        if line := too_slow(names, recovery_s):
-            say(f"  {line}")
-            if rig.in_time:
-                rig.problems.append(line)
+        _well_again(rig, names, await rig.recovered(), report)
+
+
+def _well_again(rig: Rig, names: Sequence[str], recovery_s: float, report: Report) -> None:
+    """Report how long it took after these faults."""
+    report.max_recovery_s = max(report.max_recovery_s, round(recovery_s, 1))
+    say(f"  {', '.join(names)}: well again after {recovery_s:.1f} s")
+    if line := too_slow(names, recovery_s):
+        say(f"  {line}")
+        if rig.in_time:
+            rig.problems.append(line)
 
 
 async def _at_once(works: Iterable[Awaitable[None]]) -> None:
@@ -98,23 +103,31 @@ async def _at_once(works: Iterable[Awaitable[None]]) -> None:
 
 
 async def many_kills(rig: Rig, kills: int, report: Report) -> None:
-    """kill -9 of workers of all kinds at once, again and again, with a worker that joins and leaves in between."""
+    """kill -9 of workers of all kinds at once, again and again, with a worker that joins and leaves in between.
+
+    After each, the time until all workers of its kind are ready and a request is answered `ok`.
+    """
+
+    async def inject(name: str, kind: AgentKind) -> None:
+        await FAULTS[name](rig)
+        report.faults[name] = report.faults.get(name, 0) + 1
+        begun = time.monotonic()
+        await rig.working(kind)
+        await rig.answered("ok")
+        _well_again(rig, [name], time.monotonic() - begun, report)
 
     async def of_kind(number: int) -> None:
         kind = AGENT_KINDS[number % len(AGENT_KINDS)]
         for n in range(kills // len(AGENT_KINDS) + (number < kills % len(AGENT_KINDS))):
-            await FAULTS[f"kill_{kind}"](rig)
-            report.faults[f"kill_{kind}"] = report.faults.get(f"kill_{kind}", 0) + 1
-            say(f"kill {sum(report.faults.values())}: {kind}")
+            await inject(f"kill_{kind}", kind)
             if n % 5 == 4:
                 joined = rig.workers.start(kind)
                 await rig.working(kind)
                 rig.workers.terminate(joined)
-                await FAULTS[f"terminate_{kind}"](rig)
-                report.faults[f"terminate_{kind}"] = report.faults.get(f"terminate_{kind}", 0) + 1
+                await inject(f"terminate_{kind}", kind)
 
     await _at_once(of_kind(number) for number in range(len(AGENT_KINDS)))
-    report.max_recovery_s = round(await rig.recovered(), 1)
+    _well_again(rig, list(report.faults), await rig.recovered(), report)
 
 
 async def judge(rig: Rig, report: Report, *, kills_only: bool = False) -> list[Difference]:
