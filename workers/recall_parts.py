@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from models.bundle import Bundle
@@ -110,9 +111,10 @@ async def open_recall_parts(
     timeouts = StepTimeouts(settings.store_timeout_ms, settings.tower_timeout_ms, settings.index_timeout_ms)
     pipeline = RecallPipeline(view, parts, tools.clock, timeouts, tools.dependencies, tools.observe)
     follower = ItemFollower(table, vectors, facts, popular)
-    for work, every_s in ((follower.refresh, FEED_EVERY_S), (popular.refresh, settings.popular_refresh_ms / 1000)):
-        following = tools.spawn(_repeat(work, every_s, tools.dependencies))
-        opened.push_async_callback(cancel, following)
+    follow = _repeat(follower.refresh, partial(asyncio.sleep, FEED_EVERY_S), tools.dependencies)
+    renew = _repeat(popular.refresh, partial(popular.due, settings.popular_refresh_ms / 1000), tools.dependencies)
+    for work in (follow, renew):
+        opened.push_async_callback(cancel, tools.spawn(work))
     probes |= {settings.index: index.ping, "tower": tower.ping}
     return RecallParts(view, parts, index, popular, pipeline, tower, probes)
 
@@ -136,8 +138,10 @@ def _reused(metrics: Metrics) -> Callable[[bool], None]:
     return looked_up
 
 
-async def _repeat(work: Callable[[], Awaitable[None]], every_s: float, dependencies: Dependencies) -> None:
+async def _repeat(
+    work: Callable[[], Awaitable[None]], due: Callable[[], Awaitable[None]], dependencies: Dependencies
+) -> None:
     """Keep something fresh, until cancelled."""
     while True:
         await until_done(work, dependencies)
-        await asyncio.sleep(every_s)
+        await due()

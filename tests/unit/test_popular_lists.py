@@ -1,6 +1,7 @@
 """Popular lists in memory: order, segments, filters, and what stays when a table fails."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,9 +37,10 @@ class ItemTable(MemoryItemTable):
 
 
 class PopularTable(MemoryPopularTable):
-    """A popular table that can be down, and says what was asked for."""
+    """A popular table that can be down, and says what was asked for. Something may happen while it is read."""
 
     down = False
+    meanwhile: Callable[[], None] | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,6 +50,8 @@ class PopularTable(MemoryPopularTable):
         self.asked.append(list(segments))
         if self.down:
             raise DependencyUnavailable("redis", "down")
+        if self.meanwhile is not None:
+            self.meanwhile()
         return await super().top(segments, n)
 
 
@@ -194,8 +198,33 @@ async def test_deletions_are_taken_out_at_once(world: World) -> None:
     assert world.best("F", where("ge", 1)) == ["c", "a", "b", "d"]
 
 
+MISSED = ItemChanges("0", np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.bool_), complete=False)
+
+
 async def test_after_missed_changes_nothing_is_held_until_it_is_read_anew(world: World) -> None:
-    world.lists.apply(ItemChanges("0", np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.bool_), complete=False))
+    world.lists.apply(MISSED)
     assert world.best() == world.best("F") == []
+    await world.lists.refresh()
+    assert world.best("F") == ["c", "a", "z", "b", "d"]
+
+
+async def test_after_missed_changes_a_refresh_is_due_at_once(world: World) -> None:
+    due = asyncio.create_task(world.lists.due(every_s=3600))
+    await asyncio.sleep(0)
+    assert not due.done()
+    world.lists.apply(MISSED)
+    async with asyncio.timeout(10):
+        await due
+        await world.lists.refresh()
+        await world.lists.due(every_s=0.001)
+
+
+async def test_what_was_read_while_changes_were_missed_is_not_kept(world: World) -> None:
+    world.popular.meanwhile = lambda: world.lists.apply(MISSED)
+    await world.lists.refresh()
+    assert world.best() == []
+    world.popular.meanwhile = None
+    async with asyncio.timeout(10):
+        await world.lists.due(every_s=3600)
     await world.lists.refresh()
     assert world.best("F") == ["c", "a", "z", "b", "d"]

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
@@ -35,7 +36,7 @@ NOTHING = _List((), np.zeros(0, dtype=np.float32))
 
 
 class PopularLists:
-    """The most popular items of everybody and of each segment. `refresh` is to be called every few seconds.
+    """The most popular items of everybody and of each segment. `refresh` is to be called whenever `due` returns.
 
     Refreshing reads everybody's list and those of the next SEGMENTS_AT_ONCE segments; where it fails, the last lists
     stay. An ItemFollower tells of deletions.
@@ -49,15 +50,26 @@ class PopularLists:
         self._next = 0
         self._lists: dict[str, _List] = {}
         self._filtered: dict[tuple[str, Filter], Best] = {}
+        self._missed = asyncio.Event()  # changes of items, since the last refresh began
+
+    async def due(self, every_s: float) -> None:
+        """Wait so long, or until changes were missed."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._missed.wait(), every_s)
 
     async def refresh(self) -> None:
-        """Read lists anew. Raises DependencyError of the popular or the item table; the lists stay as they are then."""
+        """Read lists anew. Raises DependencyError of the popular or the item table; the lists stay as they are then.
+
+        What was read while changes were missed is not kept: the next refresh is due at once.
+        """
+        self._missed.clear()
         wanted = [EVERYBODY, *islice(self._segments, self._next, self._next + SEGMENTS_AT_ONCE)]
         self._next = self._next + SEGMENTS_AT_ONCE if self._next + SEGMENTS_AT_ONCE < len(self._segments) else 0
         tops = await self._table.top(wanted, DEPTH)
         read = {segment: await self._list(top) for segment, top in zip(wanted, tops, strict=True)}
-        self._lists |= read
-        self._filtered.clear()
+        if not self._missed.is_set():
+            self._lists |= read
+            self._filtered.clear()
 
     async def refresh_all(self) -> None:
         """Read every list anew. Raises as `refresh` does."""
@@ -65,8 +77,9 @@ class PopularLists:
             await self.refresh()
 
     def apply(self, changes: ItemChanges) -> None:
-        """Take out what was deleted; all lists when changes were missed: the next refreshes read them anew."""
+        """Take out what was deleted; all lists when changes were missed: a refresh is due then."""
         if not changes.complete:
+            self._missed.set()
             self._lists.clear()
             self._filtered.clear()
         elif changes.deleted.any():
