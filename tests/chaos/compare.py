@@ -1,13 +1,13 @@
 """Expected against found. Every difference is one of four kinds, and names the event or the record where it shows."""
 
-import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from tests.chaos.answers import TakenIn, read_answers, wrong_answers
+from tests.chaos.difference import Difference, Kind
 from tests.chaos.formats import User
 from tests.chaos.log import ACTIVITY, CANDIDATES, DEAD_LETTERS, ITEMS, Entry, Place, source_topic
 from tests.chaos.model import Expected, ExpectedUser, last_of_each_key, rebuilt
@@ -15,54 +15,16 @@ from tests.chaos.stored import Stored
 from tests.chaos.vectors import ItemTower
 
 TOLERANCE = 1e-4
-CLOCK_SLACK_MS = 50
 STALE = "stale_version"
-STATUSES = {"ok", "degraded", "expired", "rejected"}
-
-Kind = Literal["lost", "double_effects", "unanswered", "wrong_state"]
-KINDS: tuple[Kind, ...] = ("lost", "double_effects", "unanswered", "wrong_state")
 
 
-@dataclass(frozen=True)
-class Difference:
-    """One thing that is not as it must be."""
-
-    kind: Kind
-    line: str
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What was answered: by request id, in the order of the log."""
-
-    by_request: dict[str, list[tuple[Entry, dict[str, Any]]]]
-
-    def duplicates(self, expected: Expected) -> int:
-        """Answers beyond one per record of a request."""
-        asked = Counter(request_id for _, _, request_id in expected.requests.values())
-        return sum(max(0, len(found) - asked[request_id]) for request_id, found in self.by_request.items())
-
-    def busiest(self, within_ms: int) -> int:
-        """The most answers that the broker took within so long."""
-        times = sorted(entry.taken_ms for found in self.by_request.values() for entry, _ in found)
-        most = first = 0
-        for last, taken_ms in enumerate(times):
-            while taken_ms - times[first] > within_ms:
-                first += 1
-            most = max(most, last - first + 1)
-        return most
-
-
-def read_answers(entries: list[Entry]) -> Answers:
-    """From the records of `recall-candidates`."""
-    by_request: dict[str, list[tuple[Entry, dict[str, Any]]]] = {}
-    for entry in entries:
-        answer = json.loads(entry.value or b"")
-        by_request.setdefault(answer["request_id"], []).append((entry, answer))
-    return Answers(by_request)
-
-
-def compare(expected: Expected, stored: Stored, topics: dict[str, list[Entry]], tower: ItemTower) -> list[Difference]:
+def compare(
+    expected: Expected,
+    stored: Stored,
+    topics: dict[str, list[Entry]],
+    tower: ItemTower,
+    taken_in: Sequence[TakenIn] = (),
+) -> list[Difference]:
     """All differences: users, popular counts, items, collection, markers, item topic, answers, dead letters."""
     found = [Difference("wrong_state", line) for line in stored.unreadable]
     found += _users(expected, stored)
@@ -70,7 +32,7 @@ def compare(expected: Expected, stored: Stored, topics: dict[str, list[Entry]], 
     found += _items(expected, stored, tower)
     found += _complete(stored, topics)
     found += _compaction(expected, topics[ITEMS])
-    found += _answers(expected, read_answers(topics[CANDIDATES]))
+    found += wrong_answers(expected, read_answers(topics[CANDIDATES]), taken_in)
     found += _letters(expected, topics[DEAD_LETTERS])
     return found
 
@@ -213,46 +175,6 @@ def _compaction(expected: Expected, entries: list[Entry]) -> Iterator[Difference
 
 def _near(was: Any, must: Any) -> bool:
     return was.shape == must.shape and bool(np.abs(was - must).max() <= TOLERANCE)
-
-
-def _answers(expected: Expected, answers: Answers) -> Iterator[Difference]:
-    asked: dict[str, list[tuple[Entry, str]]] = {}  # a producer that hears nothing sends again: one id, two records
-    for entry, status, request_id in expected.requests.values():
-        asked.setdefault(request_id, []).append((entry, status))
-    for request_id, records in asked.items():
-        found = answers.by_request.get(request_id, [])
-        for entry, _ in records[len(found) :]:
-            yield Difference("unanswered", f"request {request_id}: {entry}")
-        for _, answer in found:
-            problems = [_problem(entry, status, answer) for entry, status in records]
-            if all(problems):
-                yield Difference("wrong_state", f"the answer to {request_id} {problems[0]}: {records[0][0]}")
-    for request_id in answers.by_request.keys() - asked.keys():
-        yield Difference("wrong_state", f"an answer to {request_id}, which nobody asked")
-
-
-def _problem(request: Entry, status: str, answer: dict[str, Any]) -> str:
-    """What is wrong with an answer, '' for nothing."""
-    asked = json.loads(request.value or b"")
-    items, scores = answer["item_ids"], answer["scores"]
-    if answer["user_id"] != asked["user_id"]:
-        return "is for another user"
-    if answer["status"] not in STATUSES or (status and answer["status"] != status):
-        return f"has status {answer['status']}"
-    if status:
-        return ""
-    if answer["status"] == "rejected" and answer["reasons"] != ["overloaded"]:
-        return f"is rejected: {answer['reasons']}"
-    deadline_ms = request.taken_ms + asked.get("timeout_ms", 2000)
-    if answer["status"] == "expired" and answer["timestamp_ms"] < deadline_ms - CLOCK_SLACK_MS:
-        return f"is expired {deadline_ms - answer['timestamp_ms']} ms before the deadline"
-    if len(set(items)) != len(items) or len(items) != len(scores) or len(items) > asked.get("k", 100):
-        return f"lists {len(items)} items, {len(set(items))} different ones, {len(scores)} scores"
-    if scores != sorted(scores, reverse=True):
-        return "is not in order"
-    if set(items) & set(asked.get("exclude_items", ())):
-        return "lists an excluded item"
-    return ""
 
 
 def _letters(expected: Expected, entries: list[Entry]) -> Iterator[Difference]:

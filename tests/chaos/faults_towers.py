@@ -37,6 +37,8 @@ def misbehave(how: str) -> Callable[[Rig], Awaitable[None]]:
 async def hang(rig: Rig) -> None:
     """A tower that is never done, in every worker that has one: each ends by itself, and comes again without it."""
     workers = [*rig.workers.of("recall"), *rig.workers.of("items")]
+    for worker in workers:
+        worker.hangs = True
     with ordered(rig, " ".join(["hangs", *(str(worker.process.pid) for worker in workers)])):
         await rig.answered(MODEL_UNAVAILABLE)
         await rig.until(partial(all_ended, workers), RECOVERED_WITHIN_S, "a worker whose tower hangs lives on")

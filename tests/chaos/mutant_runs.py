@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from models.bundle import Bundle
-from tests.chaos.compare import Kind
+from tests.chaos.difference import Kind
 from tests.chaos.rig import Rig, say
 from tests.chaos.run import Report, run
 from tests.chaos.workload import Rates

@@ -4,9 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,9 @@ from workers.settings import AGENT_KINDS, AgentKind, Settings
 
 ROOT = Path(__file__).parents[2]
 PATCHES = ("tests.chaos.patches.towers", "tests.chaos.patches.index")
+STORE_LOST = "ending without a commit, to read again what kafka retains"
+STUCK = "worker is stuck, ending it without a commit"
+STARTED = "worker starts"
 GAUGES = (
     "recall_assigned_partitions",
     "recall_lag_records",
@@ -35,6 +38,7 @@ class Worker:
     process: "subprocess.Popen[bytes]"
     web_port: int
     log: Path
+    hangs: bool = False  # it is made to, and is to end by itself
 
     def ready(self) -> bool:
         """Whether its /readyz says so."""
@@ -81,6 +85,25 @@ class Worker:
         self.process.wait()
 
 
+@dataclass(frozen=True)
+class Death:
+    """A process that ended by itself, or not well when it was told to."""
+
+    worker: Worker
+    code: int
+
+    def explained(self) -> bool:
+        """Whether it says that it ends for what is done to it. Before its first line a signal just ends it."""
+        text = self.worker.log.read_text(errors="replace")
+        ends = [STORE_LOST, *([STUCK] if self.worker.hangs else [])]
+        return any(line in text for line in ends) or (self.code == -signal.SIGTERM and STARTED not in text)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.worker.kind} worker {self.worker.process.pid} ended with {self.code}:\n{tail(self.worker.log, 5)}"
+        )
+
+
 @dataclass
 class Workers:
     """Started, ended and counted. To be used from the main thread: children die with the thread that started them."""
@@ -89,9 +112,11 @@ class Workers:
     mutant: str | None = None
     running: list[Worker] = field(default_factory=list)
     started: int = 0
-    deaths: list[str] = field(default_factory=list)
+    deaths: list[Death] = field(default_factory=list)
     leaving: list[Worker] = field(default_factory=list)
-    ended: Counter[AgentKind] = field(default_factory=Counter)  # without a commit
+    undrained: list[Death] = field(default_factory=list)
+    killed: dict[AgentKind, list[tuple[int, float]]] = field(default_factory=lambda: {kind: [] for kind in AGENT_KINDS})
+    """when in epoch milliseconds, and about which part of all partitions each had"""
 
     def start(self, kind: AgentKind, patches: Sequence[str] = (), **settings: object) -> Worker:
         """One more process; `patches` are modules that it imports before its first line, `settings` its own."""
@@ -120,8 +145,8 @@ class Workers:
 
     def kill(self, worker: Worker) -> None:
         """kill -9, and forget it."""
+        self.killed[worker.kind].append((time.time_ns() // 1_000_000, 1 / len(self.of(worker.kind))))
         self.running.remove(worker)
-        self.ended[worker.kind] += 1
         worker.kill()
 
     def terminate(self, worker: Worker) -> None:
@@ -135,9 +160,8 @@ class Workers:
         for worker in list(self.running):
             code = worker.process.poll()
             if code is not None:
-                self.deaths.append(f"{worker.kind} ended with code {code}:\n{tail(worker.log, 5)}")
+                self.deaths.append(Death(worker, code))
                 self.running.remove(worker)
-                self.ended[worker.kind] += 1
                 self.start(worker.kind)
 
     def ready(self) -> bool:
@@ -154,9 +178,15 @@ class Workers:
             worker.send(signal.SIGCONT)
             worker.send(signal.SIGTERM)
         for worker in [*self.running, *self.leaving]:
-            end(worker.process, DRAIN_S)
+            if code := end(worker.process, DRAIN_S):
+                self.undrained.append(Death(worker, code))
         self.running.clear()
         self.leaving.clear()
+
+    def bad_ends(self, *, any_death: bool) -> list[str]:
+        """Ends that no fault explains, a line each; with `any_death`, all but those that were told to end."""
+        bad = [death for death in self.deaths if any_death or not death.explained()]
+        return [str(death) for death in (*bad, *(death for death in self.undrained if not death.explained()))]
 
 
 def all_ended(workers: Sequence[Worker]) -> bool:

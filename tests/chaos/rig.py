@@ -17,6 +17,7 @@ from models.datasets.generated import generate
 from models.fit import FitOptions, fit
 from models.spec import builtin_spec, load_spec
 from schemas.recall import RecallRequest
+from tests.chaos.answers import TakenIn
 from tests.chaos.feeder import Feeder
 from tests.chaos.log import ACTIVITY, ITEMS, REQUESTS, Logs
 from tests.chaos.processes import Workers
@@ -86,6 +87,7 @@ class Rig:
         self.logs = Logs(self.settings.kafka_bootstrap, namespace)
         self.view: views.ActiveView | None = None
         self.problems: list[str] = []
+        self.taken_in_by: list[TakenIn] = []
 
     async def __aenter__(self) -> "Rig":
         try:
@@ -185,6 +187,7 @@ class Rig:
 
     async def taken_in(self, topics: Sequence[str], within_s: float) -> None:
         """Wait until all that stands in these topics now is committed. Raises NotRecoveredError."""
+        until_ms = self.now_ms()
         left = {topic: await self.ends(topic) for topic in topics}
 
         async def done() -> bool:
@@ -196,6 +199,8 @@ class Rig:
             return not left
 
         await self.until_async(done, within_s, f"not all of {' and '.join(topics)} is committed")
+        if ACTIVITY in topics:
+            self.taken_in_by.append(TakenIn(until_ms, self.now_ms()))
 
     async def apply_topics(self, partitions: int) -> None:
         """`recall topics apply`, with so many partitions."""

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from tests.chaos.compare import KINDS, Difference, compare, read_answers
+from tests.chaos.answers import read_answers, uncommitted
+from tests.chaos.compare import compare
+from tests.chaos.difference import KINDS, Difference
 from tests.chaos.faults import FAULTS
 from tests.chaos.log import CANDIDATES, DEAD_LETTERS, INPUTS
 from tests.chaos.model import Rules, expected
@@ -22,8 +24,7 @@ from workers.local.stack import LocalStack
 from workers.settings import AGENT_KINDS, AgentKind
 
 SHOWN = 10
-UNCOMMITTED_MS = 500 + 500  # the commit interval, and `wait_for_event_ms`
-IN_HAND = 2 * 64  # requests, of one worker
+UNCOMMITTED_MS = 500 + 500 + 500  # the commit interval, `wait_for_event_ms`, and one batch
 
 
 @dataclass
@@ -133,30 +134,31 @@ async def many_kills(rig: Rig, kills: int, report: Report) -> None:
 async def judge(rig: Rig, report: Report, *, kills_only: bool = False) -> list[Difference]:
     """End the traffic and the workers, and compare everything. Adds up the report.
 
-    Where nothing but kills has happened, duplicate answers are what was not committed: those of the commit interval,
-    of a request that waits for its event and holds others back, and of what was in hand.
+    Where nothing but kills has happened, no worker ends by itself, and duplicate answers are what was not committed:
+    those of the commit interval, of a request that waits for its event and holds others back, and of one batch.
     """
     assert rig.view is not None
-    found = [Difference("wrong_state", line) for line in rig.problems]
+    found = []
     try:
         await rig.finish()
     except NotRecoveredError as error:
         found.append(Difference("lost", str(error)))
         await asyncio.to_thread(rig.workers.stop)
+    found += [Difference("wrong_state", line) for line in (*rig.problems, *rig.workers.bad_ends(any_death=kills_only))]
     settings = rig.settings
     topics = await rig.logs.read()
     tower = ItemTower(rig.bundle.path)
     must = expected(topics, Rules.read(rig.bundle.path))
     redis_url = settings.redis_url.get_secret_value()
     stored = await asyncio.to_thread(read_all, redis_url, settings.milvus_uri, settings.namespace, rig.view.collection)
-    found += compare(must, stored, topics, tower)
+    found += compare(must, stored, topics, tower, rig.taken_in_by)
     report.events += sum(len(topics[topic]) for topic in INPUTS)
     report.dead_letters += len(topics[DEAD_LETTERS])
     answers = read_answers(topics[CANDIDATES])
     report.duplicate_answers += answers.duplicates(must)
-    ended = rig.workers.ended["recall"]
-    bound = ended * (answers.busiest(UNCOMMITTED_MS) + IN_HAND)
-    say(f"{report.duplicate_answers} duplicate answers; {ended} recall workers that were killed allow {bound}")
+    killed = rig.workers.killed["recall"]
+    bound = uncommitted(answers.taken_ms(), killed, UNCOMMITTED_MS)
+    say(f"{report.duplicate_answers} duplicate answers; {len(killed)} recall workers that were killed allow {bound}")
     if kills_only and report.duplicate_answers > bound:
         found.append(Difference("wrong_state", f"{report.duplicate_answers} duplicate answers, at most {bound} may be"))
     counts = Counter(difference.kind for difference in found)

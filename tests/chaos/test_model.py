@@ -11,7 +11,9 @@ from aiokafka.partitioner import murmur2
 
 from models.tensors import item_inputs
 from schemas import codec
-from tests.chaos.compare import Difference, _compaction, compare, read_answers
+from tests.chaos.answers import TakenIn, read_answers, uncommitted
+from tests.chaos.compare import _compaction, compare
+from tests.chaos.difference import Difference
 from tests.chaos.formats import ITEM_HEAD, ROW, SEEN, USER_HEAD, Item, User, hash64, read_item, read_user
 from tests.chaos.log import ACTIVITY, CANDIDATES, DEAD_LETTERS, ITEMS, REQUESTS, Entry
 from tests.chaos.model import HISTORY, Expected, Rules, expected
@@ -216,13 +218,24 @@ class World:
         self.answers = [answer()]
         self.popular: dict[tuple[int, int, str], dict[int, int]] = {}
         self.letters = [LETTER]
+        self.taken_in: list[TakenIn] = []
+
+    def known(self, until_ms: int) -> None:
+        """All activity until then was in Redis before the request; and now the user is called new."""
+        self.taken_in.append(TakenIn(until_ms, NOW_MS - 1))
+        self.answers[0] = answer(reasons=["cold_start"])
+
+    def asks_after(self, event_id: str) -> None:
+        """The request is for a list after that activity."""
+        value = json.dumps(json.loads(ASKED.value or b"") | {"after_event_id": event_id}).encode()
+        self.must.requests[ASKED.place] = replace(ASKED, value=value), "", "r"
 
     def differences(self) -> list[Difference]:
         users = {} if self.user is None else {"u": self.user}
         items = {} if self.item is None else {"i": self.item}
         stored = Stored(users, items, {"i": self.rows} if self.rows else {}, [], self.popular)
         topics = {ITEMS: [update(0, year=1950)], CANDIDATES: self.answers, DEAD_LETTERS: self.letters}
-        return compare(self.must, stored, topics, self.tower)
+        return compare(self.must, stored, topics, self.tower, self.taken_in)
 
 
 SPOILED = {
@@ -248,7 +261,23 @@ SPOILED = {
     "two answers": (lambda w: w.answers.append(answer()), []),
     "another's answer": (lambda w: w.answers.append(answer(request_id="q")), ["wrong_state"]),
     "too many items": (lambda w: w.answers.append(answer(item_ids=["a", "b", "c"], scores=[3, 2, 1])), ["wrong_state"]),
-    "expired too early": (lambda w: w.answers.append(answer(status="expired")), ["wrong_state"]),
+    "ok too late": (lambda w: w.answers.append(answer(timestamp_ms=NOW_MS + 2100)), ["wrong_state"]),
+    "expired in time": (
+        lambda w: w.answers.append(answer(status="expired", reasons=["deadline_exceeded"])),
+        ["wrong_state"],
+    ),
+    "ok, and too short": (lambda w: w.answers.append(answer(item_ids=["a"], scores=[1])), ["wrong_state"]),
+    "short, and not": (lambda w: w.answers.append(answer(reasons=["short_list"])), ["wrong_state"]),
+    "ok without its features": (
+        lambda w: w.answers.append(answer(reasons=["features_unavailable"])),
+        ["wrong_state"],
+    ),
+    "degraded by nothing": (lambda w: w.answers.append(answer(status="degraded")), ["wrong_state"]),
+    "degraded": (lambda w: w.answers.append(answer(status="degraded", reasons=["model_unavailable"])), []),
+    "a user who may be new": (lambda w: w.known(NOW_MS), []),
+    "a known user called new": (lambda w: w.known(NOW_MS + 1), ["wrong_state"]),
+    "after an activity that came": (lambda w: w.asks_after("a"), []),
+    "after an activity that never came": (lambda w: w.asks_after("b"), ["wrong_state"]),
     "no dead letter": (lambda w: w.letters.clear(), ["lost"]),
     "a dead letter of the same place in an earlier log": (
         lambda w: w.letters.__setitem__(0, replace(LETTER, log=1)),
@@ -278,7 +307,9 @@ def test_a_request_that_was_taken_twice_needs_two_answers_and_each_is_right_for_
     again = replace(ASKED, offset=1, taken_ms=NOW_MS + 2500)
     world.must.requests[again.place] = again, "", "r"
     assert [difference.kind for difference in world.differences()] == ["unanswered"]
-    world.answers.append(answer(status="expired", item_ids=[], scores=[], timestamp_ms=NOW_MS + 2200))
+    world.answers.append(
+        answer(status="expired", reasons=["deadline_exceeded"], item_ids=[], scores=[], timestamp_ms=NOW_MS + 2200)
+    )
     assert world.differences() == []
 
 
@@ -331,12 +362,14 @@ def test_the_workload_is_the_same_for_the_same_seed_and_holds_everything() -> No
     assert "rejected" in {status for _, status, _ in result.requests.values()}
 
 
-def test_answers_at_the_busiest_moment() -> None:
+def test_answers_that_may_come_again() -> None:
     entries = [
-        replace(answer(request_id=f"r{n}"), taken_ms=taken_ms) for n, taken_ms in enumerate((0, 900, 1000, 1500))
+        replace(answer(request_id=f"r{n}"), taken_ms=taken_ms) for n, taken_ms in enumerate((1500, 0, 900, 1000))
     ]
-    assert read_answers(entries).busiest(600) == 3
-    assert read_answers([]).busiest(600) == 0
+    assert (taken_ms := read_answers(entries).taken_ms()) == [0, 900, 1000, 1500]
+    assert uncommitted(taken_ms, [(1000, 1.0)], 100) == 2
+    assert uncommitted(taken_ms, [(1000, 0.5), (1500, 1.0), (5000, 1.0)], 500) == 3
+    assert uncommitted(taken_ms, [], 500) == 0
 
 
 def test_a_data_set_is_replayed_in_its_order_between_what_is_made_up() -> None:
