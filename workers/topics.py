@@ -19,7 +19,7 @@ TOPIC_ALREADY_EXISTS = 36
 SETTLE_S = 10
 ITEM_UPDATES = "item-updates"
 EXACT = ("cleanup.policy", "message.timestamp.type")
-AT_LEAST = ("max.message.bytes", "min.insync.replicas")
+AT_LEAST = ("max.message.bytes", "min.insync.replicas", "delete.retention.ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +136,8 @@ def differences(settings: Settings, topic: str, found: Mapping[str, str]) -> lis
     expected = expected_configs(settings)[topic]
     result = []
     for name in (*EXACT, *AT_LEAST):  # the rest is the operator's to choose
-        want, have = expected[name], found.get(name)
-        if have is None or (have == want if name in EXACT else int(have) >= int(want)):
+        want, have = expected.get(name), found.get(name)
+        if want is None or have is None or (have == want if name in EXACT else int(have) >= int(want)):
             continue
         must = "must be" if name in EXACT else "must be at least"
         todo = alter_command(settings, topic, f"{name}={want}")

@@ -328,7 +328,7 @@ async def test_a_full_server_is_a_dependency_error_until_it_has_room(server: Red
     table = RedisUserTable(client, settings)
     events = [did("a", 1, 1), did("b", 1, 1)]
     await client.config_set("maxmemory", 1)
-    with pytest.raises(DependencyUnavailable):
+    with pytest.raises(DependencyUnavailable, match="command not allowed when used memory > 'maxmemory'"):
         await pipeline_on(table).run(events)
     await client.config_set("maxmemory", 0)
     assert (await pipeline_on(table).run(events)).outcomes == {"accepted": 2}

@@ -93,7 +93,7 @@ def test_a_worker_is_judged_by_its_own_topics() -> None:
         ("user-activity", {"retention_ms": "60000"}, Level.WARNING, "may go before they are read"),
         ("recall-dead-letters", {"retention_ms": "60000"}, Level.WARNING, "may go before they are read"),
         ("user-activity", {"retention_bytes": "1000000"}, Level.WARNING, "retention.bytes is 1000000"),
-        ("item-updates", {"delete_retention_ms": "1000"}, Level.WARNING, "a slower rebuild misses deletes"),
+        ("item-updates", {"delete_retention_ms": "604799999"}, Level.UNSAFE, "must be at least 604800000 (who is away"),
         ("item-updates", {"min_insync_replicas": "2"}, Level.WRONG, "nothing can be written"),
     ],
 )

@@ -9,7 +9,6 @@ from workers.kafka_inspect import Cluster, Topic, inspect_cluster
 from workers.settings import AgentKind, Settings
 
 CHECK = "kafka"
-DAY_MS = 86_400_000
 TOPICS_OF: dict[AgentKind, tuple[str, ...]] = {
     "activity": ("user-activity", "recall-dead-letters"),
     "items": ("item-updates", "recall-dead-letters"),
@@ -21,6 +20,7 @@ WHY = {
     "message.timestamp.type": "producers' clocks would decide what expires",
     "max.message.bytes": "larger events would be refused",
     "min.insync.replicas": "an acknowledged record may be lost with one broker",
+    "delete.retention.ms": "who is away for so long misses deletions",
 }
 
 
@@ -107,10 +107,6 @@ class _Judgement:
         if self._is("user-activity", "recall-requests", "recall-dead-letters") and size >= 0:
             line = f"retention.bytes is {size} (events may go before they are read)"
             yield self._finding(Level.WARNING, line, self._alter("retention.bytes=-1"))
-        deletes_ms = int(configs.get("delete.retention.ms", DAY_MS))
-        if self._is("item-updates") and deletes_ms < DAY_MS:
-            line = f"delete.retention.ms is {deletes_ms}, less than a day (a slower rebuild misses deletes)"
-            yield self._finding(Level.WARNING, line, self._alter(f"delete.retention.ms={topics.DELETE_RETENTION_MS}"))
 
     def _in_sync(self) -> Iterator[Finding]:
         topic, least = self.topic, self._least
