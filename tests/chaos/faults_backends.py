@@ -11,7 +11,7 @@ from typing import Any
 from redis.asyncio import Redis as Client
 
 from tests.chaos.formats import hash64
-from tests.chaos.log import ITEMS
+from tests.chaos.log import ACTIVITY, ITEMS
 from tests.chaos.processes import all_ended
 from tests.chaos.rig import RECOVERED_WITHIN_S, NotRecoveredError, Rig, say
 from tests.chaos.workload import WRONGED
@@ -51,7 +51,8 @@ async def _refusals(redis: Any) -> int:
 
 
 async def redis_emptied(rig: Rig) -> None:
-    """Everything in Redis is deleted at once, under load."""
+    """Everything in Redis is deleted at once, under load; until then everybody was known for certain."""
+    await rig.taken_in([ACTIVITY], RECOVERED_WITHIN_S)
     await rig.feeder.steps_more(rig.random.randint(1, 10))
     async with client(rig.service("redis").address) as redis, redis.pipeline(transaction=True) as at_once:
         at_once.flushall()

@@ -29,6 +29,8 @@ MUTANTS = {
     "item_fence": Exposure(("freeze_items",), "lost"),
     "ordered_commit": Exposure(("milvus_slow_and_kill",), "unanswered"),
     "acknowledgement": Exposure(("kill_recall",), "unanswered"),
+    "deadline": Exposure(("milvus_slow",), "wrong_state"),
+    "markers": Exposure(("redis_emptied",), "wrong_state"),
     "durability": Exposure(("redis_tail_lost",), "lost"),
 }
 
