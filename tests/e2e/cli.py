@@ -99,6 +99,8 @@ class Place:
     def start(self, *arguments: str, limit_bytes: int | None = None, stdout: IO[bytes] | None = None) -> Running:
         """Start a command; standard input is a pipe that stays open. `limit_bytes` bounds every file it writes."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RECALL_")}
+        if limit_bytes is not None:  # half a compiled module would break whoever imports it next
+            environment["PYTHONDONTWRITEBYTECODE"] = "1"
         environment |= {"RECALL_CACHE_DIR": os.environ["RECALL_CACHE_DIR"]} if "RECALL_CACHE_DIR" in os.environ else {}
         process = subprocess.Popen(
             [sys.executable, "-m", "workers.cli.main", *arguments],

@@ -258,6 +258,11 @@ def _(idle: Place) -> list[Done]:
     return [idle.recall(*FIT, limit_bytes=500)]
 
 
+@case("`bench`", "`--markdown` in a folder that is not there")
+def _(idle: Place) -> list[Done]:
+    return idle.each(["bench", "--markdown", "nowhere/tables.md"])
+
+
 @case("`bench`", "a part that it has not")
 def _(idle: Place) -> list[Done]:
     return idle.each(["bench", "nonsense"])

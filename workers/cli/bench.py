@@ -9,6 +9,7 @@ import orjson
 import typer
 
 from workers.cli.console import Working
+from workers.cli.output_file import expect_writable, writing
 from workers.errors import ConfigurationError
 from workers.settings import load_settings
 
@@ -35,6 +36,8 @@ def bench(
         raise ConfigurationError(f"{unknown[0]} is no part of the benchmark: {', '.join(PARTS)}")
     if any(count < 1000 for count in items or ()):
         raise ConfigurationError("--items: at least 1000")
+    if markdown is not None:
+        expect_writable("--markdown", markdown)
     settings = load_settings()
     if settings.index != "milvus":
         raise ConfigurationError(f"index = {settings.index!r}: the benchmark measures Milvus alone; leave `index` out")
@@ -48,12 +51,10 @@ def bench(
 
         found = run(settings, parts or GENERATED, items or CATALOGUES, say)
     tables = report.markdown(found)
+    print(orjson.dumps(found).decode() if as_json else tables, flush=True)
     if markdown is not None:
-        try:
+        with writing(markdown):
             markdown.write_text(tables)
-        except OSError as error:
-            raise ConfigurationError(f"{markdown}: {error.strerror}") from error
-    print(orjson.dumps(found).decode() if as_json else tables)
 
 
 def _interrupt(*_: object) -> NoReturn:

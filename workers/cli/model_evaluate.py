@@ -12,6 +12,7 @@ import typer
 from workers.cli.bundles import bundle_folder
 from workers.cli.console import Working
 from workers.cli.data_sets import DataSet
+from workers.cli.output_file import expect_writable, writing
 from workers.cli.since import DURATION, UNITS_MS
 from workers.errors import ConfigurationError
 from workers.settings import load_settings
@@ -76,8 +77,8 @@ def evaluate(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if not _installed("scipy") or (chart is not None and not _installed("matplotlib")):
         raise ConfigurationError(f"`model evaluate{' --chart' if _installed('scipy') else ''}` {EXTRA}")
-    if chart is not None and not chart.resolve().parent.is_dir():
-        raise ConfigurationError(f"--chart: {chart.parent} is not a folder")
+    if chart is not None:
+        expect_writable("--chart", chart)
     from models.evaluation.report import Resampling
     from workers.cli.model_evaluate_print import print_table
     from workers.evaluating import Question, evaluate
@@ -102,14 +103,15 @@ def evaluate(
         source = with_extractors(read_source(data, items, activity, spec, working.say), settings)
         told = _told(working, stack=bool(through))
         result = {"data": data or str(activity)} | evaluate(source, question, told, settings)
+    if as_json:
+        print(orjson.dumps(result).decode(), flush=True)
+    else:
+        print_table(result)
     if chart is not None:
         from models.evaluation.chart import draw
 
-        draw(result, chart)
-    if as_json:
-        print(orjson.dumps(result).decode())
-    else:
-        print_table(result)
+        with writing(chart):
+            draw(result, chart)
 
 
 def _told(working: Working, *, stack: bool) -> "Told":
