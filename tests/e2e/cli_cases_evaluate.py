@@ -44,13 +44,6 @@ def _(idle: Place) -> list[Done]:
     return idle.each([*EVALUATE, "--chart", "."])
 
 
-@case("`model evaluate`", "the chart cannot be written, after all else is well")
-def _(idle: Place) -> list[Done]:
-    done = idle.recall(*EVALUATE, "--chart", "/dev/full")
-    assert "recall_at_100" in done.out
-    return [done]
-
-
 @case("`model evaluate`", "`--through stream` of events of one's own")
 def _(idle: Place) -> list[Done]:
     return idle.each([*EVALUATE, "--through", "stream"])
