@@ -25,7 +25,7 @@ from workers.pipelines.admission import Incoming, by_time_left, without_items
 from workers.pipelines.opening import Answers
 from workers.pipelines.popular_counts import Spans
 from workers.ports import Clock, UserTable
-from workers.publisher import Outgoing, Publisher
+from workers.publisher import Outgoing, Publisher, header_bytes
 from workers.retry import until_done
 from workers.runners import Runners
 from workers.settings import AgentKind, Settings
@@ -282,7 +282,7 @@ class RecallAgent:
         count = self._reply_partitions()
         partition = record.partition % count
         for name, value in record.headers:
-            size_bytes = len(name.encode()) + len(value or b"")
+            size_bytes = header_bytes(name, value)
             if name == REPLY_PARTITION:
                 partition = _reply_partition(value, count, partition)
             if size_bytes <= left_bytes and name != REQUEST_ID:  # one that is too large keeps out no other

@@ -18,7 +18,7 @@ from workers.inflight import Backlog, Batch
 from workers.metrics import Metrics
 from workers.pause import Pause
 from workers.ports import Clock
-from workers.publisher import Outgoing
+from workers.publisher import Outgoing, header_bytes
 from workers.settings import AgentKind, Settings
 
 WINDOW_S = 60.0
@@ -89,6 +89,8 @@ class GivingUp:
         allowed, held = self._allowed(problems)
         await self._send(allowed)
         self.held_bytes += _size_bytes(held)
+        for _, problem in held:  # a traceback keeps its frames, and they whatever was read beside what is held
+            problem.__traceback__ = problem.__cause__ = problem.__context__ = None
         return held
 
     async def write_later(self, batch: Batch, held: Problems) -> None:
@@ -169,4 +171,7 @@ class Gate:
 
 
 def _size_bytes(problems: Problems) -> int:
-    return sum(len(record.key or b"") + len(record.value or b"") for record, _ in problems)
+    return sum(
+        len(record.key or b"") + len(record.value or b"") + sum(header_bytes(*header) for header in record.headers)
+        for record, _ in problems
+    )

@@ -22,9 +22,15 @@ from workers.errors import DependencyTimeout, DependencyUnavailable
 from workers.transport import MAX_REQUEST_BYTES, producer_of
 
 RECORD_OVERHEAD_BYTES = 64
+HEADER_OVERHEAD_BYTES = 10
 FATAL_FOR_PRODUCER = (OutOfOrderSequenceNumber, ProducerFenced, InvalidProducerEpoch)
 
 log = structlog.get_logger()
+
+
+def header_bytes(name: str, value: bytes | None) -> int:
+    """An upper bound of a header's size in a record."""
+    return len(name.encode()) + len(value or b"") + HEADER_OVERHEAD_BYTES
 
 
 class Outgoing(msgspec.Struct, frozen=True, gc=False):
@@ -38,7 +44,7 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     def size_bytes(self) -> int:
         """An upper bound of its size in a record batch."""
         size_bytes = len(self.key or b"") + len(self.value or b"") + RECORD_OVERHEAD_BYTES
-        return size_bytes + sum(len(name.encode()) + len(value or b"") + 10 for name, value in self.headers)
+        return size_bytes + sum(header_bytes(name, value) for name, value in self.headers)
 
 
 class Publisher:

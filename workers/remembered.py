@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 from cachetools import TTLCache
 
-from schemas.recall import RecallRequest
 from schemas.records import FORGET_SLICE
+from workers.digest import digest
 from workers.pipelines.admission import Asked
 from workers.ports import Float32
 
@@ -21,7 +21,6 @@ MAX_ITEMS = 200
 
 T = TypeVar("T")
 
-_encode_context = msgspec.json.Encoder(order="deterministic").encode
 _encode_ids = msgspec.msgpack.Encoder().encode
 _decode_ids = msgspec.msgpack.Decoder(list[str]).decode
 
@@ -64,25 +63,17 @@ class Results(Generic[T]):
 def result_key(asked: Asked, token: bytes) -> Hashable:
     """Equal for requests whose search results are equal. Every user of whom nothing is stored has the token b""."""
     request = asked.request
-    return (
-        token,
-        request.timestamp_ms,
-        b"" if not request.context else _encode_context(request.context),
-        asked.k,
-        asked.exclude_seen,
-        tuple(request.exclude_items),
-        *_of_scene(asked),
-    )
+    own = request.timestamp_ms, request.context or {}, asked.k, asked.exclude_seen, request.exclude_items
+    return token, digest(own, *_of_scene(asked))
 
 
 def list_key(asked: Asked, record: bytes | None) -> Hashable:
     """Equal for a user's requests that may be given each other's lists; another one after the user was forgotten."""
-    return (asked.request.user_id, b"" if record is None else record[FORGET_SLICE], *_of_scene(asked))
+    return asked.request.user_id, b"" if record is None else record[FORGET_SLICE], digest(*_of_scene(asked))
 
 
-def _of_scene(asked: Asked) -> tuple[Hashable, ...]:
-    request: RecallRequest = asked.request
-    return request.scene, asked.where, tuple(request.anchor_items)
+def _of_scene(asked: Asked) -> tuple[object, ...]:
+    return asked.request.scene, asked.where, asked.request.anchor_items
 
 
 class LastLists:

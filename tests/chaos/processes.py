@@ -18,7 +18,10 @@ from workers.settings import AGENT_KINDS, AgentKind, Settings
 
 ROOT = Path(__file__).parents[2]
 PATCHES = ("tests.chaos.patches.towers", "tests.chaos.patches.index")
-STORE_LOST = "ending without a commit, to read again what kafka retains"
+STORE_LOST = (
+    "ending without a commit, to read again what kafka retains",
+    "redis is another one and may have lost writes; ending without a commit",
+)
 STUCK = "worker is stuck, ending it without a commit"
 STARTED = "worker starts"
 GAUGES = (
@@ -95,7 +98,7 @@ class Death:
     def explained(self) -> bool:
         """Whether it says that it ends for what is done to it. Before its first line a signal just ends it."""
         text = self.worker.log.read_text(errors="replace")
-        ends = [STORE_LOST, *([STUCK] if self.worker.hangs else [])]
+        ends = [*STORE_LOST, *([STUCK] if self.worker.hangs else [])]
         return any(line in text for line in ends) or (self.code == -signal.SIGTERM and STARTED not in text)
 
     def __str__(self) -> str:

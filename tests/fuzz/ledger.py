@@ -21,6 +21,7 @@ from tests.fuzz.traffic import Due, Event
 Headers = Sequence[tuple[str, bytes]]
 
 COPIED_BYTES = 4096
+HEADER_BYTES = 10  # of each, besides its name and value
 FLOAT32 = struct.Struct(">f")
 NO_LETTER = ""
 AGAIN = "winner again"
@@ -267,7 +268,7 @@ def copied(asked: Asked) -> list[tuple[str, bytes]]:
     """The headers of an answer: the request's that fit into 4 KiB together, and its id."""
     kept, left = [], COPIED_BYTES
     for name, value in asked.headers:
-        size = len(name.encode()) + len(value)
+        size = len(name.encode()) + len(value) + HEADER_BYTES
         if size <= left and name != "request_id":
             kept.append((name, value))
             left -= size

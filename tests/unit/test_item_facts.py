@@ -151,6 +151,20 @@ async def test_a_read_that_overlaps_a_change_is_not_kept(
     assert await years(facts, "a") == [7]
 
 
+async def test_a_read_that_overlaps_the_first_refresh_is_not_kept(table: CountedTable) -> None:
+    """What changed before the follower found its place in the feed, nobody tells."""
+    facts = ItemFacts(table, FIELDS)
+    follower = ItemFollower(table, facts)
+    table.go_on.clear()
+    reading = asyncio.create_task(years(facts, "a"))
+    await table.read_done.wait()
+    await put(table, deleted("a", 1))
+    await follower.refresh()
+    table.go_on.set()
+    assert await reading == [1]
+    assert await years(facts, "a") == [None]
+
+
 async def test_what_is_cached_is_answered_while_the_table_is_down(facts: ItemFacts, table: CountedTable) -> None:
     assert await years(facts, "a") == [1]
     table.down = True

@@ -21,5 +21,5 @@ def test_what_cannot_be_made_is_refused_before_the_work(tmp_path: Path, file: st
 
 def test_what_cannot_be_written_is_one_line() -> None:
     full = Path("/dev/full")
-    with pytest.raises(RecallError, match="^/dev/full cannot be written: No space left on device$"), writing(full):
+    with pytest.raises(RecallError, match=r"^/dev/full cannot be written: No space left on device$"), writing(full):
         full.write_text("much")

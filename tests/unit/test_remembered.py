@@ -67,6 +67,16 @@ def test_equal_questions_have_one_key_whatever_their_ids_and_the_order_of_their_
     assert hash(result_key(one, b"t")) == hash(result_key(other, b"t"))
 
 
+def test_keys_are_small_whatever_is_asked() -> None:
+    large = asked(
+        filter=[FilterClause(field="price", op="not_in", value=[float(n) for n in range(100)])] * 16,
+        exclude_items=["x" * 256] * 1000,
+        context={"device": "x" * 100_000},
+    )
+    for key in (result_key(large, b"token"), list_key(large, None)):
+        assert len(repr(key)) < 200
+
+
 def test_results_live_for_their_time() -> None:
     time = Time()
     results: Results[str] = Results(1000, time)

@@ -234,6 +234,20 @@ async def test_a_read_that_overlaps_a_change_is_not_kept(
     assert await first_values(cache, "a") == [7]
 
 
+async def test_a_read_that_overlaps_the_first_refresh_is_not_kept(table: CountedTable) -> None:
+    """What changed before the follower found its place in the feed, nobody tells."""
+    cache = VectorCache(table, DIM)
+    follower = ItemFollower(table, cache)
+    table.go_on.clear()
+    reading = asyncio.create_task(first_values(cache, "a"))
+    await table.read_done.wait()
+    await put(table, item("a", 7, 1))
+    await follower.refresh()
+    table.go_on.set()
+    assert await reading == [1]
+    assert await first_values(cache, "a") == [7]
+
+
 async def test_eviction_does_not_change_answers(table: CountedTable) -> None:
     cache = VectorCache(table, DIM, max_rows=8)
     follower = ItemFollower(table, cache)

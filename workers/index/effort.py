@@ -10,6 +10,8 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from time import monotonic
 
+from workers.digest import digest
+
 EVERYTHING = ""  # the expression that holds for every item
 REMEMBERED = 1000  # expressions
 REMEMBERED_S = 60.0
@@ -26,7 +28,7 @@ class Shares:
     def __init__(self, count: Count, clock: Callable[[], float] = monotonic) -> None:
         self._count = count
         self._clock = clock
-        self._known: OrderedDict[str, tuple[float, int]] = OrderedDict()
+        self._known: OrderedDict[bytes, tuple[float, int]] = OrderedDict()
 
     async def of(self, expression: str) -> float:
         """0 to 1; 1 while there are no items. Raises what counting raises."""
@@ -34,12 +36,12 @@ class Shares:
         return min(1.0, await self._counted(expression) / everything) if everything else 1.0
 
     async def _counted(self, expression: str) -> int:
-        now_s = self._clock()
-        if expression in self._known and now_s - self._known[expression][0] < REMEMBERED_S:
-            return self._known[expression][1]
+        key, now_s = digest(expression), self._clock()
+        if key in self._known and now_s - self._known[key][0] < REMEMBERED_S:
+            return self._known[key][1]
         number = await self._count(expression)
-        self._known.pop(expression, None)
-        self._known[expression] = now_s, number
+        self._known.pop(key, None)
+        self._known[key] = now_s, number
         if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
         return number

@@ -9,6 +9,7 @@ from itertools import islice
 import numpy as np
 
 from schemas.records import hash64
+from workers.digest import digest
 from workers.filters import Filter
 from workers.index import predicate
 from workers.popularity import EVERYBODY
@@ -49,7 +50,7 @@ class PopularLists:
         self._segments = segments
         self._next = 0
         self._lists: dict[str, _List] = {}
-        self._filtered: dict[tuple[str, Filter], Best] = {}
+        self._filtered: dict[tuple[str, bytes], Best] = {}  # by segment and filter
         self._missed = asyncio.Event()  # changes of items, since the last refresh began
 
     async def due(self, every_s: float) -> None:
@@ -92,12 +93,12 @@ class PopularLists:
 
         Behind the segment's own items stand everybody's, with lower scores. Empty before the first refresh.
         """
-        place = segment or EVERYBODY, where
+        place = segment or EVERYBODY, digest(where) if where else b""
         found = self._filtered.get(place)
         if found is None:
             if len(self._filtered) >= MAX_FILTERED:
                 del self._filtered[next(iter(self._filtered))]
-            found = self._filtered[place] = self._select(*place)
+            found = self._filtered[place] = self._select(place[0], where)
         return found
 
     async def _list(self, top: PopularItems) -> _List:

@@ -58,7 +58,9 @@ class ItemFacts:
 
     def apply(self, changes: ItemChanges) -> None:
         """Forget what changed; all facts when changes were missed."""
-        self._following = True
+        if not self._following:  # of what changes before this place in the feed nobody is told: keep no read of then
+            self._following = True
+            self._generation += 1
         if not changes.complete:
             self._generation += 1
             self._facts.clear()

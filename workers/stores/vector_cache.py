@@ -69,7 +69,9 @@ class VectorCache:
 
     def apply(self, changes: ItemChanges) -> None:
         """Forget changed items, which are read again when they are asked for. When changes were missed, forget all."""
-        self._following = True
+        if not self._following:  # of what changes before this place in the feed nobody is told: keep no read of then
+            self._following = True
+            self._generation += 1
         if not changes.complete:
             self._generation += 1
             self._cached.clear()
