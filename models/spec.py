@@ -19,7 +19,6 @@ MAX_CODES = 64
 MIN_HALF_LIFE_MS = 60_000
 LARGEST = 3e38  # of float32
 MAX_WIDTH = 1024  # of an extractor's column
-LATER_IN_SEEN = {"window_ms": 0, "cap": MAX_SEEN_ITEMS}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # of files, collections and consumer groups
 NOT_A_WORD = "a field's name must be a word of letters, digits and underscores"
 

@@ -1,4 +1,4 @@
-"""Every error of the project, split by what to do about it.
+"""Errors of the workers, split by what to do about it. Others stay within the module that raises and catches them.
 
     RecallError
       InvalidInput             this event can never succeed: dead letter (or a `rejected` answer)

@@ -1,4 +1,4 @@
-"""What commands need of Kafka: connect within seconds, produce messages in bulk, how far behind a consumer group is."""
+"""Kafka beside the stream of a worker: connect within seconds, produce in bulk, how far behind a consumer group is."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -14,8 +14,8 @@ from aiokafka.errors import (
     MessageSizeTooLargeError,
 )
 
+from workers import kafka_patches
 from workers.errors import ConfigurationError, DependencyUnavailable, InvalidInput
-from workers.header_names import expect_any_in_kafka_client
 from workers.settings import Settings
 
 Message = tuple[bytes | None, bytes | None, Sequence[tuple[str, bytes]]]
@@ -33,7 +33,7 @@ async def connected(settings: Settings, *clients: Any) -> AsyncIterator[None]:
 
     Raises DependencyUnavailable when no broker answers in 5 s, and in place of every error of Kafka inside the block.
     """
-    expect_any_in_kafka_client()
+    kafka_patches.apply()
     try:
         async with AsyncExitStack() as opened:
             for client in clients:

@@ -29,7 +29,7 @@ from faust.transport import drivers
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage
 
-from workers import header_names, resets
+from workers import kafka_patches
 from workers.cancelling import cancel
 from workers.ending import end_process, or_end_process
 from workers.errors import DependencyError, DependencyUnavailable
@@ -267,8 +267,7 @@ def create_app(group: str, settings: Settings, policy: BatchPolicy, refill: Refi
 
     Partitions are read from what is committed, or from where `refill` says.
     """
-    resets.expect_in_kafka_client()
-    header_names.expect_any_in_kafka_client()
+    kafka_patches.apply()
     drivers.TRANSPORTS.aliases[SCHEME] = f"{__name__}:Transport"
     app = faust.App(
         group,

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.consumer import fetcher
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
 from faust import App, Schema
 from faust.tables.recovery import Recovery
 from faust.transport import drivers
@@ -19,7 +22,6 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage
 from mode.threads import ServiceThread
 
-from workers import header_names, resets
 from workers.inflight import BatchPolicy
 from workers.settings import load_settings
 from workers.transport import Consumer, Producer, create_app
@@ -143,9 +145,12 @@ def test_a_consumer_takes_how_long_a_fetch_waits_when_it_starts() -> None:
     assert "fetch_max_wait_ms=self._fetch_max_wait_ms" in inspect.getsource(AIOKafkaConsumer.start)
 
 
-def test_an_app_expects_resets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked = []
-    monkeypatch.setattr(resets, "expect_in_kafka_client", lambda: asked.append(1))
-    monkeypatch.setattr(header_names, "expect_any_in_kafka_client", lambda: asked.append(2))
+def test_an_app_bears_resets_and_any_name_of_a_header(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    send = inspect.unwrap(AIOKafkaConnection.send)
+    monkeypatch.setattr(AIOKafkaConnection, "send", send)
+    monkeypatch.setattr(fetcher, "MemoryRecords", MemoryRecords)
     create_app("recall-requests", load_settings(data_dir=tmp_path), BatchPolicy(max_batch=1, in_flight=1))
-    assert asked == [1, 2]
+    assert AIOKafkaConnection.send is not send
+    assert inspect.unwrap(AIOKafkaConnection.send) is send
+    assert issubclass(fetcher.MemoryRecords, MemoryRecords)
+    assert fetcher.MemoryRecords is not MemoryRecords

@@ -20,7 +20,7 @@ VENDORS = {
     "google": {"workers/towers/messages.py"},
     "onnxruntime": {"workers/towers/onnx.py"},
     "pyarrow": {"workers/parquet.py", "workers/parquet_columns.py"},
-    "faust": {"workers/app.py", "workers/agents.py", "workers/transport.py", "workers/liveness.py"},
+    "faust": {"workers/transport.py", "workers/liveness.py"},
     "onnx": {"models/graphs.py", "models/pack.py"},
     "scipy": {"models/samples.py", "models/closed_form.py", "models/polish.py", "models/evaluation"},
     "implicit": {"models/evaluation/baselines/ials.py"},
@@ -37,11 +37,11 @@ def modules() -> dict[str, Path]:
     }
 
 
-def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
+def imports(path: Path) -> set[str]:
     """Modules that a file imports; of `from a import b` both a and a.b."""
     tree = ast.parse(path.read_text())
     found: set[str] = set()
-    for node in tree.body if top_level_only else ast.walk(tree):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -1,1 +1,1 @@
-"""The index of item vectors: in Milvus or Milvus Lite, and in memory."""
+"""The index of item vectors: in Milvus or Milvus Lite, in Faiss, and in memory."""

@@ -271,7 +271,7 @@ class RecallPipeline:
     def _answer_of(self, row: Row, shortlist: Shortlist, timings: Timings) -> CandidateList:
         incoming, request, chosen = row.asked.incoming, row.asked.request, shortlist.chosen
         now_ms = self._clock.now_ms()
-        if now_ms > incoming.deadline_ms:
+        if now_ms >= incoming.deadline_ms:
             return without_items(incoming, now_ms, Status.EXPIRED, Reason.DEADLINE_EXCEEDED, self._view)
         short = [Reason.SHORT_LIST] if len(chosen.item_ids) < row.asked.k else []
         failures = row.failures

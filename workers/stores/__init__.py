@@ -1,1 +1,1 @@
-"""The user table and the item table, in Redis and in memory."""
+"""Tables in Redis and in memory: users, items, popular counts, markers of what is complete; and caches before them."""
