@@ -22,19 +22,23 @@ LETTERS_PER_MINUTE = 200
 TOPIC_OF: dict[AgentKind, str] = {"activity": "user-activity", "items": "item-updates", "recall": "recall-requests"}
 
 
-async def unreachable(rig: Rig) -> None:
-    """The broker cannot be reached for a minute: it refuses connections, or takes them and says nothing."""
+async def refuses(rig: Rig) -> None:
+    """The broker is away for a minute: connections are refused."""
     broker = rig.service("kafka")
     await rig.feeder.steps_more(rig.random.randint(1, 10))
-    if rig.random.random() < 0.5:
-        broker.kill()
-        await asyncio.sleep(rig.unreachable_s)
-        await rig.restart(broker)
-    else:
-        assert broker.process is not None
-        os.kill(broker.process.pid, signal.SIGSTOP)
-        await asyncio.sleep(rig.unreachable_s)
-        os.kill(broker.process.pid, signal.SIGCONT)
+    broker.kill()
+    await asyncio.sleep(rig.unreachable_s)
+    await rig.restart(broker)
+
+
+async def silent(rig: Rig) -> None:
+    """The broker takes connections and says nothing, for a minute."""
+    broker = rig.service("kafka")
+    await rig.feeder.steps_more(rig.random.randint(1, 10))
+    assert broker.process is not None
+    os.kill(broker.process.pid, signal.SIGSTOP)
+    await asyncio.sleep(rig.unreachable_s)
+    os.kill(broker.process.pid, signal.SIGCONT)
 
 
 async def topic_recreated(rig: Rig) -> None:
@@ -173,7 +177,8 @@ async def _resume(rig: Rig) -> None:
 
 
 KAFKA_FAULTS: dict[str, Callable[[Rig], Awaitable[None]]] = {
-    "kafka_unreachable": unreachable,
+    "kafka_refuses": refuses,
+    "kafka_silent": silent,
     "topic_recreated": topic_recreated,
     "partitions_added": partitions_added,
     "clock_jump": clock_jump,
