@@ -83,10 +83,11 @@ async def milvus_slow_and_kill(rig: Rig) -> None:
     rig.milvus.delay_s = SLOWER_S
     try:
         await rig.feeder.steps_more(STEPS_BETWEEN_COMMITS)
-        for kind in ("recall", "items"):
-            for worker in rig.workers.of(kind):
-                rig.workers.kill(worker)
-                rig.workers.start(kind)
+        workers = [*rig.workers.of("recall"), *rig.workers.of("items")]
+        await rig.in_hand(workers)
+        for worker in workers:
+            rig.workers.kill(worker)
+            rig.workers.start(worker.kind)
     finally:
         rig.milvus.delay_s = 0.0
 

@@ -20,7 +20,7 @@ from schemas.recall import RecallRequest
 from tests.chaos.answers import TakenIn
 from tests.chaos.feeder import Feeder
 from tests.chaos.log import ACTIVITY, ITEMS, REQUESTS, Logs
-from tests.chaos.processes import Workers
+from tests.chaos.processes import Worker, Workers
 from tests.chaos.proxy import Proxy
 from tests.chaos.replayed import Replayed
 from tests.chaos.workload import Rates, Workload
@@ -38,6 +38,7 @@ WORKERS_OF_A_KIND = 2
 READY_WITHIN_S = 300.0  # these end a run that never comes to an end; a busy machine takes its time
 DRAINED_WITHIN_S = 300.0
 RECOVERED_WITHIN_S = 300.0
+BUSY_WITHIN_S = 60.0
 DURABILITY_MS = 3000  # a second more than the two that Redis loses
 STUCK_AFTER_MS = 15_000
 DATASET = generate(items=100, users=60, events=2500)
@@ -249,6 +250,10 @@ class Rig:
         """Wait until all workers of a kind are ready: they have partitions to work on."""
         await self.until(lambda: all(each.ready() for each in self.workers.of(kind)), READY_WITHIN_S, f"{kind} waits")
 
+    async def in_hand(self, workers: Sequence[Worker]) -> None:
+        """Wait until each of these has a batch in hand."""
+        await self.until(lambda: all(map(busy, workers)), BUSY_WITHIN_S, "nothing is in hand")
+
     async def restart(self, service: Service) -> None:
         """Start a server again, on its ports and data, while the traffic goes on."""
         service.start()
@@ -258,6 +263,11 @@ class Rig:
                 raise NotRecoveredError(service.death())
             await asyncio.sleep(0.1)
         self.stack.write()
+
+
+def busy(worker: Worker) -> bool:
+    """Whether it has a batch in hand."""
+    return worker.gauges().get("recall_in_flight_batches", 0) > 0
 
 
 def fit_bundle(folder: Path, data: Dataset = DATASET) -> Bundle:
