@@ -93,6 +93,7 @@ async def storm(rig: Rig) -> None:
         await rig.feeder.steps_more(rig.random.randint(5, 40))
         for worker in rig.random.sample(joined, len(joined)):
             rig.workers.terminate(worker)
+            rig.fault_ended()
             await rig.feeder.send(rig.feeder.workload.race(rig.now_ms()))
             await rig.feeder.steps_more(rig.random.randint(0, 10))
 
@@ -106,6 +107,8 @@ def crash(name: str, down_steps: int = 20) -> Fault:
         service.kill()
         await asyncio.sleep(down_steps * 0.1)  # the feeder may stand still meanwhile
         await rig.restart(service)
+        if name == "redis":
+            await redis_losses.until_ended(rig)
 
     return fault
 

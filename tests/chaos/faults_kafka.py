@@ -62,6 +62,7 @@ async def topic_recreated(rig: Rig) -> None:
         await rig.until_async(gone, 30.0, "the topics are still there")
     await asyncio.sleep(rig.random.random() * 3)  # somebody may look in between
     await rig.apply_topics(rig.feeder.workload.activity_partitions)
+    rig.fault_ended()
     for kind in AGENT_KINDS:
         await rig.working(kind)
     rig.feeder.held.clear()
@@ -78,6 +79,7 @@ async def partitions_added(rig: Rig) -> None:
     await rig.feeder.send(before)
     await rig.feeder.acknowledged()
     await rig.apply_topics(workload.activity_partitions + MORE_PARTITIONS)
+    rig.fault_ended()
     await rig.feeder.knows(ACTIVITY, workload.activity_partitions + MORE_PARTITIONS)
     workload.activity_partitions += MORE_PARTITIONS
     await rig.feeder.send(workload.moved(before, rig.now_ms()))
@@ -94,6 +96,7 @@ async def clock_jump(rig: Rig) -> None:
     await _instead(rig, usual, shifted)
     for shift_s in (HOUR_S, -HOUR_S, 0):
         _set(clock, shift_s)
+        rig.fault_ended()  # at last, when it is right again
         await rig.feeder.steps_more(rig.random.randint(10, 30))
         await rig.taken_in(INPUTS, TAKEN_IN_WITHIN_S)
     await _instead(rig, shifted, [rig.workers.start(kind) for kind in AGENT_KINDS])
@@ -162,7 +165,9 @@ def letters_paused(kind: AgentKind) -> Callable[[Rig], Awaitable[None]]:
             return all(done.get(partition, 0) >= end for partition, end in sent.items())
 
         await rig.until_async(through, TAKEN_IN_WITHIN_S, "what was held is not through")
-        await _instead(rig, capped, [rig.workers.start(kind) for _ in usual])
+        uncapped = [rig.workers.start(kind) for _ in usual]
+        rig.fault_ended()
+        await _instead(rig, capped, uncapped)
 
     return fault
 

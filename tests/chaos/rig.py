@@ -89,6 +89,7 @@ class Rig:
         self.view: views.ActiveView | None = None
         self.problems: list[str] = []
         self.taken_in_by: list[TakenIn] = []
+        self._fault_ended_s: float | None = None
 
     async def __aenter__(self) -> "Rig":
         try:
@@ -220,9 +221,17 @@ class Rig:
         """Epoch milliseconds."""
         return time.time_ns() // 1_000_000
 
+    def fault_ended(self) -> None:
+        """What was broken is whole now; the last call counts. A fault that never calls this ends when it returns."""
+        self._fault_ended_s = time.monotonic()
+
     async def recovered(self) -> float:
-        """Seconds until all workers are ready and a request is answered `ok`. Raises NotRecoveredError."""
-        begun = time.monotonic()
+        """Seconds from the end of the fault until all workers are ready and a request is answered `ok`.
+
+        Waits for that; raises NotRecoveredError.
+        """
+        begun = time.monotonic() if self._fault_ended_s is None else self._fault_ended_s
+        self._fault_ended_s = None
         await self.until(self.workers.ready, RECOVERED_WITHIN_S, "the workers are not ready")
         await self.answered("ok")
         return time.monotonic() - begun
@@ -255,8 +264,9 @@ class Rig:
         await self.until(lambda: all(map(busy, workers)), BUSY_WITHIN_S, "nothing is in hand")
 
     async def restart(self, service: Service) -> None:
-        """Start a server again, on its ports and data, while the traffic goes on."""
+        """Start a server again, on its ports and data, while the traffic goes on: that is the end of its fault."""
         service.start()
+        self.fault_ended()
         end = time.monotonic() + service.ready_within_s
         while not await asyncio.to_thread(service.probe):
             if service.process is None or service.process.poll() is not None or time.monotonic() > end:
