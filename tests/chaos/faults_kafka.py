@@ -96,7 +96,6 @@ async def clock_jump(rig: Rig) -> None:
     await _instead(rig, usual, shifted)
     for shift_s in (HOUR_S, -HOUR_S, 0):
         _set(clock, shift_s)
-        rig.fault_ended()  # at last, when it is right again
         await rig.feeder.steps_more(rig.random.randint(10, 30))
         await rig.taken_in(INPUTS, TAKEN_IN_WITHIN_S)
     await _instead(rig, shifted, [rig.workers.start(kind) for kind in AGENT_KINDS])
@@ -110,7 +109,8 @@ def _set(clock: Path, shift_s: int) -> None:
 
 
 async def _instead(rig: Rig, old: list[Worker], new: list[Worker]) -> None:
-    """Let workers go once others are there, and wait until those have all the work."""
+    """Let workers go once others are there, which have just been started, and wait until those have all the work."""
+    rig.fault_ended()  # where these are the usual ones again
     await rig.until(lambda: all(worker.ready() for worker in new), READY_WITHIN_S, "the new workers are not ready")
     for worker in old:
         rig.workers.terminate(worker)
@@ -165,9 +165,7 @@ def letters_paused(kind: AgentKind) -> Callable[[Rig], Awaitable[None]]:
             return all(done.get(partition, 0) >= end for partition, end in sent.items())
 
         await rig.until_async(through, TAKEN_IN_WITHIN_S, "what was held is not through")
-        uncapped = [rig.workers.start(kind) for _ in usual]
-        rig.fault_ended()
-        await _instead(rig, capped, uncapped)
+        await _instead(rig, capped, [rig.workers.start(kind) for _ in usual])
 
     return fault
 
