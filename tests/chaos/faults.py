@@ -11,8 +11,7 @@ from tests.chaos.faults_backends import BACKEND_FAULTS
 from tests.chaos.faults_kafka import KAFKA_FAULTS
 from tests.chaos.faults_towers import TOWER_FAULTS
 from tests.chaos.log import ACTIVITY, ITEMS, REQUESTS
-from tests.chaos.processes import Worker
-from tests.chaos.rig import Rig
+from tests.chaos.rig import BUSY_WITHIN_S, Rig, busy
 from workers.local.service import Service
 from workers.settings import AGENT_KINDS, AgentKind
 
@@ -59,18 +58,13 @@ def freeze(kind: AgentKind) -> Fault:
         chance = rig.random
         worker = chance.choice(rig.workers.of(kind))
         await _backlog(rig, kind)
-        await rig.until(lambda: busy(worker), 30.0, "nothing is in hand")
+        await rig.in_hand([worker])
         worker.send(signal.SIGSTOP)
         await asyncio.sleep(SESSION_TIMEOUT_S)
         await _taken_over(rig, kind)
         worker.send(signal.SIGCONT)
 
     return fault
-
-
-def busy(worker: Worker) -> bool:
-    """Whether it has a batch in hand."""
-    return worker.gauges().get("recall_in_flight_batches", 0) > 0
 
 
 async def _backlog(rig: Rig, kind: AgentKind) -> None:
@@ -99,6 +93,7 @@ async def storm(rig: Rig) -> None:
         await rig.feeder.steps_more(rig.random.randint(5, 40))
         for worker in rig.random.sample(joined, len(joined)):
             rig.workers.terminate(worker)
+            rig.fault_ended()
             await rig.feeder.send(rig.feeder.workload.race(rig.now_ms()))
             await rig.feeder.steps_more(rig.random.randint(0, 10))
 
@@ -112,6 +107,8 @@ def crash(name: str, down_steps: int = 20) -> Fault:
         service.kill()
         await asyncio.sleep(down_steps * 0.1)  # the feeder may stand still meanwhile
         await rig.restart(service)
+        if name == "redis":
+            await redis_losses.until_ended(rig)
 
     return fault
 
@@ -122,7 +119,7 @@ def stall(name: str, seconds: float, *, anew: bool = False) -> Fault:
     async def fault(rig: Rig) -> None:
         service = rig.service(name)
         await rig.feeder.send([rig.feeder.workload.request() for _ in range(500)])
-        await rig.until(lambda: any(map(busy, rig.workers.of("recall"))), 30.0, "no answer is in hand")
+        await rig.until(lambda: any(map(busy, rig.workers.of("recall"))), BUSY_WITHIN_S, "no answer is in hand")
         _signal(service, signal.SIGSTOP)
         await asyncio.sleep(seconds)
         if anew:
@@ -139,8 +136,10 @@ async def stall_and_kill(rig: Rig) -> None:
     redis = rig.service("redis")
     await rig.working("activity")
     _signal(redis, signal.SIGSTOP)
-    await rig.feeder.steps_more(25)  # long enough for a commit while a batch is in hand
-    for worker in rig.workers.of("activity"):
+    workers = rig.workers.of("activity")
+    await rig.in_hand(workers)  # where it stays
+    await rig.feeder.steps_more(25)  # long enough for a commit meanwhile
+    for worker in workers:
         rig.workers.kill(worker)
         rig.workers.start("activity")
     _signal(redis, signal.SIGCONT)

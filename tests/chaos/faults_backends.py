@@ -5,14 +5,13 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
 from redis.asyncio import Redis as Client
 
 from tests.chaos.formats import hash64
 from tests.chaos.log import ACTIVITY, ITEMS
-from tests.chaos.processes import all_ended
+from tests.chaos.redis_losses import until_ended
 from tests.chaos.rig import RECOVERED_WITHIN_S, NotRecoveredError, Rig, say
 from tests.chaos.workload import WRONGED
 
@@ -58,10 +57,9 @@ async def redis_emptied(rig: Rig) -> None:
         at_once.flushall()
         at_once.rpush(wronged_key(rig), "no record")
         await at_once.execute()
+    rig.fault_ended()
     say(f"  answer: {await rig.ask()}")
-    writers = [*rig.workers.of("activity"), *rig.workers.of("items")]
-    ended = partial(all_ended, writers)
-    await rig.until(ended, RECOVERED_WITHIN_S, "a worker goes on in an emptied Redis")
+    await until_ended(rig)
 
 
 async def milvus_slow(rig: Rig) -> None:
@@ -83,10 +81,11 @@ async def milvus_slow_and_kill(rig: Rig) -> None:
     rig.milvus.delay_s = SLOWER_S
     try:
         await rig.feeder.steps_more(STEPS_BETWEEN_COMMITS)
-        for kind in ("recall", "items"):
-            for worker in rig.workers.of(kind):
-                rig.workers.kill(worker)
-                rig.workers.start(kind)
+        workers = [*rig.workers.of("recall"), *rig.workers.of("items")]
+        await rig.in_hand(workers)
+        for worker in workers:
+            rig.workers.kill(worker)
+            rig.workers.start(worker.kind)
     finally:
         rig.milvus.delay_s = 0.0
 

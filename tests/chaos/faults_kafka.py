@@ -22,19 +22,23 @@ LETTERS_PER_MINUTE = 200
 TOPIC_OF: dict[AgentKind, str] = {"activity": "user-activity", "items": "item-updates", "recall": "recall-requests"}
 
 
-async def unreachable(rig: Rig) -> None:
-    """The broker cannot be reached for a minute: it refuses connections, or takes them and says nothing."""
+async def refuses(rig: Rig) -> None:
+    """The broker is away for a minute: connections are refused."""
     broker = rig.service("kafka")
     await rig.feeder.steps_more(rig.random.randint(1, 10))
-    if rig.random.random() < 0.5:
-        broker.kill()
-        await asyncio.sleep(rig.unreachable_s)
-        await rig.restart(broker)
-    else:
-        assert broker.process is not None
-        os.kill(broker.process.pid, signal.SIGSTOP)
-        await asyncio.sleep(rig.unreachable_s)
-        os.kill(broker.process.pid, signal.SIGCONT)
+    broker.kill()
+    await asyncio.sleep(rig.unreachable_s)
+    await rig.restart(broker)
+
+
+async def silent(rig: Rig) -> None:
+    """The broker takes connections and says nothing, for a minute."""
+    broker = rig.service("kafka")
+    await rig.feeder.steps_more(rig.random.randint(1, 10))
+    assert broker.process is not None
+    os.kill(broker.process.pid, signal.SIGSTOP)
+    await asyncio.sleep(rig.unreachable_s)
+    os.kill(broker.process.pid, signal.SIGCONT)
 
 
 async def topic_recreated(rig: Rig) -> None:
@@ -58,6 +62,7 @@ async def topic_recreated(rig: Rig) -> None:
         await rig.until_async(gone, 30.0, "the topics are still there")
     await asyncio.sleep(rig.random.random() * 3)  # somebody may look in between
     await rig.apply_topics(rig.feeder.workload.activity_partitions)
+    rig.fault_ended()
     for kind in AGENT_KINDS:
         await rig.working(kind)
     rig.feeder.held.clear()
@@ -74,6 +79,7 @@ async def partitions_added(rig: Rig) -> None:
     await rig.feeder.send(before)
     await rig.feeder.acknowledged()
     await rig.apply_topics(workload.activity_partitions + MORE_PARTITIONS)
+    rig.fault_ended()
     await rig.feeder.knows(ACTIVITY, workload.activity_partitions + MORE_PARTITIONS)
     workload.activity_partitions += MORE_PARTITIONS
     await rig.feeder.send(workload.moved(before, rig.now_ms()))
@@ -103,7 +109,8 @@ def _set(clock: Path, shift_s: int) -> None:
 
 
 async def _instead(rig: Rig, old: list[Worker], new: list[Worker]) -> None:
-    """Let workers go once others are there, and wait until those have all the work."""
+    """Let workers go once others are there, which have just been started, and wait until those have all the work."""
+    rig.fault_ended()  # where these are the usual ones again
     await rig.until(lambda: all(worker.ready() for worker in new), READY_WITHIN_S, "the new workers are not ready")
     for worker in old:
         rig.workers.terminate(worker)
@@ -173,7 +180,8 @@ async def _resume(rig: Rig) -> None:
 
 
 KAFKA_FAULTS: dict[str, Callable[[Rig], Awaitable[None]]] = {
-    "kafka_unreachable": unreachable,
+    "kafka_refuses": refuses,
+    "kafka_silent": silent,
     "topic_recreated": topic_recreated,
     "partitions_added": partitions_added,
     "clock_jump": clock_jump,

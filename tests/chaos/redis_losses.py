@@ -3,10 +3,12 @@
 import asyncio
 import shutil
 import time
+from functools import partial
 
 import redis
 
-from tests.chaos.rig import NotRecoveredError, Rig
+from tests.chaos.processes import all_ended
+from tests.chaos.rig import RECOVERED_WITHIN_S, NotRecoveredError, Rig
 from workers.local.process import free_ports
 from workers.local.redis import Redis
 
@@ -98,9 +100,9 @@ def _promoted_and_killed(replica: Redis, server: Redis) -> bool:
 
 
 async def until_ended(rig: Rig) -> None:
-    """Wait until every worker that writes to Redis has seen that it is another one, and has been started again."""
+    """Wait until every worker that writes to Redis has seen that it is another one, or empty, and has ended."""
     workers = [*rig.workers.of("activity"), *rig.workers.of("items")]
-    await rig.until(lambda: all(w.process.poll() is not None for w in workers), 30.0, "workers go on")
+    await rig.until(partial(all_ended, workers), RECOVERED_WITHIN_S, "a worker goes on with another Redis")
 
 
 def _server(rig: Rig) -> Redis:

@@ -20,7 +20,7 @@ from schemas.recall import RecallRequest
 from tests.chaos.answers import TakenIn
 from tests.chaos.feeder import Feeder
 from tests.chaos.log import ACTIVITY, ITEMS, REQUESTS, Logs
-from tests.chaos.processes import Workers
+from tests.chaos.processes import Worker, Workers
 from tests.chaos.proxy import Proxy
 from tests.chaos.replayed import Replayed
 from tests.chaos.workload import Rates, Workload
@@ -38,6 +38,7 @@ WORKERS_OF_A_KIND = 2
 READY_WITHIN_S = 300.0  # these end a run that never comes to an end; a busy machine takes its time
 DRAINED_WITHIN_S = 300.0
 RECOVERED_WITHIN_S = 300.0
+BUSY_WITHIN_S = 60.0
 DURABILITY_MS = 3000  # a second more than the two that Redis loses
 STUCK_AFTER_MS = 15_000
 DATASET = generate(items=100, users=60, events=2500)
@@ -88,6 +89,7 @@ class Rig:
         self.view: views.ActiveView | None = None
         self.problems: list[str] = []
         self.taken_in_by: list[TakenIn] = []
+        self._fault_ended_s: float | None = None
 
     async def __aenter__(self) -> "Rig":
         try:
@@ -219,9 +221,17 @@ class Rig:
         """Epoch milliseconds."""
         return time.time_ns() // 1_000_000
 
+    def fault_ended(self) -> None:
+        """What was broken is whole now; the last call counts. A fault that never calls this ends when it returns."""
+        self._fault_ended_s = time.monotonic()
+
     async def recovered(self) -> float:
-        """Seconds until all workers are ready and a request is answered `ok`. Raises NotRecoveredError."""
-        begun = time.monotonic()
+        """Seconds from the end of the fault until all workers are ready and a request is answered `ok`.
+
+        Waits for that; raises NotRecoveredError.
+        """
+        begun = time.monotonic() if self._fault_ended_s is None else self._fault_ended_s
+        self._fault_ended_s = None
         await self.until(self.workers.ready, RECOVERED_WITHIN_S, "the workers are not ready")
         await self.answered("ok")
         return time.monotonic() - begun
@@ -249,15 +259,25 @@ class Rig:
         """Wait until all workers of a kind are ready: they have partitions to work on."""
         await self.until(lambda: all(each.ready() for each in self.workers.of(kind)), READY_WITHIN_S, f"{kind} waits")
 
+    async def in_hand(self, workers: Sequence[Worker]) -> None:
+        """Wait until each of these has a batch in hand."""
+        await self.until(lambda: all(map(busy, workers)), BUSY_WITHIN_S, "nothing is in hand")
+
     async def restart(self, service: Service) -> None:
-        """Start a server again, on its ports and data, while the traffic goes on."""
+        """Start a server again, on its ports and data, while the traffic goes on: that is the end of its fault."""
         service.start()
+        self.fault_ended()
         end = time.monotonic() + service.ready_within_s
         while not await asyncio.to_thread(service.probe):
             if service.process is None or service.process.poll() is not None or time.monotonic() > end:
                 raise NotRecoveredError(service.death())
             await asyncio.sleep(0.1)
         self.stack.write()
+
+
+def busy(worker: Worker) -> bool:
+    """Whether it has a batch in hand."""
+    return worker.gauges().get("recall_in_flight_batches", 0) > 0
 
 
 def fit_bundle(folder: Path, data: Dataset = DATASET) -> Bundle:
