@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -181,7 +182,9 @@ class Workers:
             worker.send(signal.SIGCONT)
             worker.send(signal.SIGTERM)
         for worker in [*self.running, *self.leaving]:
-            if code := end(worker.process, DRAIN_S):
+            with suppress(subprocess.TimeoutExpired):
+                worker.process.wait(DRAIN_S)
+            if code := end(worker.process, 0):
                 self.undrained.append(Death(worker, code))
         self.running.clear()
         self.leaving.clear()
