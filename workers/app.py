@@ -199,14 +199,16 @@ async def _items(worker: Worker) -> None:
     worker.opened.push_async_callback(tower.close)
     worker.probes["tower"] = tower.ping
     client, same = await _kept_redis(worker)
-    group = f"recall-items.{view.collection}"
+    group = views.group_of(view.collection)
     table = RedisItemTable(client, settings, view.collection, bundle.dim)
     rows = len(bundle.encoding.vocabularies.item_ids)
     collection = _collection(bundle, view)
     index, held = await until_done(lambda: worker.indexes.prepare(collection, rows), worker.dependencies)
     worker.probes[settings.index] = index.ping
     markers = RedisMarkers(client, settings, group)
-    refill = Refill(markers, worker.dependencies, deletions_ms=topics.DELETE_RETENTION_MS, held=held)
+    deletions_ms = topics.DELETE_RETENTION_MS if held is None else None  # that one is made of the topic at every start
+    refill = Refill(markers, worker.dependencies, deletions_ms=deletions_ms, held=held)
+    worker.missed_deletions = refill.missed_deletions
     context = _context(worker, group, refill, same)
     topic = settings.topic("item-updates")
     log_ends = partial(end_offsets, settings, topic)

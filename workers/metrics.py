@@ -151,6 +151,11 @@ class Metrics:
             "1 while a worker has reached its cap of dead letters and waits for `recall dead-letters resume`, else 0",
             kind=KIND,
         )
+        self.missed_deletions = self._gauge(
+            "recall_missed_deletions",
+            "1 in an items worker while items that are gone may still be listed, because nobody fed the view for "
+            "longer than its topic keeps deletions, else 0; `recall items reconcile --repair` mends it",
+        )
         self.restarts = self._gauge("recall_restarts", "How often the supervisor started this kind again", kind=KIND)
         self.info = self._gauge(
             "recall_worker_info",

@@ -17,13 +17,13 @@ import structlog
 from workers.dependencies import Dependencies
 from workers.errors import DependencyError, StoreLost
 from workers.index.in_process import HeldIndex
+from workers.missed import MEND, MENDED, MISSED, noticed
 from workers.ports import PopularTable
 from workers.stores.markers_redis import RedisMarkers
 
 LOOK_EVERY_S = 1.0
 DAY_MS = 86_400_000
 EMPTIED = "redis was emptied, or is another one"
-MISSED = "nobody has fed this view for longer than its topic keeps deletions: items that are gone may still be listed"
 
 log = structlog.get_logger()
 
@@ -48,7 +48,8 @@ class Start:
 class Refill:
     """Of one consumer group's topic. `counts` are its popular counts, if it has any, which follow the rule `rule`.
 
-    A topic that is compacted forgets deletions after `deletions_ms`: who was away for longer may have missed some.
+    A topic that is compacted forgets deletions after `deletions_ms`: who was away for longer may have missed some. That
+    is marked until it is mended, and said at each start.
 
     `held`: an index of this process, which is to hold all of the topic before anybody searches.
 
@@ -70,6 +71,7 @@ class Refill:
         self._rule = rule
         self._deletions_ms = deletions_ms
         self._held = held
+        self._missed_ms: int | None = None  # the mark that was told of
         self._elsewhere: str | None = None
         self._begun = False
         self._filling: dict[int, Start] = {}
@@ -83,10 +85,8 @@ class Refill:
         Counts that do not fit are told what to expect: after a change of the rule, where records are gone that were
         never counted, and where they expect more than the topic holds, because it was made anew.
         """
-        away_ms = 0 if self._deletions_ms is None else await self._markers.away_ms()
-        if self._deletions_ms is not None and away_ms > self._deletions_ms:
-            days, kept = round(away_ms / DAY_MS, 1), self._deletions_ms // DAY_MS
-            log.error(MISSED, away_days=days, kept_days=kept, todo="recall items reconcile --repair")
+        if self._deletions_ms is not None:
+            self._tell_missed(await self._markers.look(self._deletions_ms), self._deletions_ms)
         markers = await self._markers.open(of)
         expected: dict[int, int] = {}
         if self._counts is not None:
@@ -142,6 +142,10 @@ class Refill:
         whose = "redis" if self._held is None else "the index in this process"
         return f"the retained events of {len(self._filling)} partitions, which {whose} did not have"
 
+    def missed_deletions(self) -> bool:
+        """Whether items that are gone may still be listed, as of a second ago. The worker is ready all the same."""
+        return self._missed_ms is not None
+
     async def watch(self) -> None:
         """Ask now and then, until cancelled. Raises StoreLost once Redis was emptied."""
         while True:
@@ -149,11 +153,22 @@ class Refill:
             if not self._markers.id:
                 continue
             try:
-                stand = await self._markers.stand()
+                stand = await self._markers.stand(self._deletions_ms)
             except DependencyError:
                 continue  # the probe tells
             if not stand:
                 raise StoreLost(EMPTIED)
+            if self._deletions_ms is not None:  # it may be marked now: after an outage of Redis that lasted so long
+                self._tell_missed(self._markers.missed_ms, self._deletions_ms)
+
+    def _tell_missed(self, missed_ms: int | None, deletions_ms: int) -> None:
+        if missed_ms == self._missed_ms:
+            return
+        self._missed_ms = missed_ms
+        if missed_ms is None:
+            log.info(MENDED)
+        else:
+            log.error(MISSED, noticed=noticed(missed_ms), kept_days=deletions_ms // DAY_MS, todo=MEND)
 
     async def _mark(self, partition: int) -> None:
         if not await self._markers.mark(partition, self._rule):

@@ -36,6 +36,7 @@ class Worker:
     waiting: Callable[[], str | None] = lambda: None
     paused: Callable[[], str | None] = lambda: None
     filling: Callable[[], str | None] = lambda: None
+    missed_deletions: Callable[[], bool] = lambda: False
     redis_checked: bool = False
 
     def facts(self) -> Liveness:
@@ -97,3 +98,5 @@ class Worker:
         self.metrics.lag_age_ms.labels(self.kind).set(facts.lag_age_ms)
         self.metrics.in_flight.labels(self.kind).set(facts.in_flight)
         self.metrics.ready.labels(self.kind).set(self.ready().well)
+        if self.kind == "items":
+            self.metrics.missed_deletions.set(self.missed_deletions())

@@ -55,6 +55,26 @@ async def test_groups_and_namespaces_are_apart(settings: Settings) -> None:
     await client.aclose()
 
 
+async def test_who_was_away_for_too_long_marks_it_until_it_is_mended(settings: Settings) -> None:
+    client = connect(settings)
+    one, other = (RedisMarkers(client, settings, GROUP) for _ in range(2))
+    await one.open(1)
+    await other.open(1)
+    assert (await one.look(1000), await one.stand(1000), one.missed_ms) == (None, True, None)
+    await client.hincrby(one.key, "fed_ms", -60_000)
+    assert await one.look() is None, "who does not say how long deletions are kept only asks"
+    noticed_ms = await one.look(1000)
+    assert noticed_ms is not None
+    assert (await other.stand(1000), other.missed_ms) == (True, noticed_ms)
+    assert not await other.mended(noticed_ms + 1)
+    assert await other.look() == noticed_ms
+    assert await other.mended(noticed_ms)
+    assert (await one.look(1000), await one.stand(1000), one.missed_ms) == (None, True, None)
+    await client.hincrby(one.key, "fed_ms", -60_000)
+    assert (await other.stand(1000), other.missed_ms is not None) == (True, True), "who is there again marks first"
+    await client.aclose()
+
+
 async def test_of_an_emptied_redis_nothing_is_said(settings: Settings) -> None:
     client = connect(settings)
     early, late = (RedisMarkers(client, settings, GROUP) for _ in range(2))
@@ -76,6 +96,6 @@ async def test_an_unreachable_server_is_a_dependency_error(namespace: str, clust
         redis_url="redis://127.0.0.1:1", redis_cluster=cluster, namespace=namespace, store_timeout_ms=300
     )
     markers = RedisMarkers(connect(unreachable), unreachable, GROUP)
-    for call in (markers.open(1), markers.stand(), markers.away_ms(), markers.mark(0, "")):
+    for call in (markers.open(1), markers.stand(1), markers.look(1), markers.mended(1), markers.mark(0, "")):
         with pytest.raises(DependencyError):
             await call

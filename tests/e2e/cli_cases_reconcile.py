@@ -10,11 +10,15 @@ from tests.e2e.cli import Done, Place, case
 from tests.e2e.cli_cases_explain import with_collection
 from tests.e2e.cli_cases_live import Ready, closed, losing
 from tests.e2e.cli_cases_users import without_redis
+from workers import views
 from workers.cli.items import item_messages
 from workers.index.milvus_collection import open_index
 from workers.index.schema import Collection
 from workers.kafka_client import produce
 from workers.ports import IndexRows
+from workers.refill import DAY_MS
+from workers.stores.connect import connect
+from workers.stores.markers_redis import RedisMarkers
 
 RECONCILE = ["items", "reconcile"]
 
@@ -86,6 +90,40 @@ def _(ready: Ready) -> list[Done]:
 @case("`items reconcile`", "all agree")
 def _(ready: Ready) -> list[Done]:
     return with_collection(ready).place.each(RECONCILE, [*RECONCILE, "--repair", "--passes", "2"])
+
+
+def with_missed_deletions(ready: Ready) -> Place:
+    """Nobody has fed the view for eight days, and a worker that started has marked it; nothing is wrong with it."""
+    settings = with_collection(ready).settings
+
+    async def mark() -> None:
+        client = connect(settings)
+        markers = RedisMarkers(client, settings, views.group_of(settings.collection(ready.bundle.version)))
+        await markers.open(settings.partitions)
+        await markers.stand()
+        await client.hincrby(markers.key, "fed_ms", -8 * DAY_MS)
+        assert await markers.look(7 * DAY_MS)
+        await client.aclose()
+
+    asyncio.run(mark())
+    return ready.place
+
+
+@case("`doctor`", "deletions were missed")
+def _(ready: Ready) -> list[Done]:
+    return with_missed_deletions(ready).each(["doctor"])
+
+
+@case("`items reconcile`", "all agree, but deletions were missed")
+def _(ready: Ready) -> list[Done]:
+    return with_missed_deletions(ready).each(RECONCILE)
+
+
+@case("`items reconcile --repair`", "deletions were missed, nothing is wrong")
+def _(ready: Ready) -> list[Done]:
+    done = with_missed_deletions(ready).each([*RECONCILE, "--repair"])
+    assert "nobody has fed" not in done[0].out
+    return done
 
 
 @case("`items reconcile`", "something is wrong")

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+from prometheus_client.parser import text_string_to_metric_families as families
 
 from models.bundle import Bundle
 from models.datasets.generated import generate
@@ -19,15 +21,21 @@ from tests.conftest import Stack
 from tests.e2e.cli import Place
 from tests.e2e.conftest import fit_small, prepare
 from tests.e2e.test_live import film, until
+from workers import views
 from workers.cli.items import item_messages, wait_for_items
+from workers.doctor import bundle as bundle_check
+from workers.doctor.findings import Level
 from workers.index.milvus import MilvusItemIndex
 from workers.index.milvus_collection import open_index
 from workers.index.schema import Collection
 from workers.kafka_client import produce
+from workers.local.process import free_ports
 from workers.local.workers import environment
+from workers.missed import MISSED
 from workers.ports import IndexRows
 from workers.reconcile.opening import open_reconciliation
 from workers.reconcile.run import Options, Report
+from workers.refill import DAY_MS
 from workers.settings import Settings
 from workers.stores import keys
 from workers.stores.connect import connect
@@ -42,6 +50,7 @@ class Fed:
     settings: Settings
     bundle: Bundle
     place: Place
+    web_port: int
 
     @property
     def name(self) -> str:
@@ -65,11 +74,12 @@ def fed(stack: Stack, module_namespace: str, tmp_path_factory: pytest.TempPathFa
     bundle = fit_small(generate(items=100, users=60, events=2500), folder / "bundles")
     asyncio.run(prepare(settings, bundle))
     variables = {name: value for name, value in environment(settings).items() if name != "RECALL_DATA_DIR"}
+    [web_port] = free_ports(1)
     place = Place(folder, variables)
-    worker = place.start("worker", "items")
+    worker = place.with_(RECALL_WEB_PORT=str(web_port)).start("worker", "items")
     try:
         worker.until("worker ready")
-        view = Fed(settings, bundle, place)
+        view = Fed(settings, bundle, place, web_port)
         catalogue = [film(f"film-{n}", attributes={"title": f"Film {n}", "year": 1900 + n}) for n in range(ITEMS)]
         asyncio.run(view.send(*catalogue))
         yield view
@@ -192,3 +202,39 @@ async def test_mending_items_while_they_are_updated_leaves_the_newest_of_each(
         assert (found(report), report.compared) == ({}, report.items), report
         stored = await rows(index)
         assert {stored[item_id][1]["year"] for item_id in ids[:: turn + 1]} == {year}
+
+
+@pytest.mark.timeout(300)
+async def test_missed_deletions_are_told_everywhere_until_they_are_mended(
+    fed: Fed, index: MilvusItemIndex, redis: Any
+) -> None:
+    """The worker was frozen, or Redis could not be reached, for as long."""
+
+    async def told() -> tuple[float, list[str]]:
+        """The gauge, and what the doctor says."""
+        page = await asyncio.to_thread(urllib.request.urlopen, f"http://127.0.0.1:{fed.web_port}/metrics")
+        [family] = [f for f in families(page.read().decode()) if f.name == "recall_missed_deletions"]
+        found = await bundle_check.check(fed.settings)
+        return family.samples[0].value, [str(each) for each in found if each.level is Level.WARNING]
+
+    async def until_told(gauge: float) -> list[str]:
+        async with asyncio.timeout(30):
+            while (found := await told())[0] != gauge:
+                await asyncio.sleep(0.1)
+        return found[1]
+
+    assert await told() == (0, [])
+    await index.upsert(IndexRows(["gone"], np.full((1, fed.bundle.dim), 0.5, dtype=np.float32), [{}]))
+    await until_shown(index, there=("gone",))
+    await redis.hincrby(keys.filled(fed.settings, views.group_of(fed.name)), "fed_ms", -8 * DAY_MS)
+    [warning] = await until_told(1)
+    assert warning.startswith(MISSED)
+    assert warning.endswith("recall items reconcile --repair")
+    report = await fed.reconcile()
+    assert (found(report), report.missed_deletions) == ({"orphaned": 1}, True)
+    assert (await told())[0] == 1
+    report = await fed.reconcile(repair=True)
+    assert (report.repaired, report.left, report.missed_deletions) == (1, 0, False)
+    assert await until_told(0) == []
+    ready = await asyncio.to_thread(urllib.request.urlopen, f"http://127.0.0.1:{fed.web_port}/readyz")
+    assert ready.status == 200

@@ -12,7 +12,7 @@ from schemas import codec
 from schemas.items import ItemUpdate
 from schemas.records import ItemRecord, hash64, hash64_each
 from tests.unit.test_items_in_memory import DIM, MODEL, ScaleTower, inputs
-from workers import topics
+from workers import topics, views
 from workers.index.memory import MemoryItemIndex
 from workers.index.schema import Collection
 from workers.pipelines.item_order import decode_item
@@ -23,7 +23,9 @@ from workers.reconcile.examine import Parts
 from workers.reconcile.run import Options, Reconciliation, Report
 from workers.reconcile.topic import open_topic
 from workers.settings import Settings
+from workers.stores.connect import connect
 from workers.stores.item_memory import MemoryItemTable
+from workers.stores.markers_redis import RedisMarkers
 
 COLLECTION = "items_m1"
 
@@ -36,6 +38,10 @@ class View:
     producer: AIOKafkaProducer
     table: MemoryItemTable = field(default_factory=lambda: MemoryItemTable(DIM))
     index: MemoryItemIndex = field(default_factory=lambda: MemoryItemIndex(Collection(COLLECTION, DIM, "IP", MODEL)))
+
+    def __post_init__(self) -> None:
+        self.redis = connect(self.settings)
+        self.markers = RedisMarkers(self.redis, self.settings, views.group_of(COLLECTION))
 
     def parts(self, index: MemoryItemIndex | None = None) -> Parts:
         fields = ItemsView(DIM, MODEL, ("value",))
@@ -61,7 +67,7 @@ class View:
         topic = self.settings.topic("item-updates")
         consumer = AIOKafkaConsumer(
             bootstrap_servers=self.settings.kafka_bootstrap,
-            group_id=self.settings.group(f"recall-items.{COLLECTION}"),
+            group_id=self.settings.group(views.group_of(COLLECTION)),
             enable_auto_commit=False,
             auto_offset_reset="earliest",
         )
@@ -111,7 +117,7 @@ class View:
         **options: Any,
     ) -> Report:
         async with open_topic(self.settings, COLLECTION) as topic:
-            return await Reconciliation(self.parts(index), topic, Options(**options)).run()
+            return await Reconciliation(self.parts(index), topic, self.markers, Options(**options)).run()
 
     async def assert_clean(self, **options: Any) -> Report:
         report = await self.reconcile(**options)
@@ -127,7 +133,9 @@ async def view(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     await topics.apply(settings)
     producer = AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap)
     await producer.start()
-    yield View(settings, producer)
+    view = View(settings, producer)
+    yield view
+    await view.redis.aclose()
     await producer.stop()
 
 

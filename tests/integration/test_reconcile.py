@@ -22,6 +22,8 @@ from workers.stores.item_memory import MemoryItemTable
 
 __all__ = ["view"]  # a fixture
 
+KEPT_MS = 7 * 86_400_000
+
 
 async def test_a_clean_view_has_no_findings(view: View) -> None:
     await fill(view)
@@ -182,3 +184,70 @@ async def test_many_items_are_mended_in_one_walk_through_the_topic(view: View, m
     assert (report.repaired, report.left, report.compared) == (1000, 0, 0)
     assert await view.values() == dict(batch)
     assert set(KINDS) == set(report.as_dict()) & set(KINDS)
+
+
+async def missed(view: View) -> int:
+    """Nobody fed the view for longer than its topic keeps deletions; a worker that starts has marked that."""
+    await view.markers.open(2)
+    assert await view.markers.stand(KEPT_MS)
+    await view.redis.hincrby(view.markers.key, "fed_ms", -2 * KEPT_MS)
+    noticed_ms = await view.markers.look(KEPT_MS)
+    assert noticed_ms is not None
+    return noticed_ms
+
+
+async def test_missed_deletions_are_marked_until_all_is_mended(view: View) -> None:
+    await fill(view)
+    noticed_ms = await missed(view)
+    assert (await view.assert_clean()).missed_deletions, "it was to look only"
+    assert await view.markers.look() == noticed_ms
+    await view.row("nobody's", 9)
+    report = await view.reconcile()
+    assert (report.left, report.missed_deletions, await view.markers.look()) == (1, True, noticed_ms)
+    report = await view.reconcile(repair=True)
+    assert (report.repaired, report.left, report.missed_deletions) == (1, 0, False)
+    assert await view.markers.look() is None
+    await missed(view)
+    assert not (await view.assert_clean(repair=True)).missed_deletions
+    assert await view.markers.look() is None, "nothing was wrong, and nothing is"
+
+
+async def test_missed_deletions_stay_marked_while_something_is_left(
+    view: View, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(view)
+    noticed_ms = await missed(view)
+    await view.row("nobody's", 9)
+
+    async def deletes_nothing(item_ids: Sequence[str]) -> None:
+        pass
+
+    monkeypatch.setattr(view.index, "delete", deletes_nothing)
+    report = await view.reconcile(repair=True)
+    assert (report.repaired, report.left, report.missed_deletions) == (0, 1, True)
+    assert await view.markers.look() == noticed_ms
+
+
+async def test_missed_deletions_stay_marked_where_there_is_nothing_to_mend_from(view: View) -> None:
+    noticed_ms = await missed(view)
+    await view.row("nobody's", 9)
+    with pytest.raises(RecallError):
+        await view.reconcile(repair=True)
+    assert await view.markers.look() == noticed_ms
+
+
+async def test_deletions_that_are_missed_while_it_reads_stay_marked(
+    view: View, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(view)
+    noticed_ms = await missed(view)
+    count = view.index.count
+
+    async def missed_again() -> int:
+        await view.redis.hset(view.markers.key, "missed_ms", noticed_ms + 1000)
+        return await count()
+
+    monkeypatch.setattr(view.index, "count", missed_again)
+    report = await view.reconcile(repair=True)
+    assert (report.left, report.missed_deletions) == (0, True)
+    assert await view.markers.look() == noticed_ms + 1000

@@ -78,7 +78,7 @@ async def test_a_worker_that_writes_a_newer_event_around_our_write_is_not_overwr
 
     async with open_topic(view.settings, COLLECTION) as topic:
         parts = view.parts(Slow(view.index, newer_event))
-        report = await Reconciliation(parts, topic, Options(repair=True), say).run()
+        report = await Reconciliation(parts, topic, view.markers, Options(repair=True), say).run()
     table.released.set()
     await asyncio.gather(*worker)
     assert (found(report), report.repaired, report.left) == ({"missing": 1}, 1, 0)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, RecordsToDelete
 
@@ -18,7 +17,7 @@ from workers.errors import StoreLost
 from workers.inflight import Batch, BatchPolicy
 from workers.metrics import Metrics
 from workers.ports import PopularChange
-from workers.refill import DAY_MS, MISSED, Extent, Refill, Start
+from workers.refill import Extent, Refill, Start
 from workers.settings import Settings
 from workers.stores import keys
 from workers.stores.connect import connect
@@ -261,29 +260,6 @@ async def test_where_reading_begins(settings: Settings, case: str) -> None:
     assert await refill.begin([0], 1, extents) == {0: start}
     assert await counts.expected([0]) == [expected]
     assert await markers.open(1) == ({} if marker is None else {0: "rule"})
-    await client.aclose()
-
-
-async def test_who_was_away_for_longer_than_deletions_are_kept_is_told(settings: Settings) -> None:
-    client = connect(settings)
-    markers = RedisMarkers(client, settings, GROUP)
-    refill = Refill(markers, Dependencies("items", Metrics()), deletions_ms=7 * DAY_MS)
-
-    async def extents() -> Mapping[int, Extent]:
-        return {0: Extent(7, 0, 7)}
-
-    async def said() -> list[Any]:
-        with structlog.testing.capture_logs() as lines:
-            await refill.begin([0], 1, extents)
-        return [(line["away_days"], line["todo"]) for line in lines if line["event"] == MISSED]
-
-    assert await said() == []
-    assert await markers.stand()
-    assert await said() == []
-    for days, told in ((6, []), (8, [(8.0, "recall items reconcile --repair")])):
-        await client.hincrby(markers.key, "fed_ms", -days * DAY_MS)
-        assert await said() == told
-        assert await markers.stand(), "somebody is there again"
     await client.aclose()
 
 

@@ -72,7 +72,7 @@ async def wait_for_items(
     if view is None:
         raise ConfigurationError("no bundle is active, so nobody takes items in; make one: recall model fit")
     end = time.monotonic() + within_s
-    group = settings.group(f"recall-items.{view.collection}")
+    group = settings.group(views.group_of(view.collection))
     while lag := await group_lag(settings, group, settings.topic("item-updates")):
         if time.monotonic() > end:
             raise RecallError(f"{lag} item updates are still waiting; is an items worker running? (`recall status`)")

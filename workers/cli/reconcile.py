@@ -10,6 +10,7 @@ import typer
 from workers.cli.console import Working, cells, columns, harmless, results
 from workers.errors import RecallError
 from workers.local.discover import with_local_stack
+from workers.missed import MISSED
 from workers.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def _print(report: "Report") -> None:
         console.print(f"{report.lag:,} item updates are still to be taken in; what they change was left out")
     if report.refused:
         console.print(f"{report.refused:,} items have an update that cannot be taken in: recall dead-letters list")
+    if report.missed_deletions:
+        console.print(f"{MISSED}; the mark of that stands until --repair has left nothing wrong")
     mended = f"; {report.repaired:,} repaired, {report.left:,} left" if report.findings else ""
     console.print(f"{_found(report) or 'all agree'}{mended}; {report.seconds} s")
 

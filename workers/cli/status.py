@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from workers import views
+from workers import missed, views
 from workers.cli.console import cells, columns, results
 from workers.errors import RecallError
 from workers.kafka_client import group_lag
@@ -49,12 +49,15 @@ async def _report(settings: Settings, state: StackState) -> dict[str, Any]:
     for name, service in state.services.items():
         up = start_time(service.pid) > 0
         report[name] = {addresses[name]: service.address, "version": service.version, "pid": service.pid, "up": up}
-    report["active"] = None if view is None else {"version": view.version, "collection": view.collection}
+    report["active"] = None
+    if view is not None:
+        missing = await _missed(settings, view.collection)
+        report["active"] = {"version": view.version, "collection": view.collection, "missed_deletions": missing}
     report["active_unknown"] = unknown
     topics = {"activity": "user-activity", "items": "item-updates", "recall": "recall-requests"}
     groups = {"activity": "recall-activity", "recall": "recall-requests"}
     if view is not None:
-        groups["items"] = f"recall-items.{view.collection}"
+        groups["items"] = views.group_of(view.collection)
     report["workers"] = []
     for worker in state.workers:
         kinds = AGENT_KINDS if worker.kind == ALL_KINDS else [worker.kind]
@@ -63,6 +66,13 @@ async def _report(settings: Settings, state: StackState) -> dict[str, Any]:
         found = {"kind": worker.kind, "pid": worker.pid, "restarts": worker.restarts, "web_port": worker.web_port}
         report["workers"].append(found | {"health": health(worker), "lag": lag})
     return report
+
+
+async def _missed(settings: Settings, collection: str) -> bool | None:
+    try:
+        return await missed.missed_ms(settings, collection) is not None
+    except RecallError:
+        return None
 
 
 async def _lag(settings: Settings, group: str | None, topic: str) -> int | None:
@@ -93,3 +103,5 @@ def _print(report: dict[str, Any]) -> None:
         console.print("no bundle is active; make one: recall model fit --data movielens-1m")
     else:
         console.print(f"active bundle {active['version']}, collection {active['collection']}")
+        if active["missed_deletions"]:
+            console.print(f"{missed.MISSED}; see `recall doctor`")

@@ -4,7 +4,7 @@ import asyncio
 
 from models.bundle import Bundle
 from models.verify import Side
-from workers import views
+from workers import missed, views
 from workers.doctor import features
 from workers.doctor.findings import Finding, Level
 from workers.errors import ConfigurationError, DependencyError
@@ -53,7 +53,7 @@ async def check(settings: Settings) -> list[Finding]:
     except ConfigurationError as error:
         found.append(Finding(CHECK, Level.WRONG, str(error), "install its package, or name it in the setting"))
     found += await features.check(settings, bundle.spec)
-    return [*found, await _collection(settings, bundle, view.collection)]
+    return [*found, await _collection(settings, bundle, view.collection), *await _missed(settings, view.collection)]
 
 
 async def _towers(settings: Settings, bundle: Bundle, figures: str) -> Finding:
@@ -70,6 +70,19 @@ async def _towers(settings: Settings, bundle: Bundle, figures: str) -> Finding:
     except ConfigurationError as error:
         return Finding(CHECK, Level.WRONG, str(error), ANOTHER if settings.tower == "onnx" else EXPORT)
     return Finding(CHECK, Level.OK, f"{bundle.version} in {bundle.path}: {figures}, both towers fit it")
+
+
+async def _missed(settings: Settings, collection: str) -> list[Finding]:
+    """Whether items that are gone may still be listed. Raises ConfigurationError."""
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            missed_ms = await missed.missed_ms(settings, collection)
+    except (DependencyError, TimeoutError):
+        return []  # another check tells that Redis does not answer
+    if missed_ms is None:
+        return []
+    line = f"{missed.MISSED} (noticed {missed.noticed(missed_ms)})"
+    return [Finding(CHECK, Level.WARNING, line, missed.todo(settings, collection))]
 
 
 async def _collection(settings: Settings, bundle: Bundle, name: str) -> Finding:

@@ -16,6 +16,7 @@ from workers.reconcile.topic import open_topic
 from workers.settings import Settings
 from workers.stores.connect import connect
 from workers.stores.item_redis import RedisItemTable
+from workers.stores.markers_redis import RedisMarkers
 from workers.topics import partition_count
 from workers.towers.opening import open_tower
 
@@ -39,8 +40,10 @@ async def open_reconciliation(
     collection = Collection(view.collection, bundle.dim, bundle.metric, bundle.version)
     index = await open_index(settings, collection)
     opened.push_async_callback(index.close)
-    table = RedisItemTable(connect(settings), settings, view.collection, bundle.dim)
+    client = connect(settings)
+    table = RedisItemTable(client, settings, view.collection, bundle.dim)
     opened.push_async_callback(table.close)
+    markers = RedisMarkers(client, settings, views.group_of(view.collection))
     tower = await open_tower(bundle, "item", settings)
     opened.push_async_callback(tower.close)
     partitions = await partition_count(settings, settings.topic("item-updates"))
@@ -48,4 +51,4 @@ async def open_reconciliation(
     inputs = partial(tensors.item_inputs, encoding=bundle.encoding)
     parts = Parts(fields, view.collection, bundle.metric, table, index, tower, inputs)
     topic = await opened.enter_async_context(open_topic(settings, view.collection))
-    return Reconciliation(parts, topic, options, say)
+    return Reconciliation(parts, topic, markers, options, say)

@@ -22,6 +22,7 @@ from workers.ports import UInt64
 from workers.reconcile.columns import Columns, Int64, one_each, table_columns
 from workers.reconcile.examine import AT_ONCE, KINDS, Examiner, Finding, Parts
 from workers.reconcile.topic import ItemTopic, Offsets, Span
+from workers.stores.markers_redis import RedisMarkers
 
 PAGE = 10_000  # ids of the collection at once
 LOOKS = 2  # of what seems wrong: a search may be behind a write
@@ -55,7 +56,10 @@ class Kind:
 
 @dataclass(slots=True)
 class Report:
-    """What was read and found. `left` are items that are still wrong at the end, or may be."""
+    """What was read and found. `left` are items that are still wrong at the end, or may be.
+
+    `missed_deletions`: a mark stands at the end, of a view that nobody fed for longer than its topic keeps deletions.
+    """
 
     view: str
     items: int = 0
@@ -67,6 +71,7 @@ class Report:
     kinds: dict[str, Kind] = field(default_factory=lambda: {kind: Kind() for kind in KINDS})
     repaired: int = 0
     left: int = 0
+    missed_deletions: bool = False
     seconds: float = 0.0
 
     @property
@@ -78,7 +83,8 @@ class Report:
         """For JSON."""
         found = {name: {"count": kind.count, "examples": kind.examples} for name, kind in self.kinds.items()}
         read = {name: getattr(self, name) for name in ("view", "items", "table", "collection", "lag", "compared")}
-        return read | found | {name: getattr(self, name) for name in ("refused", "repaired", "left", "seconds")}
+        done = ("refused", "repaired", "left", "missed_deletions", "seconds")
+        return read | found | {name: getattr(self, name) for name in done}
 
 
 @dataclass(slots=True)
@@ -125,21 +131,31 @@ class _Found:
 
 
 class Reconciliation:
-    """Of one view. `say` is told what goes on."""
+    """Of one view, which the group with these markers feeds. `say` is told what goes on."""
 
-    def __init__(self, parts: Parts, topic: ItemTopic, options: Options, say: Say = lambda *_: None) -> None:
+    def __init__(
+        self, parts: Parts, topic: ItemTopic, markers: RedisMarkers, options: Options, say: Say = lambda *_: None
+    ) -> None:
         self._parts = parts
         self._topic = topic
+        self._markers = markers
         self._options = options
         self._say = say
         self._rng = np.random.default_rng()
         self.report = Report(parts.view.model_version)
 
     async def run(self) -> Report:
-        """All passes. Raises DependencyError, and RecallError when there is nothing to mend from."""
+        """All passes. Raises DependencyError, and RecallError when there is nothing to mend from.
+
+        Deletions that were missed before it began are mended once nothing is left; a mark that was set meanwhile stays.
+        """
         started = time.perf_counter()
+        missed_ms = await self._markers.look()
         for number in range(self._options.passes):
             await self._pass(number)
+        if self._options.repair and not self.report.left and missed_ms is not None:
+            await self._markers.mended(missed_ms)
+        self.report.missed_deletions = await self._markers.look() is not None
         self.report.seconds = round(time.perf_counter() - started, 2)
         return self.report
 

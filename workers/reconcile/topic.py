@@ -12,6 +12,7 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from schemas import codec
 from schemas.records import hash64
+from workers import views
 from workers.errors import DependencyTimeout
 from workers.kafka_client import admin_client, connected
 from workers.pipelines.item_order import ItemEvent, decode_item
@@ -145,7 +146,7 @@ async def open_topic(settings: Settings, collection: str) -> AsyncIterator[ItemT
     admin = admin_client(settings)
     consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap, group_id=None, enable_auto_commit=False)
     async with connected(settings, admin, consumer):
-        group = settings.group(f"recall-items.{collection}")
+        group = settings.group(views.group_of(collection))
         yield ItemTopic(settings.topic("item-updates"), group, consumer, admin)
 
 
