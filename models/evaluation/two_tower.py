@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import Metric
-from models.columns import UserFeatures
 from models.evaluation.ranking import Asked, Progress, Scorer
 from models.samples import CHUNK
 from models.tensors import Encoding, Inputs, item_inputs, log_features, user_inputs
@@ -51,17 +50,9 @@ class TowerRanker:
             features = log_features(asked.timeline.log, chunk.user, before_ms, self._encoding)
             for begin in range(0, len(chunk.user), BATCH):
                 piece = slice(begin, begin + BATCH)
-                part = _cut(features, piece)
+                part = features.rows(piece)
                 vectors = history[asked.timeline.catalogue.index_of(part.item_hashes)]
                 times = (chunk.as_of_ms[piece], chunk.contexts[piece])
                 parts.append(self._embed_users(user_inputs(part, vectors, *times, self._encoding)))
                 self._progress(min(start + begin + BATCH, len(requests.user)) / len(requests.user))
         return np.concatenate(parts)
-
-
-def _cut(features: UserFeatures, piece: slice) -> UserFeatures:
-    names = [name for name in features.__dataclass_fields__ if name != "profile"]
-    return UserFeatures(
-        **{name: getattr(features, name)[piece] for name in names},
-        profile={name: values[piece] for name, values in features.profile.items()},
-    )
