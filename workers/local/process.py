@@ -1,7 +1,9 @@
 """Child processes that die with their parent, and what belongs to them: logs, ports, ends."""
 
 import ctypes
+import errno
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -11,7 +13,9 @@ from pathlib import Path
 from workers.errors import RecallError
 
 PR_SET_PDEATHSIG = 1
-HIGHEST_PORT = 55_000  # below it, because a Redis Cluster node also listens at its port + 10000
+CLUSTER_BUS = 10_000  # a Redis Cluster node also listens at its port + 10000
+HIGHEST_PORT = 65_000 - CLUSTER_BUS
+LOWEST_PORT = 10_000
 
 
 def spawn(argv: Sequence[str], log: Path, cwd: Path, env: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
@@ -64,20 +68,39 @@ def tail(log: Path, lines: int = 15) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on loopback that nobody listens at now, all different."""
+    """Ports on loopback that nobody listens at now, all different.
+
+    None that the kernel gives to connections where there are others: it might, before a server has come to listen.
+    """
+    end = _lowest_given() - CLUSTER_BUS
+    chance = random.SystemRandom()
     sockets: list[socket.socket] = []
     ports: list[int] = []
     try:
         while len(ports) < count:
             candidate = socket.socket()
             sockets.append(candidate)
-            candidate.bind(("127.0.0.1", 0))
+            wanted = chance.randrange(LOWEST_PORT, end) if end >= 2 * LOWEST_PORT else 0
+            try:
+                candidate.bind(("127.0.0.1", wanted))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                continue
             if candidate.getsockname()[1] <= HIGHEST_PORT:
                 ports.append(candidate.getsockname()[1])
     finally:
         for held in sockets:
             held.close()
     return ports
+
+
+def _lowest_given() -> int:
+    """The lowest port that the kernel gives to a connection."""
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError):
+        return 0
 
 
 def is_free(port: int) -> bool:
