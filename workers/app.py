@@ -53,6 +53,7 @@ from workers.refill import Refill
 from workers.retry import until_done
 from workers.settings import AgentKind, Settings
 from workers.stopwatch import Observe
+from workers.stores import keys
 from workers.stores.connect import close, connect, ping
 from workers.stores.item_ends import note_ends
 from workers.stores.item_redis import RedisItemTable
@@ -199,7 +200,7 @@ async def _items(worker: Worker) -> None:
     worker.opened.push_async_callback(tower.close)
     worker.probes["tower"] = tower.ping
     client, same = await _kept_redis(worker)
-    group = f"recall-items.{view.collection}"
+    group = keys.items_group(view.collection)
     table = RedisItemTable(client, settings, view.collection, bundle.dim)
     rows = len(bundle.encoding.vocabularies.item_ids)
     collection = _collection(bundle, view)

@@ -18,6 +18,7 @@ from workers.pipelines.item_order import ItemEvent, decode_item
 from workers.ports import UInt64
 from workers.reconcile.columns import Winners, partition_and_offset, place
 from workers.settings import Settings
+from workers.stores import keys
 
 SILENCE_S = 10.0  # without a record for so long, reading is given up
 RECORDS_AT_ONCE = 8192
@@ -145,7 +146,7 @@ async def open_topic(settings: Settings, collection: str) -> AsyncIterator[ItemT
     admin = admin_client(settings)
     consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap, group_id=None, enable_auto_commit=False)
     async with connected(settings, admin, consumer):
-        group = settings.group(f"recall-items.{collection}")
+        group = settings.group(keys.items_group(collection))
         yield ItemTopic(settings.topic("item-updates"), group, consumer, admin)
 
 
