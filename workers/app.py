@@ -34,7 +34,7 @@ from workers.index.in_process import HeldIndex
 from workers.index.opening import Indexes
 from workers.index.schema import Collection
 from workers.inflight import BatchPolicy
-from workers.kafka_client import end_offsets
+from workers.kafka_client import end_offsets, history_ends
 from workers.late_writes import LateWrites
 from workers.metrics import Metrics
 from workers.pipelines.activity import ActivityPipeline
@@ -53,6 +53,7 @@ from workers.refill import Refill
 from workers.retry import until_done
 from workers.settings import AgentKind, Settings
 from workers.stopwatch import Observe
+from workers.stores import keys
 from workers.stores.connect import close, connect, ping
 from workers.stores.item_ends import note_ends
 from workers.stores.item_redis import RedisItemTable
@@ -199,7 +200,7 @@ async def _items(worker: Worker) -> None:
     worker.opened.push_async_callback(tower.close)
     worker.probes["tower"] = tower.ping
     client, same = await _kept_redis(worker)
-    group = views.group_of(view.collection)
+    group = keys.items_group(view.collection)
     table = RedisItemTable(client, settings, view.collection, bundle.dim)
     rows = len(bundle.encoding.vocabularies.item_ids)
     collection = _collection(bundle, view)
@@ -212,7 +213,7 @@ async def _items(worker: Worker) -> None:
     context = _context(worker, group, refill, same)
     topic = settings.topic("item-updates")
     log_ends = partial(end_offsets, settings, topic)
-    ends = await until_done(lambda: _noted_ends(client, settings, view.collection), worker.dependencies)
+    ends = await until_done(lambda: _noted_ends(client, settings, view.collection, group), worker.dependencies)
     items = ItemsView(bundle.dim, bundle.version, tuple(bundle.spec.filterable), partitions=len(ends))
     inputs = partial(tensors.item_inputs, encoding=bundle.encoding)
     winners = WinnersAgain(partial(context.publish, topic), context.count_events, ends)
@@ -245,9 +246,10 @@ async def _following(
     return run
 
 
-async def _noted_ends(client: Any, settings: Settings, collection: str) -> dict[int, int]:
-    """Where the history of the item topic ends for this view. Raises DependencyError."""
-    return await note_ends(client, settings, collection, await end_offsets(settings, settings.topic("item-updates")))
+async def _noted_ends(client: Any, settings: Settings, collection: str, group: str) -> dict[int, int]:
+    """Where the history of the item topic ends for this view, which that group feeds. Raises DependencyError."""
+    ends = await history_ends(settings, settings.group(group), settings.topic("item-updates"))
+    return await note_ends(client, settings, collection, ends)
 
 
 async def _recall(worker: Worker) -> None:

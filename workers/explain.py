@@ -120,7 +120,7 @@ class Explainer:
         request = row.asked.request
         visible_ms = tensors.EVERYTHING_MS if request.timestamp_ms is None else request.timestamp_ms
         features = tensors.user_features([row.record], np.array([visible_ms]), self._view.encoding)
-        vectors = await self._parts.items.vectors(features.item_hashes)
+        vectors, _ = await self._parts.items.vectors(features.item_hashes)
         as_of_ms = np.array([row.asked.incoming.as_of_ms])
         context = request.context if row.context is None else row.context
         inputs, _ = user_inputs(features, vectors, as_of_ms, [context], self._view.encoding)

@@ -24,6 +24,7 @@ Message = tuple[bytes | None, bytes | None, Sequence[tuple[str, bytes]]]
 MAX_IN_MEMORY = 4096
 ANSWERS_WITHIN_S = 5.0  # the client library's own patience is 40 s
 STOPS_WITHIN_S = 5.0
+ASK_AGAIN_S = 0.1
 ADMIN_TIMEOUT_MS = 15_000
 
 
@@ -142,6 +143,32 @@ async def end_offsets(settings: Settings, topic: str) -> dict[int, int]:
         (described,) = await admin.describe_topics([topic])
         partitions = [TopicPartition(topic, entry["partition"]) for entry in described["partitions"]]
         return {place.partition: end for place, end in (await consumer.end_offsets(partitions)).items()}
+
+
+async def history_ends(settings: Settings, group: str, topic: str) -> dict[int, int]:
+    """Partition -> the offset before which a group has done everything; the end where it has committed nothing.
+
+    The end too where it has committed more than there is, because the topic was made anew. Raises
+    DependencyUnavailable, also where the broker does not say in 5 s what was committed.
+    """
+    admin, consumer = admin_client(settings), reader_client(settings)
+    async with connected(settings, admin, consumer):
+        (described,) = await admin.describe_topics([topic])
+        partitions = [TopicPartition(topic, entry["partition"]) for entry in described["partitions"]]
+        async with asyncio.timeout(ANSWERS_WITHIN_S):
+            done = await _committed(admin, group, partitions)
+        ends = await consumer.end_offsets(partitions)
+    return {place.partition: min(end, done[place]) if done[place] >= 0 else end for place, end in ends.items()}
+
+
+async def _committed(admin: Any, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+    """Offsets, -1 = nothing. Asks until the broker tells: one that has just started leaves out what it has not read."""
+    while True:
+        with suppress(GroupCoordinatorNotAvailableError):  # a broker that no group has ever asked
+            found = await admin.list_consumer_group_offsets(group, partitions=partitions)
+            if found.keys() >= set(partitions):
+                return {place: found[place].offset for place in partitions}
+        await asyncio.sleep(ASK_AGAIN_S)
 
 
 async def group_lag(settings: Settings, group: str, topic: str) -> int:

@@ -6,7 +6,6 @@ workers and commands say of it stands here.
 
 from datetime import UTC, datetime
 
-from workers import views
 from workers.settings import Settings
 from workers.stores import keys
 from workers.stores.connect import close, connect
@@ -29,7 +28,7 @@ async def missed_ms(settings: Settings, collection: str) -> int | None:
             return None
     client = connect(settings)
     try:
-        return await RedisMarkers(client, settings, views.group_of(collection)).look()
+        return await RedisMarkers(client, settings, keys.items_group(collection)).look()
     finally:
         await close(client)
 
@@ -43,5 +42,5 @@ def todo(settings: Settings, collection: str) -> str:
     """What mends a view. A file of Milvus Lite only its worker can open, so it is made anew."""
     if settings.milvus_file is None:
         return MEND
-    key = keys.filled(settings, views.group_of(collection)).decode()
+    key = keys.filled(settings, keys.items_group(collection)).decode()
     return f"end the workers, delete {settings.milvus_file} and in Redis {key}, and start them: all is read again"

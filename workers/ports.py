@@ -205,8 +205,12 @@ class ItemTable(Protocol):
         """Take intents back, in the place of who left them. Idempotent."""
         ...
 
-    async def vectors(self, hashes: UInt64) -> tuple[Float32, NDArray[np.bool_]]:
-        """History vectors by item hash: float32[N, D], zeros where bool[N] is False (unknown or deleted)."""
+    async def vectors(self, hashes: UInt64) -> tuple[Float32, NDArray[np.bool_], NDArray[np.bool_]]:
+        """History vectors by item hash: float32[N, D], zeros where bool[N] is False (unknown or deleted).
+
+        The second bool[N] is True where there is no record, and that says nothing: not all that Kafka retains is in the
+        table (yet, or again).
+        """
         ...
 
     async def changes(self, cursor: str | None) -> ItemChanges:
@@ -241,6 +245,7 @@ class Hits:
     item_ids: list[list[str]]
     scores: list[Float32]
     asked: bool = True  # False: no query could be asked, so nothing was
+    lacking: Sequence[int] = ()  # queries that go by items which are not all back yet
 
 
 class ItemIndex(Protocol):

@@ -31,11 +31,6 @@ class ActiveView:
     collection: str
 
 
-def group_of(collection: str) -> str:
-    """The consumer group that feeds a view, without the namespace."""
-    return f"recall-items.{collection}"
-
-
 async def read_active(settings: Settings) -> ActiveView | None:
     """The active view, or None when there is none yet. Raises DependencyError when Redis does not answer."""
     client = connect(settings)

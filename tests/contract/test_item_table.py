@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from functools import partial as partial_of
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from workers.stores import item_feed, item_redis, keys
 from workers.stores.connect import connect
 from workers.stores.item_memory import MemoryItemTable
 from workers.stores.item_redis import RedisItemTable
+from workers.stores.markers_redis import RedisMarkers
 
 DIM = 8
 COLLECTION = "items_v1"
+Complete = Callable[[], Awaitable[None]]
 HOSTILE = ["a{b}c", "}{", "quote'\"", "new\nline", "nul\0", "émoji 🎬", "x" * 256, " ", "*?[a-z]", "\\"]
 
 
@@ -32,19 +35,40 @@ def redis_settings(request: pytest.FixtureRequest, namespace: str) -> Settings:
 
 
 @pytest.fixture(params=["memory", "redis", "cluster"])
-async def table(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator[ItemTable]:
-    table: ItemTable
+async def partial(request: pytest.FixtureRequest, namespace: str) -> AsyncIterator[tuple[ItemTable, Complete]]:
+    """A table that does not hold all that Kafka retains, and what makes it complete."""
     if request.param == "memory":
-        table = MemoryItemTable(DIM)
-    elif request.param == "redis":
-        settings = request.getfixturevalue("stack").settings(namespace=namespace, store_timeout_ms=PATIENT_MS)
-        table = RedisItemTable(connect(settings), settings, COLLECTION, DIM)
-    else:
+        memory = MemoryItemTable(DIM, whole=False)
+
+        async def complete_memory() -> None:
+            memory.whole = True
+
+        yield memory, complete_memory
+        return
+    settings = request.getfixturevalue("stack").settings(namespace=namespace, store_timeout_ms=PATIENT_MS)
+    if request.param == "cluster":
         url = request.getfixturevalue("redis_cluster_url")
         settings = load_settings(redis_url=url, redis_cluster=True, namespace=namespace, store_timeout_ms=PATIENT_MS)
-        table = RedisItemTable(connect(settings), settings, COLLECTION, DIM)
-    yield table
+    table = RedisItemTable(connect(settings), settings, COLLECTION, DIM)
+    yield table, partial_of(mark_all, settings)
     await table.close()
+
+
+async def mark_all(settings: Settings) -> None:
+    """As a worker of the view does when it has read everything."""
+    client = connect(settings)
+    markers = RedisMarkers(client, settings, keys.items_group(COLLECTION))
+    await markers.open(2)
+    for partition in range(2):
+        assert await markers.mark(partition, "")
+    await client.aclose()
+
+
+@pytest.fixture
+async def table(partial: tuple[ItemTable, Complete]) -> ItemTable:
+    table, complete = partial
+    await complete()
+    return table
 
 
 def item(name: str, offset: int = 0, *, value: float = 1.0, partition: int = 0, deleted: bool = False) -> ItemRecord:
@@ -73,7 +97,7 @@ async def test_reads_what_was_written_in_the_order_asked(table: ItemTable) -> No
 async def test_nothing_is_answered_without_the_backend(table: ItemTable) -> None:
     assert await table.read(hash64_each([])) == []
     assert await table.write([], []) == []
-    vectors, known = await table.vectors(hashes())
+    vectors, known, _ = await table.vectors(hashes())
     assert vectors.shape == (0, DIM)
     assert known.shape == (0,)
 
@@ -82,7 +106,7 @@ async def test_hostile_ids(table: ItemTable) -> None:
     records = [item(name, n, value=n) for n, name in enumerate(HOSTILE)]
     assert all(await table.write(records, [None] * len(records)))
     assert await table.read(hash64_each(HOSTILE)) == records
-    vectors, known = await table.vectors(hashes(*HOSTILE))
+    vectors, known, _ = await table.vectors(hashes(*HOSTILE))
     assert known.all()
     assert vectors[:, 0].tolist() == list(range(len(HOSTILE)))
 
@@ -114,20 +138,42 @@ async def test_the_same_write_again_is_no_conflict(table: ItemTable) -> None:
 
 async def test_vectors_of_live_items_only(table: ItemTable) -> None:
     await table.write([item("a", 1, value=2), item("b", 2, deleted=True), item("c", 3, value=4)], [None] * 3)
-    vectors, known = await table.vectors(hashes("a", "b", "nobody", "c", "a"))
+    vectors, known, _ = await table.vectors(hashes("a", "b", "nobody", "c", "a"))
     assert vectors.dtype == np.float32
     assert known.tolist() == [True, False, False, True, True]
     assert vectors.tolist() == [[2.0] * DIM, [0.0] * DIM, [0.0] * DIM, [4.0] * DIM, [2.0] * DIM]
 
 
+async def test_what_is_missing_says_nothing_until_the_table_is_whole(partial: tuple[ItemTable, Complete]) -> None:
+    table, complete = partial
+    await table.write([item("a", 1, value=2), item("gone", 2, deleted=True)], [None] * 2)
+    vectors, known, lacking = await table.vectors(hashes("a", "nobody", "gone"))
+    assert (vectors[:, 0].tolist(), known.tolist()) == ([2.0, 0.0, 0.0], [True, False, False])
+    assert lacking.tolist() == [False, True, False], "of one that is deleted it is known"
+    many = hashes("a", *(f"nobody {n}" for n in range(2500)))
+    assert (await table.vectors(many))[2].tolist() == [False] + [True] * 2500
+    await complete()
+    for asked in (hashes("a", "nobody", "gone"), many):
+        assert not (await table.vectors(asked))[2].any()
+    assert (await table.vectors(hashes()))[2].shape == (0,)
+
+
+async def test_markers_of_another_view_say_nothing(redis_settings: Settings) -> None:
+    await mark_all(redis_settings)
+    for collection, lacking in ((COLLECTION, False), ("items_v2", True)):
+        table = RedisItemTable(connect(redis_settings), redis_settings, collection, DIM)
+        assert (await table.vectors(hashes("nobody")))[2] == lacking
+        await table.close()
+
+
 async def test_a_batch_of_vectors_equals_its_rows(table: ItemTable) -> None:
     names = [f"item {n}" for n in range(2500)]
     await table.write([item(name, n, value=n) for n, name in enumerate(names)], [None] * len(names))
-    vectors, known = await table.vectors(hashes(*names))
+    vectors, known, _ = await table.vectors(hashes(*names))
     assert known.all()
     assert vectors[:, 3].tolist() == list(range(len(names)))
     for n in (0, 1234, 2499):
-        one, _ = await table.vectors(hashes(names[n]))
+        one, _, _ = await table.vectors(hashes(names[n]))
         assert (one[0] == vectors[n]).all()
 
 
@@ -262,7 +308,7 @@ async def test_records_that_cannot_be_read_are_named(redis_settings: Settings) -
     with pytest.raises(RowRefused) as caught:
         await table.read(hash64_each(["nobody", "newer", "a", "short"]))
     assert caught.value.rows == [1, 3]
-    vectors, known = await table.vectors(hashes("newer", "a", "short"))
+    vectors, known, _ = await table.vectors(hashes("newer", "a", "short"))
     assert known.tolist() == [False, True, False]
     assert not vectors[[0, 2]].any()
     await table.close()

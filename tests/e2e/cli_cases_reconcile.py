@@ -10,13 +10,13 @@ from tests.e2e.cli import Done, Place, case
 from tests.e2e.cli_cases_explain import with_collection
 from tests.e2e.cli_cases_live import Ready, closed, losing
 from tests.e2e.cli_cases_users import without_redis
-from workers import views
 from workers.cli.items import item_messages
 from workers.index.milvus_collection import open_index
 from workers.index.schema import Collection
 from workers.kafka_client import produce
 from workers.ports import IndexRows
 from workers.refill import DAY_MS
+from workers.stores import keys
 from workers.stores.connect import connect
 from workers.stores.markers_redis import RedisMarkers
 
@@ -98,7 +98,7 @@ def with_missed_deletions(ready: Ready) -> Place:
 
     async def mark() -> None:
         client = connect(settings)
-        markers = RedisMarkers(client, settings, views.group_of(settings.collection(ready.bundle.version)))
+        markers = RedisMarkers(client, settings, keys.items_group(settings.collection(ready.bundle.version)))
         await markers.open(settings.partitions)
         await markers.stand()
         await client.hincrby(markers.key, "fed_ms", -8 * DAY_MS)

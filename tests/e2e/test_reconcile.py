@@ -21,7 +21,6 @@ from tests.conftest import Stack
 from tests.e2e.cli import Place
 from tests.e2e.conftest import fit_small, prepare
 from tests.e2e.test_live import film, until
-from workers import views
 from workers.cli.items import item_messages, wait_for_items
 from workers.doctor import bundle as bundle_check
 from workers.doctor.findings import Level
@@ -226,7 +225,7 @@ async def test_missed_deletions_are_told_everywhere_until_they_are_mended(
     assert await told() == (0, [])
     await index.upsert(IndexRows(["gone"], np.full((1, fed.bundle.dim), 0.5, dtype=np.float32), [{}]))
     await until_shown(index, there=("gone",))
-    await redis.hincrby(keys.filled(fed.settings, views.group_of(fed.name)), "fed_ms", -8 * DAY_MS)
+    await redis.hincrby(keys.filled(fed.settings, keys.items_group(fed.name)), "fed_ms", -8 * DAY_MS)
     [warning] = await until_told(1)
     assert warning.startswith(MISSED)
     assert warning.endswith("recall items reconcile --repair")

@@ -24,6 +24,7 @@ from workers.cli.items import item_messages, wait_for_items
 from workers.kafka_client import produce
 from workers.local.workers import environment
 from workers.settings import Settings
+from workers.stores import keys
 from workers.stores.connect import connect
 from workers.stores.item_redis import RedisItemTable
 
@@ -47,6 +48,14 @@ class Fed:
         [record] = await table.read(hash64_each(["a"]))
         await table.close()
         return record
+
+    async def empty(self) -> None:
+        """What an emptied Redis has: the active view, which workers put back."""
+        client = connect(self.settings)
+        async for key in client.scan_iter(match=f"{self.settings.namespace}:*"):
+            if key != keys.active_view(self.settings):
+                await client.delete(key)
+        await client.aclose()
 
     async def ready(self, place: Place) -> Running:
         worker = place.start("worker", "items")
@@ -91,6 +100,19 @@ async def test_the_winner_is_produced_again(stack: Stack, namespace: str, tmp_pa
     assert (record.version, record.update) == (5, high.value)
     assert [entry.value for entry in last_of_each_key(entries)] == [high.value]
     assert {dict(each.headers)["dlq.error.code"] for each in await fed.entries(DEAD_LETTERS)} <= {b"stale_version"}
+
+    # Redis is emptied while the next refused update waits: what was done already is history, and that one is not
+    await produce(settings, topic, item_messages([LOW]))
+    await fed.empty()
+    worker = await fed.ready(fed.place)
+    await wait_for_items(settings)
+    assert await ended(worker) == 0
+    before, entries = entries, await fed.entries(ITEMS)
+    assert entries[: len(before)] == before
+    low, copy = entries[len(before) :]
+    assert copy == Entry(
+        ITEMS, low.partition, low.offset + 1, copy.taken_ms, b"a", high.value, ((AFTER, b"%d" % low.offset),)
+    )
 
     # another view reads all of it, and writes nothing
     await views.activate(settings, another.path, another.version)

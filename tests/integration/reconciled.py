@@ -12,7 +12,7 @@ from schemas import codec
 from schemas.items import ItemUpdate
 from schemas.records import ItemRecord, hash64, hash64_each
 from tests.unit.test_items_in_memory import DIM, MODEL, ScaleTower, inputs
-from workers import topics, views
+from workers import topics
 from workers.index.memory import MemoryItemIndex
 from workers.index.schema import Collection
 from workers.pipelines.item_order import decode_item
@@ -23,6 +23,7 @@ from workers.reconcile.examine import Parts
 from workers.reconcile.run import Options, Reconciliation, Report
 from workers.reconcile.topic import open_topic
 from workers.settings import Settings
+from workers.stores import keys
 from workers.stores.connect import connect
 from workers.stores.item_memory import MemoryItemTable
 from workers.stores.markers_redis import RedisMarkers
@@ -41,7 +42,7 @@ class View:
 
     def __post_init__(self) -> None:
         self.redis = connect(self.settings)
-        self.markers = RedisMarkers(self.redis, self.settings, views.group_of(COLLECTION))
+        self.markers = RedisMarkers(self.redis, self.settings, keys.items_group(COLLECTION))
 
     def parts(self, index: MemoryItemIndex | None = None) -> Parts:
         fields = ItemsView(DIM, MODEL, ("value",))
@@ -67,7 +68,7 @@ class View:
         topic = self.settings.topic("item-updates")
         consumer = AIOKafkaConsumer(
             bootstrap_servers=self.settings.kafka_bootstrap,
-            group_id=self.settings.group(views.group_of(COLLECTION)),
+            group_id=self.settings.group(keys.items_group(COLLECTION)),
             enable_auto_commit=False,
             auto_offset_reset="earliest",
         )

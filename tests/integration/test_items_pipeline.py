@@ -158,7 +158,7 @@ async def test_an_upsert_is_retrievable_with_its_record_and_history_vector(view:
     assert record == ItemRecord(
         "a", 0, 7, version=2, history_vector=(2 * towards(1.0)).astype("<f4").tobytes(), update=event.raw
     )
-    assert np.allclose((await view.cache.vectors(hashes("a")[None, :]))[0], 2 * towards(1.0))
+    assert np.allclose((await view.cache.vectors(hashes("a")[None, :]))[0][0], 2 * towards(1.0))
 
 
 async def test_an_update_moves_the_item_everywhere(view: View) -> None:
@@ -169,7 +169,7 @@ async def test_an_update_moves_the_item_everywhere(view: View) -> None:
     await view.until_nearest(3.0, "a")
     await view.follower.refresh()
     assert np.allclose(
-        (await view.cache.vectors(hashes("a", "b")[None, :]))[0], 2 * np.vstack([towards(3), towards(2)])
+        (await view.cache.vectors(hashes("a", "b")[None, :]))[0][0], 2 * np.vstack([towards(3), towards(2)])
     )
 
 
@@ -186,7 +186,7 @@ async def test_a_deleted_item_is_gone(view: View, kind: Callable[[str, int], Ite
     [record] = await view.table.read(hash64_each(["a"]))
     assert record is not None
     assert (record.deleted, record.update, record.history_vector) == (True, gone.raw, b"")
-    assert not (await view.cache.vectors(hashes("a")[None, :])).any()
+    assert not (await view.cache.vectors(hashes("a")[None, :]))[0].any()
 
 
 async def test_redelivery_and_an_earlier_offset_change_nothing(view: View) -> None:

@@ -20,6 +20,7 @@ from workers.pipelines.activity import ActivityEvent, ActivityPipeline
 from workers.pipelines.items import ItemEvent, ItemsPipeline, ItemsView
 from workers.pipelines.recall import Incoming
 from workers.settings import Settings
+from workers.stores import keys
 from workers.stores.connect import connect
 from workers.stores.item_follower import ItemFollower
 from workers.stores.item_redis import RedisItemTable
@@ -37,9 +38,10 @@ async def test_a_marketplace_is_served(settings: Settings, tmp_path: Path) -> No
     collection = Collection(settings.collection(bundle.version), dim, bundle.metric, bundle.version)
     table = RedisItemTable(connect(settings), settings, collection.name, dim)
     users = RedisUserTable(connect(settings), settings)
-    markers = RedisMarkers(connect(settings), settings, GROUP)
-    await markers.open(1)
-    assert await markers.mark(0, "")  # nobody's record is missing
+    for group in (GROUP, keys.items_group(collection.name)):
+        markers = RedisMarkers(connect(settings), settings, group)
+        await markers.open(1)
+        assert await markers.mark(0, "")  # nobody's record is missing, and no item's
     index = await prepare_index(settings, collection, 300)
     item_tower = OnnxTower(bundle.item_tower, signature.item_inputs(encoding), signature.item_outputs(dim), 5000)
     user_tower = OnnxTower(bundle.user_tower, signature.user_inputs(encoding, dim), signature.user_outputs(dim), 5000)

@@ -9,7 +9,7 @@ from models.bundle import Bundle
 from models.datasets.generated import generate
 from tests.conftest import Stack
 from tests.e2e.conftest import fit_small, prepare
-from workers import missed, views
+from workers import missed
 from workers.cli import status
 from workers.doctor import bundle as bundle_check
 from workers.doctor.findings import Level
@@ -17,6 +17,7 @@ from workers.local.process import free_ports
 from workers.local.state import StackState
 from workers.refill import DAY_MS
 from workers.settings import Settings
+from workers.stores import keys
 from workers.stores.connect import connect
 from workers.stores.markers_redis import RedisMarkers
 
@@ -38,7 +39,7 @@ def settings(stack: Stack, namespace: str, tmp_path: Path, packed: Bundle) -> Se
 async def mark(settings: Settings, packed: Bundle) -> int:
     """Nobody has fed the view for eight days; when that was noticed."""
     client = connect(settings)
-    markers = RedisMarkers(client, settings, views.group_of(settings.collection(packed.version)))
+    markers = RedisMarkers(client, settings, keys.items_group(settings.collection(packed.version)))
     await markers.open(1)
     await markers.stand()
     await client.hincrby(markers.key, "fed_ms", -8 * DAY_MS)

@@ -27,7 +27,7 @@ class CountedTable(MemoryItemTable):
         self.go_on = asyncio.Event()
         self.go_on.set()
 
-    async def vectors(self, hashes: UInt64) -> tuple[Float32, NDArray[np.bool_]]:
+    async def vectors(self, hashes: UInt64) -> tuple[Float32, NDArray[np.bool_], NDArray[np.bool_]]:
         self.asked.append(hashes.tolist())
         if self.down:
             raise DependencyUnavailable("redis", "down")
@@ -65,7 +65,7 @@ def hashes(*names: str | None) -> UInt64:
 
 
 async def first_values(cache: VectorCache, *names: str | None) -> list[float]:
-    found = await cache.vectors(hashes(*names))
+    found, _ = await cache.vectors(hashes(*names))
     assert found.shape == (1, len(names), DIM)
     assert found.dtype == np.float32
     assert (found == found[:, :, :1]).all()
@@ -102,9 +102,9 @@ async def test_zeros_for_padding_and_unknown(cache: VectorCache) -> None:
 
 async def test_a_batch_has_the_shape_of_its_hashes(cache: VectorCache) -> None:
     grid = np.array([[hash64("a"), 0], [0, hash64("b")], [hash64("b"), hash64("a")]], dtype=np.uint64)
-    assert (await cache.vectors(grid))[:, :, 0].tolist() == [[1, 0], [0, 2], [2, 1]]
-    assert (await cache.vectors(np.zeros((0, 5), dtype=np.uint64))).shape == (0, 5, DIM)
-    assert (await cache.vectors(np.zeros((4, 0), dtype=np.uint64))).shape == (4, 0, DIM)
+    assert (await cache.vectors(grid))[0][:, :, 0].tolist() == [[1, 0], [0, 2], [2, 1]]
+    assert (await cache.vectors(np.zeros((0, 5), dtype=np.uint64)))[0].shape == (0, 5, DIM)
+    assert (await cache.vectors(np.zeros((4, 0), dtype=np.uint64)))[0].shape == (4, 0, DIM)
 
 
 async def test_asks_once(cache: VectorCache, table: CountedTable) -> None:
@@ -148,6 +148,31 @@ async def test_unknown_items_are_asked_for_again_after_a_while(
     timer.now_s += UNKNOWN_TTL_S
     assert await first_values(cache, "nobody", "a") == [0, 1]
     assert table.asked[1:] == [[hash64("nobody")]]
+
+
+async def lacking(cache: VectorCache, *names: str | None) -> list[bool]:
+    _, lacking = await cache.vectors(hashes(*names))
+    assert lacking.shape == (1, len(names))
+    return lacking[0].tolist()
+
+
+async def test_a_table_that_is_not_whole_lacks_what_it_does_not_have(cache: VectorCache, table: CountedTable) -> None:
+    table.whole = False
+    assert await lacking(cache, None, "a", "nobody", "b", "nobody") == [False, False, True, False, True]
+    assert await first_values(cache, None, "a", "nobody") == [0, 1, 0]
+    assert [len(asked) for asked in table.asked] == [3, 1], "what is there is kept, what is not is asked for again"
+    table.whole = True
+    assert await lacking(cache, "a", "nobody") == [False, False]
+    assert await lacking(cache, "a", "nobody") == [False, False]
+    assert len(table.asked) == 3, "from now on it is unknown"
+
+
+async def test_an_item_that_comes_late_is_there_before_the_feed_tells(cache: VectorCache, table: CountedTable) -> None:
+    table.whole = False
+    assert await lacking(cache, "new") == [True]
+    await put(table, item("new", 9))
+    assert await lacking(cache, "new") == [False]
+    assert await first_values(cache, "new") == [9]
 
 
 async def test_deleted_items_are_remembered(

@@ -20,6 +20,7 @@ from workers.errors import ConfigurationError, RecallError
 from workers.kafka_client import Message, group_lag, produce
 from workers.local.discover import with_local_stack
 from workers.settings import Settings, load_settings
+from workers.stores import keys
 
 
 def load(
@@ -72,7 +73,7 @@ async def wait_for_items(
     if view is None:
         raise ConfigurationError("no bundle is active, so nobody takes items in; make one: recall model fit")
     end = time.monotonic() + within_s
-    group = settings.group(views.group_of(view.collection))
+    group = settings.group(keys.items_group(view.collection))
     while lag := await group_lag(settings, group, settings.topic("item-updates")):
         if time.monotonic() > end:
             raise RecallError(f"{lag} item updates are still waiting; is an items worker running? (`recall status`)")

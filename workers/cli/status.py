@@ -16,6 +16,7 @@ from workers.local.ready import health
 from workers.local.state import StackState, last_failure, running
 from workers.local.workers import ALL_KINDS
 from workers.settings import AGENT_KINDS, Settings, load_settings
+from workers.stores import keys
 
 
 def status(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
@@ -57,7 +58,7 @@ async def _report(settings: Settings, state: StackState) -> dict[str, Any]:
     topics = {"activity": "user-activity", "items": "item-updates", "recall": "recall-requests"}
     groups = {"activity": "recall-activity", "recall": "recall-requests"}
     if view is not None:
-        groups["items"] = views.group_of(view.collection)
+        groups["items"] = keys.items_group(view.collection)
     report["workers"] = []
     for worker in state.workers:
         kinds = AGENT_KINDS if worker.kind == ALL_KINDS else [worker.kind]

@@ -35,6 +35,7 @@ CAPPED_DEPTH = 3
 CAPPED_DEEPER = 8
 DELETED_MARGIN = 64  # items that were deleted a moment ago, and that the index still has
 TOWER = "tower"
+SESSION = "session"
 VECTOR = "user_embedding"
 EVERYTHING = np.iinfo(np.int64).max
 
@@ -42,8 +43,11 @@ EVERYTHING = np.iinfo(np.int64).max
 class HistoryVectors(Protocol):
     """The items' history vectors, near at hand, and which items were deleted a moment ago."""
 
-    async def vectors(self, hashes: UInt64) -> Float32:
-        """float32[B, H, D] of uint64[B, H]; zeros for 0 and for unknown items."""
+    async def vectors(self, hashes: UInt64) -> tuple[Float32, NDArray[np.bool_]]:
+        """float32[B, H, D] of uint64[B, H]; zeros for 0 and for unknown items.
+
+        bool[B, H]: True where there are zeros because not all items are back yet.
+        """
         ...
 
     def deleted(self, hashes: UInt64) -> NDArray[np.bool_]:
@@ -198,13 +202,18 @@ class RecallPipeline:
         # 2. history vectors of the items in them, and what feature sources know of the users
         work = attempt("redis", self._parts.items.vectors(features.item_hashes), self._timeouts.store_ms)
         if self._parts.sourcing is None:
-            vectors = await work
+            known = await work
         else:
-            vectors, _ = await asyncio.gather(work, self._parts.sourcing.run(rows, attempt))
-        if vectors is None:
+            known, _ = await asyncio.gather(work, self._parts.sourcing.run(rows, attempt))
+        if known is None:
             for row in rows:
                 row.fail(Reason.FEATURES_UNAVAILABLE)
             return watch.lap_ms("features"), 0.0
+        vectors, lacking = known
+        in_session = _in_session(features, encoding.spec.history.session_ms)
+        for n, row in enumerate(rows):
+            if _lacks(row, lacking[n], in_session[n]):
+                row.fail(Reason.FEATURES_UNAVAILABLE)  # and what its sources find without them is kept
 
         # 3. inputs
         as_of_ms = np.array([row.asked.incoming.as_of_ms for row in rows], dtype=np.int64)
@@ -217,7 +226,6 @@ class RecallPipeline:
 
         # 4. tower
         embeddings = await self._embed(rows, inputs, attempt)
-        in_session = _in_session(features, encoding.spec.history.session_ms)
         segments = tensors.segments(features, encoding)
         for n, row in enumerate(rows):
             _describe(row, features, n)
@@ -322,6 +330,12 @@ def _in_session(features: UserFeatures, session_ms: int) -> NDArray[np.bool_]:
     newest[:, :-SESSION_ITEMS] = False
     newest &= features.item_hashes != 0
     return newest
+
+
+def _lacks(row: Row, lacking: NDArray[np.bool_], in_session: NDArray[np.bool_]) -> bool:
+    """Whether a source of the row goes by a vector that is not there, and may be there again later: bool[H] both."""
+    names = {share.name for share in row.asked.sources}
+    return bool((TOWER in names and lacking.any()) or (SESSION in names and lacking[in_session].any()))
 
 
 def _cut_short(row: Row, shortlist: Shortlist) -> bool:

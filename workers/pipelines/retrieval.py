@@ -37,6 +37,8 @@ class Retrieval:
                 if Reason.FEATURES_UNAVAILABLE not in row.reasons:  # which is why, where a source needs them too
                     row.fail(Reason.INDEX_UNAVAILABLE)
             else:
+                if n in hits.lacking:
+                    row.fail(Reason.FEATURES_UNAVAILABLE)
                 row.found[name] = Found(hits.item_ids[n], hits.scores[n], whole=len(hits.item_ids[n]) < depth)
 
 

@@ -14,6 +14,7 @@ from workers.reconcile.examine import Parts
 from workers.reconcile.run import Options, Reconciliation, Say
 from workers.reconcile.topic import open_topic
 from workers.settings import Settings
+from workers.stores import keys
 from workers.stores.connect import connect
 from workers.stores.item_redis import RedisItemTable
 from workers.stores.markers_redis import RedisMarkers
@@ -43,7 +44,7 @@ async def open_reconciliation(
     client = connect(settings)
     table = RedisItemTable(client, settings, view.collection, bundle.dim)
     opened.push_async_callback(table.close)
-    markers = RedisMarkers(client, settings, views.group_of(view.collection))
+    markers = RedisMarkers(client, settings, keys.items_group(view.collection))
     tower = await open_tower(bundle, "item", settings)
     opened.push_async_callback(tower.close)
     partitions = await partition_count(settings, settings.topic("item-updates"))

@@ -12,13 +12,13 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from schemas import codec
 from schemas.records import hash64
-from workers import views
 from workers.errors import DependencyTimeout
 from workers.kafka_client import admin_client, connected
 from workers.pipelines.item_order import ItemEvent, decode_item
 from workers.ports import UInt64
 from workers.reconcile.columns import Winners, partition_and_offset, place
 from workers.settings import Settings
+from workers.stores import keys
 
 SILENCE_S = 10.0  # without a record for so long, reading is given up
 RECORDS_AT_ONCE = 8192
@@ -146,7 +146,7 @@ async def open_topic(settings: Settings, collection: str) -> AsyncIterator[ItemT
     admin = admin_client(settings)
     consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap, group_id=None, enable_auto_commit=False)
     async with connected(settings, admin, consumer):
-        group = settings.group(views.group_of(collection))
+        group = settings.group(keys.items_group(collection))
         yield ItemTopic(settings.topic("item-updates"), group, consumer, admin)
 
 

@@ -5,9 +5,11 @@ says of a user who has had nothing else. So the mean of some is a query too.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from workers.filters import Filter
 from workers.ports import Float32, Hits, ItemIndex, Query, UInt64
@@ -19,8 +21,11 @@ NOTHING = np.zeros(0, dtype=np.float32)
 class HistoryVectors(Protocol):
     """The items' history vectors, near at hand."""
 
-    async def vectors(self, hashes: UInt64) -> Float32:
-        """float32[B, H, D] of uint64[B, H]; zeros for 0 and for unknown items."""
+    async def vectors(self, hashes: UInt64) -> tuple[Float32, NDArray[np.bool_]]:
+        """float32[B, H, D] of uint64[B, H]; zeros for 0 and for unknown items.
+
+        bool[B, H]: True where there are zeros because not all items are back yet.
+        """
         ...
 
 
@@ -62,8 +67,11 @@ class SimilarSource:
         hashes = np.zeros((len(queries), width), dtype=np.uint64)
         for row, query in enumerate(queries):
             hashes[row, : len(query.anchors)] = query.anchors
-        vectors = await self._items.vectors(hashes) if width else np.zeros((len(queries), 0, 0), dtype=np.float32)
-        return await _nearest(self._index, [_mean(row) for row in vectors], depth, where)
+        if not width:
+            return await _nearest(self._index, [None] * len(queries), depth, where)
+        vectors, lacking = await self._items.vectors(hashes)
+        hits = await _nearest(self._index, [_mean(row) for row in vectors], depth, where)
+        return replace(hits, lacking=np.flatnonzero(lacking.any(axis=1)).tolist())
 
 
 def _mean(vectors: Float32) -> Float32 | None:

@@ -1,4 +1,7 @@
-"""Where the history of `item-updates` ends for a view: the ends of its partitions when it was first fed, in Redis."""
+"""Where the history of `item-updates` ends for a view, in Redis: what came before it was first fed.
+
+Noted again after Redis was emptied, it is what the view's group had done by then: see history_ends in kafka_client.py.
+"""
 
 from collections.abc import Mapping
 
@@ -8,7 +11,7 @@ from workers.stores.connect import Client, translated
 
 
 async def note_ends(client: Client, settings: Settings, collection: str, ends: Mapping[int, int]) -> dict[int, int]:
-    """Partition -> offset as they were noted first; what is noted stays. `ends` are the present ones. Idempotent.
+    """Partition -> offset as they were noted first; what is noted stays. `ends`: where it ends as of now. Idempotent.
 
     Raises DependencyError.
     """

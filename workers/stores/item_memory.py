@@ -13,9 +13,13 @@ MAX_CHANGES = 100_000
 
 
 class MemoryItemTable:
-    """ItemTable in a dict. Deleted items stay for ever; the feed keeps the newest `max_changes`."""
+    """ItemTable in a dict. Deleted items stay for ever; the feed keeps the newest `max_changes`.
 
-    def __init__(self, dim: int, max_changes: int = MAX_CHANGES) -> None:
+    `whole`: all that there was is in here.
+    """
+
+    def __init__(self, dim: int, max_changes: int = MAX_CHANGES, *, whole: bool = True) -> None:
+        self.whole = whole
         self._dim = dim
         self._max_changes = max_changes
         self._records: dict[int, bytes] = {}
@@ -65,9 +69,11 @@ class MemoryItemTable:
         for name in names:
             self._intents.pop(name, None)
 
-    async def vectors(self, hashes: UInt64) -> tuple[Float32, NDArray[np.bool_]]:
+    async def vectors(self, hashes: UInt64) -> tuple[Float32, NDArray[np.bool_], NDArray[np.bool_]]:
         """History vectors by item hash."""
-        return item_vectors([self._records.get(item_hash) for item_hash in hashes.tolist()], self._dim)
+        values = [self._records.get(item_hash) for item_hash in hashes.tolist()]
+        lacking = np.array([data is None and not self.whole for data in values], dtype=np.bool_)
+        return *item_vectors(values, self._dim), lacking
 
     async def changes(self, cursor: str | None) -> ItemChanges:
         """Changes after `cursor`, a count of changes. Incomplete when some of them were dropped."""

@@ -49,6 +49,7 @@ class RedisItemTable:
         self._dim = dim
         self._feed = keys.item_feed(settings, collection)
         self._intents = keys.item_intents(settings, collection)
+        self._whole = keys.filled_whole(settings, keys.items_group(collection))
         self._write = Script(client, WRITE)
 
     async def read(self, hashes: UInt64) -> list[ItemRecord | None]:
@@ -97,9 +98,21 @@ class RedisItemTable:
             with translated():
                 await self._client.hdel(self._intents, *names)
 
-    async def vectors(self, hashes: UInt64) -> tuple[Float32, NDArray[np.bool_]]:
-        """History vectors by item hash, in one round trip per thousand."""
-        return item_vectors(await self._values(hashes.tolist()), self._dim)
+    async def vectors(self, hashes: UInt64) -> tuple[Float32, NDArray[np.bool_], NDArray[np.bool_]]:
+        """History vectors by item hash, and whether the table is complete: in one round trip per thousand.
+
+        On one server that is of the same moment.
+        """
+        values: list[bytes | None] = []
+        lacking: list[bool] = []
+        wanted = hashes.tolist()
+        with translated():
+            for start in range(0, len(wanted), KEYS_PER_READ):
+                piece = [self._key(item_hash) for item_hash in wanted[start : start + KEYS_PER_READ]]
+                *found, whole = await get_each(self._client, [*piece, self._whole])
+                values += found
+                lacking += [data is None and whole is None for data in found]
+        return *item_vectors(values, self._dim), np.array(lacking, dtype=np.bool_)
 
     async def changes(self, cursor: str | None) -> ItemChanges:
         """Changes after `cursor`, the id of a stream entry. Incomplete when the stream no longer reaches back to it."""

@@ -63,6 +63,11 @@ def filled_whole(settings: Settings, group: str) -> bytes:
     return filled(settings, group) + b":whole"
 
 
+def items_group(collection: str) -> str:
+    """The consumer group that feeds a view, without the namespace; its markers tell whether the item table is whole."""
+    return f"recall-items.{collection}"
+
+
 def active_view(settings: Settings) -> bytes:
     """Which bundle and collection answer requests."""
     return settings.key("active-view").encode()

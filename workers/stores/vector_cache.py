@@ -20,7 +20,8 @@ class VectorCache:
     """Answers `vectors` and `deleted` for recall; an ItemFollower tells it what has changed.
 
     Until that has found its place in the feed nothing is kept, because nothing would take it out again.
-    An item that the table does not know is asked for again after `UNKNOWN_TTL_S`, or at once when the feed names it.
+    An item that the table does not know is asked for again after `UNKNOWN_TTL_S`, or at once when the feed names it;
+    where the table is not whole, it is asked for again each time.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class VectorCache:
         self._deleted_s: dict[int, float] = {}  # item hash -> when the feed said so, oldest first
         self._deleted: UInt64 = np.zeros(0, dtype=np.uint64)  # the same, sorted
 
-    async def vectors(self, hashes: UInt64) -> Float32:
+    async def vectors(self, hashes: UInt64) -> tuple[Float32, NDArray[np.bool_]]:
         """float32[B, H, D] of uint64[B, H]; zeros for 0 and for items that are unknown or deleted.
+
+        bool[B, H]: True where the table has no record of an item, and is not whole: it may be one that is not back yet.
 
         Does not wait when everything is cached, else for one read of the item table, whose DependencyError it raises.
         """
@@ -53,15 +56,16 @@ class VectorCache:
         rows = self._cached.rows(flat)
         found = self._cached.gather(rows)
         missing = np.flatnonzero((rows == VectorTable.MISSING) & (flat != 0))
+        lacking = np.zeros(len(flat), dtype=np.bool_)
         self._looked_up(int(np.count_nonzero(flat)) - len(missing), len(missing))
         if len(missing):
             distinct, places = np.unique(flat[missing], return_inverse=True)
             generation = self._generation
-            vectors, known = await self._table.vectors(distinct)
-            found[missing] = vectors[places]
+            vectors, known, uncertain = await self._table.vectors(distinct)
+            found[missing], lacking[missing] = vectors[places], uncertain[places]
             if self._following and generation == self._generation:
-                self._cached.put(distinct, vectors, known)
-        return found.reshape(*hashes.shape, self._dim)
+                self._cached.put(distinct[~uncertain], vectors[~uncertain], known[~uncertain])
+        return found.reshape(*hashes.shape, self._dim), lacking.reshape(hashes.shape)
 
     def deleted(self, hashes: UInt64) -> NDArray[np.bool_]:
         """bool[N]: True where the feed said within `DELETED_TTL_S` that the item of that hash was deleted."""
