@@ -42,6 +42,8 @@ class Outbox:
                 self._owe(delivery)
             else:
                 prompt.append(delivery)
+        if not prompt:
+            return
         try:
             async with asyncio.timeout(PATIENCE_S):
                 await together([until_done(delivery.finish, self._dependencies) for delivery in prompt])
