@@ -21,6 +21,7 @@ from workers.giving_up import Gate, GivingUp, Problem
 from workers.inflight import Batch, Record
 from workers.intake import Entry, Intake
 from workers.metrics import Metrics
+from workers.outbox import Outbox
 from workers.pipelines.admission import Incoming, by_time_left, without_items
 from workers.pipelines.opening import Answers
 from workers.pipelines.popular_counts import Spans
@@ -66,15 +67,9 @@ class Context:
         self.metrics = metrics
         self.dependencies = dependencies
         self.clock = clock
-        self._publisher = publisher
-        dead_letters = partial(self.publish, settings.topic("recall-dead-letters"))
+        self.outbox = Outbox(publisher, dependencies)
+        dead_letters = partial(self.outbox.send, settings.topic("recall-dead-letters"))
         self.giving_up = GivingUp(kind, settings, dead_letters, metrics, dependencies, clock)
-
-    async def publish(self, topic: str, messages: Sequence[Outgoing]) -> list[int]:
-        """Send until it works; positions of messages that are too large to send."""
-        if not messages:
-            return []
-        return await until_done(lambda: self._publisher.send(topic, messages), self.dependencies)
 
     def observe(self, step: str, elapsed_ms: float) -> None:
         """Take in the time of one step."""
@@ -101,7 +96,7 @@ class EventAgent(Generic[E]):
         self._context = context
         self._decode = decode
         self._run = run
-        self.gate = Gate(context.giving_up)
+        self.gate = Gate(context.giving_up, context.outbox)
 
     async def handle(self, batch: Batch) -> None:
         """One batch, all of it."""
@@ -121,12 +116,11 @@ class EventAgent(Generic[E]):
         spans = {partition: span for (_, partition), span in batch.spans.items()}
         result = await until_done(lambda: self._run(events, spans), context.dependencies)
         problems += [(r, error) for r, error in zip(records, result.errors, strict=True) if error is not None]
-        held = await context.giving_up.write([each for each in problems if not batch.repeats(each[0])])
-        for record, _ in held:
-            batch.hold(record)
+        held = await context.giving_up.write(batch, [each for each in problems if not batch.repeats(each[0])])
         batch.done(settles_in_ms=context.settings.redis_durability_ms)
         context.count_events(result.outcomes)
         context.count_batch(len(batch.records), started)
+        batch.keep(batch.records[:1])  # a letter that waits keeps no poll in memory
         await context.giving_up.write_later(batch, held)
 
 
@@ -147,7 +141,7 @@ class RecallAgent:
         self._pipeline = pipeline
         self._reply_partitions = reply_partitions
         self.backlog = Intake(context.clock)
-        self.gate = Gate(context.giving_up, self.backlog, MAX_READ_ON)
+        self.gate = Gate(context.giving_up, context.outbox, self.backlog, MAX_READ_ON)
         self._runners = Runners(self.backlog, self._answer, self._refuse)
         self._room = WaitingRoom(
             WaitingPolicy(context.settings.wait_for_event_ms),
@@ -166,7 +160,7 @@ class RecallAgent:
         context = self._context
         name_place(batch)
         self.gate.took(len(batch.records))
-        rejections: list[tuple[Any, CandidateList]] = []
+        rejections: list[tuple[Batch, Any, CandidateList]] = []
         problems: list[tuple[Any, Problem]] = []
         size = self.backlog.policy.max_batch
         for start in range(0, len(batch.records), size):
@@ -175,19 +169,16 @@ class RecallAgent:
                 if rejection is None:
                     problems.append((record, error))
                 else:
-                    rejections.append((record, rejection))
+                    rejections.append((batch, record, rejection))
             await asyncio.sleep(0)  # the first are worked on while the others are read
-        if rejections:
-            await self._publish(rejections)
-        held = await context.giving_up.write(problems)
-        for record, _ in held:
-            batch.hold(record)
+        await self._publish(rejections)
+        for _, record, _ in rejections:
+            batch.hold(record)  # whose answer is not out yet
+        held = await context.giving_up.write(batch, problems)
         batch.done()
-        self._count([answer for _, answer in rejections])
         context.count_events({"unreadable": len(problems)})
-        if held:
-            batch.keep([record for record, _ in held])
-            del rejections, problems  # which this frame would hold as long
+        batch.keep([record for record, _ in held] or batch.records[:1])  # one that waits keeps no poll in memory
+        del rejections, problems  # which this frame would hold as long
         await context.giving_up.write_later(batch, held)
 
     def _take_in(self, batch: Batch, records: Sequence[Any]) -> list[tuple[Any, DecodeError]]:
@@ -231,10 +222,7 @@ class RecallAgent:
         await self._finish(entries, [_refusal(entry.incoming, now_ms) for entry in entries])
 
     async def _finish(self, entries: Sequence[Entry], answers: Sequence[CandidateList]) -> None:
-        await self._publish([(entry.record, answer) for entry, answer in zip(entries, answers, strict=True)])
-        for entry in entries:
-            entry.batch.done(entry.record)
-        self._count(answers)
+        await self._publish([(entry.batch, entry.record, a) for entry, a in zip(entries, answers, strict=True)])
 
     def _count(self, answers: Sequence[CandidateList]) -> None:
         metrics = self._context.metrics
@@ -263,17 +251,30 @@ class RecallAgent:
             error_field=error.field,
         )
 
-    async def _publish(self, answers: Sequence[tuple[Any, CandidateList]]) -> None:
-        """Publish answers; one that is too large is answered without its list, and its request is a dead letter."""
-        context, topic = self._context, self._context.settings.topic("recall-candidates")
-        refused = await context.publish(topic, [self._message(record, answer) for record, answer in answers])
-        if not refused:
-            return
-        too_large = [answers[position] for position in refused]
-        short = [self._message(record, _without_list(answer)) for record, answer in too_large]
-        await context.publish(topic, short)
+    async def _publish(self, answers: Sequence[tuple[Batch, Any, CandidateList]]) -> None:
+        """Publish answers and finish each request when its own is acknowledged, which may be after this returns."""
+        left = dict(enumerate(answers))
+
+        def told(positions: Sequence[int], acknowledged: bool) -> None:
+            some = [left.pop(position) for position in positions]
+            if not acknowledged:
+                for each in some:
+                    self._runners.spawn(self._shorten(*each))
+                return
+            for batch, record, _ in some:
+                batch.done(record)
+            self._count([answer for _, _, answer in some])
+
+        topic = self._context.settings.topic("recall-candidates")
+        await self._context.outbox.send(topic, [self._message(record, answer) for _, record, answer in answers], told)
+
+    async def _shorten(self, batch: Batch, record: Any, answer: CandidateList) -> None:
+        """An answer that is too large is sent without its list, and its request is a dead letter."""
+        context, short = self._context, _without_list(answer)
+        await context.outbox.send_all(context.settings.topic("recall-candidates"), [self._message(record, short)])
+        self._count([short])
         line = f"the answer is larger than {codec.MAX_VALUE_BYTES} bytes"
-        await context.giving_up.write_some([(r, InvalidInput(ErrorCode.ANSWER_TOO_LARGE, line)) for r, _ in too_large])
+        await context.giving_up.write_or_leave_out(batch, record, InvalidInput(ErrorCode.ANSWER_TOO_LARGE, line))
 
     def _message(self, record: Any, answer: CandidateList) -> Outgoing:
         """An answer as message: the request's headers (4 KiB of them) and its id; to the partition it asked for."""

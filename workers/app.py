@@ -216,7 +216,7 @@ async def _items(worker: Worker) -> None:
     ends = await until_done(lambda: _noted_ends(client, settings, view.collection, group), worker.dependencies)
     items = ItemsView(bundle.dim, bundle.version, tuple(bundle.spec.filterable), partitions=len(ends))
     inputs = partial(tensors.item_inputs, encoding=bundle.encoding)
-    winners = WinnersAgain(partial(context.publish, topic), context.count_events, ends)
+    winners = WinnersAgain(partial(context.outbox.send_all, topic), context.count_events, ends)
     pipeline = ItemsPipeline(items, table, index, tower, inputs, context.observe, winners.produce, log_ends)
     attach(
         worker.app, topic, EventAgent(context, decode_item, await _following(worker, pipeline, held, refill, log_ends))

@@ -1,6 +1,7 @@
 """Gives events up: a dead letter for each, at most so many a minute. At the cap the rest is held until a resume.
 
 What is held is not committed, nor is anything behind it; a drain does not wait for it, and it comes again elsewhere.
+So is what a partition of the dead-letter topic does not take: nothing but its own record waits for a letter.
 """
 
 import time
@@ -16,9 +17,10 @@ from workers.dependencies import SAY_EVERY_S, Dependencies
 from workers.errors import InvalidInput
 from workers.inflight import Backlog, Batch
 from workers.metrics import Metrics
+from workers.outbox import MAX_OWED_BYTES, Outbox
 from workers.pause import Pause
 from workers.ports import Clock
-from workers.publisher import Outgoing, header_bytes
+from workers.publisher import Outgoing, Told, header_bytes
 from workers.settings import AgentKind, Settings
 
 WINDOW_S = 60.0
@@ -27,7 +29,7 @@ MAX_HELD_BYTES = 64_000_000
 Problem = DecodeError | InvalidInput
 Problems = Sequence[tuple[Any, Problem]]
 """Records, each with why it cannot be processed."""
-Publish = Callable[[Sequence[Outgoing]], Awaitable[object]]
+Send = Callable[[Sequence[Outgoing], Told], Awaitable[None]]
 
 log = structlog.get_logger()
 
@@ -61,19 +63,19 @@ class LetterCap:
 
 
 class GivingUp:
-    """Writes the dead letters of one worker; `publish` must send them for sure, however long that takes."""
+    """Writes the dead letters of one worker; `send` must send them for sure, and need not wait for it."""
 
     def __init__(
         self,
         kind: AgentKind,
         settings: Settings,
-        publish: Publish,
+        send: Send,
         metrics: Metrics,
         dependencies: Dependencies,
         clock: Clock,
     ) -> None:
         self._kind = kind
-        self._publish = publish
+        self._send_letters = send
         self._metrics = metrics
         self._clock = clock
         self._cap = LetterCap(settings.dead_letters_per_minute)
@@ -82,12 +84,14 @@ class GivingUp:
         self._unsaid: Counter[str] = Counter()  # dead letters by code, since the last line about them
         self._say_again_s = 0.0
 
-    async def write(self, problems: Problems) -> Problems:
-        """Write as many as the cap allows; returns the rest: hold their records, and `write_later`."""
+    async def write(self, batch: Batch, problems: Problems) -> Problems:
+        """Write as many as the cap allows and hold the records of the others; returns those to `write_later`."""
         if not problems:
             return ()
         allowed, held = self._allowed(problems)
-        await self._send(allowed)
+        await self._send(batch, allowed)
+        for record, _ in problems:
+            batch.hold(record)  # whose letter is not written yet
         self.held_bytes += _size_bytes(held)
         for _, problem in held:  # a traceback keeps its frames, and they whatever was read beside what is held
             problem.__traceback__ = problem.__cause__ = problem.__context__ = None
@@ -99,16 +103,16 @@ class GivingUp:
             await self.pause.over()
             now, later = self._allowed(held)
             started = [(record, problem) for record, problem in now if batch.start(record)]
-            await self._send(started)
-            for record, _ in started:
-                batch.done(record)
+            await self._send(batch, started)
             self.held_bytes -= _size_bytes(now)
             held = later
 
-    async def write_some(self, problems: Problems) -> None:
-        """For events that were answered: letters that the cap does not allow are left out."""
-        if problems:
-            await self._send(problems[: self._cap.take(len(problems))])
+    async def write_or_leave_out(self, batch: Batch, record: Any, problem: Problem) -> None:
+        """For an event that was answered: a letter that the cap does not allow is left out."""
+        if self._cap.take(1):
+            await self._send(batch, [(record, problem)])
+        else:
+            batch.done(record)
 
     def _allowed(self, problems: Problems) -> tuple[Problems, Problems]:
         """Those that may be written now, and those that wait; where some do, the pause begins."""
@@ -117,20 +121,30 @@ class GivingUp:
             self.pause.begin(str(problems[allowed][1].code))
         return problems[:allowed], problems[allowed:]
 
-    async def _send(self, problems: Problems) -> None:
-        if not problems:
-            return
+    async def _send(self, batch: Batch, problems: Problems) -> None:
+        """Each record is finished when its own letter is written."""
         now_ms = self._clock.now_ms()
-        await self._publish(
+        left = dict(enumerate(problems))
+
+        def told(positions: Sequence[int], _: bool) -> None:
+            written = [left.pop(position) for position in positions]
+            for record, _problem in written:
+                batch.done(record)
+            self._count(written)
+
+        await self._send_letters(
             [
                 dead_letter(record, stage=self._kind, code=str(problem.code), message=str(problem), now_ms=now_ms)
                 for record, problem in problems
-            ]
+            ],
+            told,
         )
-        codes = Counter(str(problem.code) for _, problem in problems)
+
+    def _count(self, written: Problems) -> None:
+        codes = Counter(str(problem.code) for _, problem in written)
         for code, letters_of_code in codes.items():
             self._metrics.dead_letters.labels(self._kind, code).inc(letters_of_code)
-        self._say(codes, *problems[0])
+        self._say(codes, *written[0])
 
     def _say(self, codes: Counter[str], record: Any, problem: Problem) -> None:
         """One line at first and one every ten seconds, however many come; each tells of one letter in full."""
@@ -143,10 +157,14 @@ class GivingUp:
 
 
 class Gate:
-    """A backlog that wants no poll during a pause, or none once `read_on` records were taken in it."""
+    """A backlog that wants no poll during a pause, or none once `read_on` records were taken in it.
 
-    def __init__(self, giving_up: GivingUp, inner: Backlog | None = None, read_on: int = 0) -> None:
+    Nor while too much is owed to partitions that take nothing.
+    """
+
+    def __init__(self, giving_up: GivingUp, outbox: Outbox, inner: Backlog | None = None, read_on: int = 0) -> None:
         self._giving_up = giving_up
+        self._outbox = outbox
         self._inner = inner
         self._read_on = read_on
         self._taken = 0
@@ -162,6 +180,8 @@ class Gate:
         if not paused:
             self._taken = 0
         elif self._taken >= self._read_on or self._giving_up.held_bytes > MAX_HELD_BYTES:
+            return False
+        if self._outbox.owed_bytes > MAX_OWED_BYTES:
             return False
         return self._inner is None or self._inner.wants_poll()
 

@@ -37,6 +37,7 @@ class BatchPolicy:
     max_poll_records: int = 1024
     max_batch: int = 64
     in_flight: int = 2
+    max_held_back: int = 262_144  # records taken that may not be committed: each is known by its offset until then
 
 
 class Backlog(Protocol):
@@ -189,6 +190,7 @@ class InFlight:
         self._settled_ms = now_ms()  # from then on, all that is finished may be committed
         self.repeats_before: dict[Partition, int] = {}  # what stands before this offset was committed once
         self._order: dict[Partition, deque[_Run]] = {}
+        self._held_back = 0  # records in it
         self._next: dict[Partition, int] = {}
         self._confirmed: dict[Partition, int] = {}
         self._waiting: deque[Batch] = deque()
@@ -222,8 +224,10 @@ class InFlight:
         return len(self._running) < self._policy.in_flight
 
     def wants_poll(self) -> bool:
-        """Whether it is time for the next poll: a slot is free and no cut batch waits for it."""
-        return not self._waiting and self.has_slot()
+        """Whether it is time for the next poll: a slot is free, no cut batch waits, not too much is held back."""
+        if self._held_back > self._policy.max_held_back:
+            self.committable()
+        return not self._waiting and self.has_slot() and self._held_back <= self._policy.max_held_back
 
     def drop_waiting(self) -> None:
         """Give up what nobody has started, and whatever is polled from now on; it will be polled again."""
@@ -255,6 +259,7 @@ class InFlight:
     def new_run(self, partition: Partition, offsets: Iterable[int]) -> _Run:
         """A place for the next records of a partition, behind all earlier ones."""
         run = _Run(offsets)
+        self._held_back += len(run)
         self._order.setdefault(partition, deque()).append(run)
         return run
 
@@ -280,8 +285,12 @@ class InFlight:
         """Partition -> one past its finished prefix, where that moved since the last confirmation."""
         now_ms = self._now_ms()
         for partition, order in self._order.items():
-            while order and (offset := order[0].take_finished(now_ms)) is not None:
+            while order:
+                held_back = len(order[0])
+                if (offset := order[0].take_finished(now_ms)) is None:
+                    break
                 self._next[partition] = offset
+                self._held_back -= held_back - len(order[0])
                 if order[0]:
                     break
                 order.popleft()
@@ -312,7 +321,7 @@ class InFlight:
     @property
     def counts(self) -> tuple[int, int, int]:
         """Batches running, batches waiting, records not committable yet."""
-        return len(self._running), len(self._waiting), sum(len(run) for order in self._order.values() for run in order)
+        return len(self._running), len(self._waiting), self._held_back
 
 
 def _in_log_order(parts: Sequence[Sequence[R]]) -> Sequence[R]:

@@ -1,10 +1,15 @@
-"""Sends messages in record batches through a worker's idempotent producer, and waits until the replicas have them."""
+"""Sends messages in record batches through a worker's idempotent producer, and waits until the replicas have them.
+
+Each partition by itself: one that takes nothing keeps no message to another one waiting.
+"""
 
 import asyncio
 import random
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -24,6 +29,9 @@ from workers.transport import MAX_REQUEST_BYTES, producer_of
 RECORD_OVERHEAD_BYTES = 64
 HEADER_OVERHEAD_BYTES = 10
 FATAL_FOR_PRODUCER = (OutOfOrderSequenceNumber, ProducerFenced, InvalidProducerEpoch)
+
+Told = Callable[[Sequence[int], bool], None]
+"""Is told the positions of messages, and whether all in-sync replicas have them or they are too large to be sent."""
 
 log = structlog.get_logger()
 
@@ -47,8 +55,101 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
         return size_bytes + sum(header_bytes(name, value) for name, value in self.headers)
 
 
+class _Message(NamedTuple):
+    outgoing: Outgoing
+    position: int
+    told: Told
+
+
+class Delivery:
+    """Messages to one partition, in order. One that is too large is found out before it is sent.
+
+    A record batch that the broker refuses would poison the idempotent producer.
+    """
+
+    def __init__(self, producer: Any, topic: str, partition: int, timeout_s: float) -> None:
+        self.topic = topic
+        self.partition = partition
+        self._producer = producer
+        self._timeout_s = timeout_s
+        self._unsent: deque[_Message] = deque()
+        self._sent: deque[tuple[asyncio.Future[Any], list[_Message]]] = deque()  # the producer's until it tells
+        self.owed_bytes = 0  # of what is left, once it is counted
+
+    def add(self, outgoing: Outgoing, position: int, told: Told) -> None:
+        """One more message, behind the others."""
+        self._unsent.append(_Message(outgoing, position, told))
+
+    def join(self, other: "Delivery") -> None:
+        """Take over another one's messages to the same partition; nobody may be finishing that one."""
+        self._sent += other._sent
+        self._unsent += other._unsent
+        self.owed_bytes += other.size_bytes()
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left."""
+        return not (self._sent or self._unsent)
+
+    def size_bytes(self) -> int:
+        """How large everything is that is left; one step for each message."""
+        waiting = sum(message.outgoing.size_bytes() for message in self._unsent)
+        return waiting + sum(each.outgoing.size_bytes() for _, taken in self._sent for each in taken)
+
+    async def finish(self, within_s: float | None = None) -> None:
+        """Send what is left, and wait until all in-sync replicas have it. Raises DependencyUnavailable and -Timeout.
+
+        May be cancelled or raise, and be called again: what the producer has taken is waited for and not sent a second
+        time, unless the producer gives it up.
+        """
+        limit_s = self._timeout_s if within_s is None else within_s
+        with _translated(self.topic, limit_s):
+            async with asyncio.timeout(limit_s):
+                while not self.done:
+                    await self._send()
+                    if self._sent:
+                        await asyncio.wait([self._sent[0][0]])  # which leaves it alone when cancelled
+                        self._settle(*self._sent.popleft())
+
+    async def _send(self) -> None:
+        while self._unsent:
+            batch, size = self._record_batch()
+            if batch.size() > MAX_REQUEST_BYTES:
+                self._tell([self._unsent.popleft()], acknowledged=False)
+                continue
+            future = await self._producer.send_batch(batch, self.topic, partition=self.partition)
+            self._sent.append((future, [self._unsent.popleft() for _ in range(size)]))
+
+    def _record_batch(self) -> tuple[Any, int]:
+        """The next record batch and how many messages are in it: the first whatever its size, others while they fit."""
+        builder = self._producer.create_batch()
+        size = 0
+        for message in self._unsent:
+            outgoing = message.outgoing
+            headers = list(outgoing.headers) if outgoing.headers else []
+            taken = builder.append(timestamp=None, key=outgoing.key, value=outgoing.value, headers=headers)
+            if taken is None:
+                break
+            size += 1
+        return builder, size
+
+    def _settle(self, future: asyncio.Future[Any], messages: list[_Message]) -> None:
+        try:
+            future.result()
+        except KafkaError:
+            self._unsent.extendleft(reversed(messages))
+            raise
+        self._tell(messages, acknowledged=True)
+
+    def _tell(self, messages: list[_Message], *, acknowledged: bool) -> None:
+        if self.owed_bytes:
+            self.owed_bytes -= sum(message.outgoing.size_bytes() for message in messages)
+        for told, group in groupby(messages, key=lambda message: message.told):
+            told([message.position for message in group], acknowledged)
+
+
 class Publisher:
-    """Sends messages in record batches through the app's idempotent producer."""
+    """Sends messages in record batches through the app's idempotent producer, to each partition by itself."""
 
     def __init__(self, app: Any, timeout_ms: int) -> None:
         self._app = app
@@ -57,65 +158,65 @@ class Publisher:
     async def send(self, topic: str, messages: Sequence[Outgoing]) -> list[int]:
         """Send all and wait until every in-sync replica has them; returns positions of messages too large to send.
 
-        Those are found out before anything of them is sent: a record batch that the broker refuses would poison the
-        idempotent producer. Raises DependencyUnavailable or DependencyTimeout; some messages may have been sent then.
+        Raises DependencyUnavailable or DependencyTimeout; some messages may have been sent then.
         """
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._send(topic, messages)
-        except FATAL_FOR_PRODUCER:
-            log.exception("the producer lost its sequence; ending without a commit", topic=topic)
-            end_process()
-        except TimeoutError as error:
-            raise DependencyTimeout("kafka", f"{topic}: not acknowledged in {self._timeout_s:.0f} s") from error
-        except KafkaError as error:
-            raise DependencyUnavailable("kafka", f"{topic}: {type(error).__name__}: {error}") from error
+        refused: list[int] = []
+        told = refusals(refused)
+        await together([delivery.finish() for delivery in await self.deliveries(topic, messages, told)])
+        return sorted(refused)
 
-    async def _send(self, topic: str, messages: Sequence[Outgoing]) -> list[int]:
+    async def deliveries(self, topic: str, messages: Sequence[Outgoing], told: Told) -> list[Delivery]:
+        """One for each partition that they go to; nothing is sent yet. Raises DependencyUnavailable."""
         producer = producer_of(self._app)
-        partitions = sorted(await producer.partitions_for(topic))
-        if not partitions:
-            raise UnknownTopicOrPartitionError(topic)
-        routed: defaultdict[int, list[Outgoing]] = defaultdict(list)
-        for message in messages:
+        with _translated(topic, self._timeout_s):
+            partitions = sorted(await producer.partitions_for(topic))
+            if not partitions:
+                raise UnknownTopicOrPartitionError(topic)
+        routed: dict[int, Delivery] = {}
+        for position, message in enumerate(messages):
             partition = message.partition
             if partition is None:
                 number = random.getrandbits(31) if message.key is None else murmur2(message.key) & 0x7FFFFFFF
                 partition = partitions[number % len(partitions)]
-            routed[partition].append(message)
-        refused: list[Outgoing] = []
-        deliveries = []
-        for partition, of_partition in routed.items():
-            deliveries += [
-                await producer.send_batch(batch, topic, partition=partition)
-                for batch in _record_batches(producer, of_partition, refused)
-            ]
-        await asyncio.gather(*deliveries)
-        return [n for n, message in enumerate(messages) if message in refused] if refused else []
+            if partition not in routed:
+                routed[partition] = Delivery(producer, topic, partition, self._timeout_s)
+            routed[partition].add(message, position, told)
+        return list(routed.values())
+
+
+@contextmanager
+def _translated(topic: str, limit_s: float) -> Iterator[None]:
+    """Errors of the producer as ours; after one that is fatal for it the process ends without a commit."""
+    try:
+        yield
+    except FATAL_FOR_PRODUCER:
+        log.exception("the producer lost its sequence; ending without a commit", topic=topic)
+        end_process()
+    except TimeoutError as error:
+        raise DependencyTimeout("kafka", f"{topic}: not acknowledged in {limit_s:.0f} s") from error
+    except KafkaError as error:
+        raise DependencyUnavailable("kafka", f"{topic}: {type(error).__name__}: {error}") from error
+
+
+async def together(works: Sequence[Awaitable[None]]) -> None:
+    """All of them at once; a single one without a task of its own."""
+    if len(works) == 1:
+        await works[0]
+    else:
+        await asyncio.gather(*works)
+
+
+def refusals(into: list[int]) -> Told:
+    """Keeps the positions of messages that are too large."""
+
+    def told(positions: Sequence[int], acknowledged: bool) -> None:
+        if not acknowledged:
+            into.extend(positions)
+
+    return told
 
 
 def partitions_known(app: Any, topic: str) -> int | None:
     """How many partitions a topic has that a started app sends to, as of the last `ask_broker`; None: not known yet."""
     known = producer_of(app).client.cluster.partitions_for_topic(topic)
     return len(known) if known else None
-
-
-def _record_batches(producer: Any, messages: Sequence[Outgoing], refused: list[Outgoing]) -> Iterator[Any]:
-    """Record batches of these messages, in order; those that no batch may hold are added to `refused`.
-
-    A batch takes its first message whatever its size, and any other only while it stays within the batch limit.
-    """
-    builder = None
-    for message in messages:
-        headers = list(message.headers) if message.headers else []
-        if builder is not None:
-            if builder.append(timestamp=None, key=message.key, value=message.value, headers=headers) is not None:
-                continue
-            yield builder
-        builder = producer.create_batch()
-        builder.append(timestamp=None, key=message.key, value=message.value, headers=headers)
-        if builder.size() > MAX_REQUEST_BYTES:
-            refused.append(message)
-            builder = None
-    if builder is not None:
-        yield builder

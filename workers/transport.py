@@ -16,6 +16,7 @@ Only this, positions.py and liveness.py touch what Faust is made of; tests/contr
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -241,6 +242,21 @@ class Producer(driver.Producer):
 
     def _settings_extra(self) -> Mapping[str, Any]:
         return {"acks": "all", "enable_idempotence": True}
+
+    def _new_producer(self, transactional_id: str | None = None) -> aiokafka.AIOKafkaProducer:
+        """It keeps a record batch for as long as its partition has no leader.
+
+        aiokafka gives it up after a while, and with it a sequence number: what came next would be refused for good.
+        """
+        producer = super()._new_producer(transactional_id)
+        producer._message_accumulator._batch_ttl = math.inf
+        return producer
+
+    async def flush(self) -> None:
+        """Nothing: Faust calls it before each commit, and would wait there for partitions without a leader.
+
+        A record is finished after all that it makes was acknowledged, so nothing that is committed is under way.
+        """
 
 
 class Transport(driver.Transport):

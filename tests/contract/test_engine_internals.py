@@ -1,17 +1,18 @@
 """What the transport relies on in Faust and aiokafka: an upgrade that changes any of it fails here, loudly."""
 
+import asyncio
 import inspect
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import AIOKafkaConnection
 from aiokafka.consumer import fetcher
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.partitioner import murmur2
-from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.producer.message_accumulator import BatchBuilder, MessageAccumulator
 from aiokafka.record.memory_records import MemoryRecords
 from faust import App, Schema
 from faust.tables.recovery import Recovery
@@ -116,6 +117,32 @@ def test_the_producer() -> None:
     parameters = list(inspect.signature(AIOKafkaProducer.send_batch).parameters)
     assert parameters == ["self", "batch", "topic", "partition"]
     assert murmur2(b"21") & 0x7FFFFFFF == 1_173_551_340, "routing by key as every Kafka client does it"
+
+
+def test_a_commit_waits_for_no_record_batch() -> None:
+    assert "await self.app.producer.flush()" in inspect.getsource(BaseConsumer._commit_offsets)
+    assert "flush" in vars(Producer), "nothing under way is of what is committed"
+
+
+async def test_a_record_batch_is_kept_while_its_partition_has_no_leader(tmp_path: Path) -> None:
+    assert inspect.getsource(MessageAccumulator).count("self._batch_ttl") == 2, "set and given to each batch"
+    given_up = inspect.getsource(MessageAccumulator.drain_by_nodes)
+    assert "if self._batches[tp][0].expired():" in given_up, "it would be given up, and its sequence number with it"
+    app = create_app("recall-requests", load_settings(data_dir=tmp_path), BatchPolicy())
+    producer = app.transport.create_producer()._new_producer()
+    batch = producer._message_accumulator._append_batch(producer.create_batch(), TopicPartition("t", 0))
+    batch._ctime -= 10**6
+    assert not batch.expired()
+
+
+async def test_a_record_batch_that_may_not_be_added_yet_is_not_added_when_cancelled() -> None:
+    accumulator = MessageAccumulator(None, 1000, 0, 30)
+    place = TopicPartition("t", 0)
+    await accumulator.add_batch(accumulator.create_builder(), place, 30)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await accumulator.add_batch(accumulator.create_builder(), place, 30)
+    assert len(accumulator._batches[place]) == 1
 
 
 def test_leaving_the_group() -> None:

@@ -57,7 +57,7 @@ async def test_a_held_letter_keeps_nothing_that_was_read_beside_it() -> None:
     taken: list[Any] = []
     agent._runners.put = taken.extend  # type: ignore[method-assign]
     problems = agent._take_in(batch, batch.records)
-    held = await giving_up.write(problems)
+    held = await giving_up.write(batch, problems)
     assert [each.offset for each, _ in held] == [1]
     read = weakref.ref(good)
     batch.done()
@@ -71,5 +71,9 @@ async def test_a_held_letter_keeps_nothing_that_was_read_beside_it() -> None:
 
 async def test_headers_count_as_held() -> None:
     _, giving_up = paused(Unanswered())
-    await giving_up.write([(record(0, b"{", (("h", b"z" * 1000),)), codec.DecodeError(codec.ErrorCode.NOT_JSON, "no"))])
+    flight = InFlight(BatchPolicy())
+    flight.add({(TOPIC, 0): [record(0, b"{", (("h", b"z" * 1000),))]})
+    batch = flight.take()
+    assert batch is not None
+    await giving_up.write(batch, [(batch.records[0], codec.DecodeError(codec.ErrorCode.NOT_JSON, "no"))])
     assert 1000 < giving_up.held_bytes < 1100

@@ -1,6 +1,5 @@
 """Requests with little time and with much in one batch: nobody waits for the others' answers."""
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +7,8 @@ from aiokafka.structs import ConsumerRecord
 
 from schemas import codec
 from schemas.recall import CandidateList, Reason, RecallRequest, Status
-from workers.agents import Context, Outgoing, RecallAgent
+from tests.leaders import Leaders, leading, until
+from workers.agents import Context, RecallAgent
 from workers.clock import SystemClock
 from workers.dependencies import Dependencies
 from workers.inflight import BatchPolicy, InFlight
@@ -23,21 +23,19 @@ TIMEOUTS_MS = [200, 20_000, 210, 19_000]
 class System:
     """A pipeline that does not come to an end for patient requests before the hurried ones' answers are out."""
 
-    def __init__(self) -> None:
-        self.hurried_are_out = asyncio.Event()
+    def __init__(self, leaders: Leaders) -> None:
         self.batches: list[list[str]] = []
-        self.published: list[list[str]] = []
+        self._leaders = leaders
 
     async def run(self, batch: Sequence[Incoming]) -> list[CandidateList]:
         self.batches.append([incoming.request.request_id for incoming in batch])
         if batch[0].request.timeout_ms > 1000:
-            await asyncio.wait_for(self.hurried_are_out.wait(), 10)
+            await until(lambda: len(self.published) == 2)
         return [without_items(each, 0, Status.DEGRADED, Reason.INDEX_UNAVAILABLE, None) for each in batch]
 
-    async def send(self, topic: str, messages: Sequence[Outgoing]) -> list[int]:
-        self.published.append([codec.decode_candidates(message.value).request_id for message in messages])
-        self.hurried_are_out.set()
-        return []
+    @property
+    def published(self) -> list[str]:
+        return [codec.decode_candidates(value).request_id for _, _, value in self._leaders.taken]
 
 
 def record(offset: int, timeout_ms: int) -> Any:
@@ -47,19 +45,18 @@ def record(offset: int, timeout_ms: int) -> Any:
 
 
 async def test_answers_of_who_is_in_a_hurry_do_not_wait_for_the_others() -> None:
-    system, metrics, clock = System(), Metrics(), SystemClock()
-    publisher: Any = system
-    context = Context("recall", Settings(), publisher, metrics, Dependencies("recall", metrics), clock)
-    agent = RecallAgent(context, system, lambda: 1)
-    flight = InFlight(BatchPolicy())
-    flight.add({(TOPIC, 0): [record(n, timeout_ms) for n, timeout_ms in enumerate(TIMEOUTS_MS)]})
-    batch = flight.take()
-    assert batch is not None
-    await agent.handle(batch)
-    async with asyncio.timeout(10):
-        while flight.committable() != {(TOPIC, 0): len(TIMEOUTS_MS)}:
-            await asyncio.sleep(0.01)
-    assert system.batches == system.published == [["r200", "r210"], ["r20000", "r19000"]]
+    async with leading() as (leaders, publisher):
+        system, metrics, clock = System(leaders), Metrics(), SystemClock()
+        context = Context("recall", Settings(), publisher, metrics, Dependencies("recall", metrics), clock)
+        agent = RecallAgent(context, system, lambda: 1)
+        flight = InFlight(BatchPolicy())
+        flight.add({(TOPIC, 0): [record(n, timeout_ms) for n, timeout_ms in enumerate(TIMEOUTS_MS)]})
+        batch = flight.take()
+        assert batch is not None
+        await agent.handle(batch)
+        await until(lambda: flight.committable() == {(TOPIC, 0): len(TIMEOUTS_MS)})
+    assert system.batches == [["r200", "r210"], ["r20000", "r19000"]]
+    assert system.published == ["r200", "r210", "r20000", "r19000"]
 
 
 def test_those_with_about_as_much_time_left_are_together() -> None:
