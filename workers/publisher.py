@@ -20,10 +20,10 @@ from aiokafka.errors import (
     ProducerFenced,
     UnknownTopicOrPartitionError,
 )
-from aiokafka.partitioner import murmur2
 
 from workers.ending import end_process
 from workers.errors import DependencyTimeout, DependencyUnavailable
+from workers.partitioner import partition_of
 from workers.transport import MAX_REQUEST_BYTES, producer_of
 
 RECORD_OVERHEAD_BYTES = 64
@@ -176,8 +176,9 @@ class Publisher:
         for position, message in enumerate(messages):
             partition = message.partition
             if partition is None:
-                number = random.getrandbits(31) if message.key is None else murmur2(message.key) & 0x7FFFFFFF
-                partition = partitions[number % len(partitions)]
+                count, key = len(partitions), message.key
+                chosen = random.randrange(count) if key is None else partition_of(key, count)  # noqa: S311
+                partition = partitions[chosen]
             if partition not in routed:
                 routed[partition] = Delivery(producer, topic, partition, self._timeout_s)
             routed[partition].add(message, position, told)

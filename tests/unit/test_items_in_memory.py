@@ -17,7 +17,7 @@ from schemas.records import ItemRecord, hash64_each
 from workers.errors import ConfigurationError, DependencyUnavailable, RowRefused
 from workers.index.memory import MemoryItemIndex
 from workers.index.schema import Collection
-from workers.pipelines.item_order import usual_partition
+from workers.partitioner import partition_of
 from workers.pipelines.items import ItemEvent, ItemsPipeline, ItemsResult, ItemsView
 from workers.ports import Float32, Hits, IndexRows
 from workers.stores.item_memory import MemoryItemTable
@@ -173,7 +173,7 @@ async def test_an_item_stays_in_its_partition(view: View) -> None:
 
 @given(data=st.data())
 def test_in_whatever_order_partitions_are_read_an_item_is_that_of_the_usual_one(data: st.DataObject) -> None:
-    usual = usual_partition("a", 4)
+    usual = partition_of(b"a", 4)
     logs = {usual: [upsert("a", 10 + n, n, partition=usual) for n in range(3)]}
     logs |= {other: [upsert("a", 20 + other, 7, partition=other)] for other in range(4) if other != usual}
     left, events = {partition: list(log) for partition, log in logs.items()}, []

@@ -18,10 +18,10 @@ import numpy as np
 import orjson
 import uvloop
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.partitioner import murmur2
 
 from schemas import codec
 from schemas.recall import RecallRequest
+from workers.partitioner import partition_of
 from workers.settings import Settings, load_settings
 
 TICK_S = 0.002
@@ -110,7 +110,7 @@ async def ask(settings: Settings, job: Job) -> dict[str, Any]:
         now_s = time.perf_counter()
         due = len(messages) if not period_s else min(len(messages), int(max(0.0, now_s - begin_s) / period_s))
         for key, value in messages[sent:due]:
-            partition = partitions[(murmur2(key) & 0x7FFFFFFF) % len(partitions)]
+            partition = partitions[partition_of(key, len(partitions))]
             await producer.send(topic, key=key, value=value, partition=partition)
         sent = max(sent, due)
         await asyncio.sleep(TICK_S)

@@ -17,13 +17,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiokafka.partitioner import murmur2
-
 from schemas import codec
 from schemas.codec import ErrorCode
 from schemas.items import ItemUpdate, copy_after
 from schemas.records import ItemRecord, hash64
 from workers.errors import InvalidInput
+from workers.partitioner import partition_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +77,6 @@ class Order:
     winners: list[int]
     errors: dict[int, InvalidInput]
     again: dict[int, int] = field(default_factory=dict)
-
-
-def usual_partition(item_id: str, partitions: int) -> int:
-    """Where the Java client's default partitioner, and those that follow it, send a key: murmur2, its sign left out."""
-    return int(murmur2(item_id.encode()) & 0x7FFFFFFF) % partitions
 
 
 def decide(
@@ -145,7 +139,7 @@ def _home(events: Sequence[ItemEvent], record: ItemRecord | None, partitions: in
     moved = [event for event in events if event.item_id == first.item_id and event.partition != first.partition]
     if not moved or partitions is None:
         return first
-    usual = usual_partition(first.item_id, partitions)
+    usual = partition_of(first.item_id.encode(), partitions)
     return first if first.partition == usual else next((event for event in moved if event.partition == usual), first)
 
 
