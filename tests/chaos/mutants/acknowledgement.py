@@ -1,8 +1,4 @@
-"""A record is done before the broker has what is published of it: that is sent a second later, behind everybody's back.
-
-Not waiting for the delivery alone would show nothing: the producer sends all the same, unless the process is killed
-within a few milliseconds.
-"""
+"""A record is done before the broker has what is published of it: that is sent a second later, behind our backs."""
 
 import asyncio
 
