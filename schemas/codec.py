@@ -158,7 +158,8 @@ def decode_key(key: bytes | None) -> str:
 def decode_candidates(value: bytes) -> CandidateList:
     """Read an answer; scores come as a list of float."""
     try:
-        return _decode_answer(value)
+        answer = _decode_answer(value)
+        return msgspec.structs.replace(answer, scores=msgspec.convert(answer.scores, list[float]))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DecodeError(ErrorCode.NOT_JSON, f"not a candidate list: {error}") from error
 
