@@ -127,6 +127,7 @@ def decode_request(value: bytes | None) -> RecallRequest:
         for position, item_id in enumerate(item_ids):
             _check_ids(**{f"{name}[{position}]": item_id})
     for position, clause in enumerate(event.filter):
+        _check_ids(**{f"filter[{position}].field": clause.field})
         _check_object(f"filter[{position}].value", [clause.value], depth=0)
     _check_object("context", event.context)
     return event

@@ -128,6 +128,11 @@ def test_ids_are_measured_in_bytes() -> None:
     with pytest.raises(DecodeError) as raised:
         codec.decode_request(json.dumps(REQUEST | {"scene": too_long}).encode())
     assert (raised.value.code, raised.value.field) == ("invalid_id", "scene")
+    clause = {"field": fits, "op": "eq", "value": 1}
+    codec.decode_request(json.dumps(REQUEST | {"filter": [clause]}).encode())
+    with pytest.raises(DecodeError) as raised:
+        codec.decode_request(json.dumps(REQUEST | {"filter": [clause, clause | {"field": too_long}]}).encode())
+    assert (raised.value.code, raised.value.field) == ("invalid_id", "filter[1].field")
 
 
 def test_an_activity_may_be_a_little_ahead_of_the_broker() -> None:
