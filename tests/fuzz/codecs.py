@@ -53,6 +53,14 @@ LIMITS = (  # the last that is allowed somewhere, and the first that is not
     b'{"a":18446744073709551616}', b"253402300799999", b"253402300800000", b"2000000300000", b"2000000300001",
     b'{"a":[[[[[[[1]]]]]]]}', b'{"a":[[[[[[[[1]]]]]]]]}', b'[{"field":"f","op":"eq","value":[[[[[[[[[1]]]]]]]]]}]',
 )  # fmt: skip
+FREE = ("attributes", "context")
+TOO_FREE = (
+    b'{"a":18446744073709551616}',
+    b'{"a":[{"b":-9223372036854775809}]}',
+    b'{"a":[[[[[[[[1]]]]]]]]}',
+    b"[]",
+    b'"{}"',
+)
 
 ids = nasty_text().filter(lambda text: 0 < len(text.encode()) <= 256)
 numbers = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
@@ -156,7 +164,7 @@ class Codecs:
         kind, damaged, value = type(message), list(fields), chance.choice(values)
         at = chance.randrange(len(fields))
         name, text = fields[at]
-        damage = chance.randrange(9)
+        damage = chance.randrange(10)
         if damage == 0:
             del damaged[at]
             if name in REQUIRED[kind]:
@@ -174,9 +182,15 @@ class Codecs:
             damaged += [(field, b"null") for field in absent]
             assert self.read(kind, written(damaged)) == message, damaged
             return
-        elif damage == 3:
-            damaged.insert(chance.randrange(len(damaged) + 1), (name, value))
+        elif damage == 3 and kind is not CandidateList:
+            field = chance.choice([each for each in FREE if each in kind.__struct_fields__])
+            damaged = [pair for pair in damaged if pair[0] != field] + [(field, chance.choice(TOO_FREE))]
+            error = self.read(kind, written(damaged), must=DecodeError)
+            assert error.field == field, (error, damaged)
+            return
         elif damage == 4:
+            damaged.insert(chance.randrange(len(damaged) + 1), (name, value))
+        elif damage == 5:
             cut = chance.randrange(len(text))
             damaged[at] = name, text[:cut] + value + text[cut + chance.choice((0, 1, 5)) :]
         else:

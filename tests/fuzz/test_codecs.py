@@ -37,11 +37,11 @@ def as_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_codec_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch, name: str, broken: Any) -> None:
     monkeypatch.setattr(codec, name, broken)
     with pytest.raises((AssertionError, ExceptionGroup)):
-        codecs.run(seed=1, inputs=10_000)
+        codecs.run(seed=1, inputs=50_000)
 
 
 @pytest.mark.usefixtures("as_found")
 def test_an_answer_that_is_read_as_it_stands_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(codecs.READ, CandidateList, msgspec.json.Decoder(CandidateList).decode)
     with pytest.raises((AssertionError, ExceptionGroup)):
-        codecs.run(seed=1, inputs=10_000)
+        codecs.run(seed=1, inputs=50_000)

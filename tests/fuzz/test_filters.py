@@ -65,4 +65,4 @@ def test_a_compiler_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch, name
     monkeypatch.setattr(examples, "LONG", settings(examples.LONG, phases=[Phase.generate]))
     monkeypatch.setattr(predicate, name, broken)
     with pytest.raises((AssertionError, ExceptionGroup)):
-        filters.run(seed=1, inputs=10_000)
+        filters.run(seed=1, inputs=50_000)
