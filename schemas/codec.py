@@ -127,6 +127,7 @@ def decode_request(value: bytes | None) -> RecallRequest:
         for position, item_id in enumerate(item_ids):
             _check_ids(**{f"{name}[{position}]": item_id})
     for position, clause in enumerate(event.filter):
+        _check_ids(**{f"filter[{position}].field": clause.field})
         _check_object(f"filter[{position}].value", [clause.value], depth=0)
     _check_object("context", event.context)
     return event
@@ -158,7 +159,8 @@ def decode_key(key: bytes | None) -> str:
 def decode_candidates(value: bytes) -> CandidateList:
     """Read an answer; scores come as a list of float."""
     try:
-        return _decode_answer(value)
+        answer = _decode_answer(value)
+        return msgspec.structs.replace(answer, scores=msgspec.convert(answer.scores, list[float]))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DecodeError(ErrorCode.NOT_JSON, f"not a candidate list: {error}") from error
 

@@ -53,7 +53,7 @@ def checked(clauses: Sequence[FilterClause], declared: Mapping[str, FilterType])
     """The clauses with the types of their fields. Equal filters are equal, in whatever order values stood.
 
     Raises InvalidFilter: more than 16 clauses, a field that is not declared, an op that its type does not have, a value
-    of another type (numbers: finite, integers up to 2^53; strings: up to 1,024 bytes), not 1 to 100 values.
+    of another type (numbers: finite, integers up to 2^53; strings: up to 1,024 bytes of UTF-8), not 1 to 100 values.
     """
     if len(clauses) > MAX_CLAUSES:
         raise InvalidFilter("filter")
@@ -85,7 +85,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and len(value.encode()) <= MAX_TEXT_BYTES
+    try:
+        return isinstance(value, str) and len(value.encode()) <= MAX_TEXT_BYTES
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
 
 def _is_bool(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz merge|stream --events 1000000 --seed 1`: fuzz runs that are too long for every test run.
+"""`python -m tests.fuzz filters|codecs|merge|stream --inputs 1000000 --seed 1`: too long for every test run.
 
 One JSON object on standard output, progress on standard error. Exit code 0 when nothing was found, else 1.
 """
@@ -13,15 +13,17 @@ from contextlib import redirect_stdout
 
 from tests.chaos.rig import fit_bundle
 from tests.chaos.run import own_stack
-from tests.fuzz import merges, stream
+from tests.fuzz import codecs, filters, merges, stream
 from tests.fuzz.stream import FuzzRig
+
+IN_PROCESS = {"filters": filters.run, "codecs": codecs.run, "merge": merges.run}
 
 
 def arguments() -> argparse.Namespace:
     """From the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("what", choices=("merge", "stream"))
-    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("what", choices=(*IN_PROCESS, "stream"))
+    parser.add_argument("--inputs", "--events", type=int, default=1_000_000, help="filters, messages or events")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="of the stream: feed no longer than that")
     return parser.parse_args()
@@ -31,12 +33,12 @@ def main() -> int:
     """Run what was asked for."""
     asked = arguments()
     seed = random.SystemRandom().randint(1, 10**6) if asked.seed is None else asked.seed
-    if asked.what == "merge":
-        print(json.dumps(merges.run(seed, asked.events)))  # raises with the events that show a difference
+    if asked.what in IN_PROCESS:
+        print(json.dumps(IN_PROCESS[asked.what](seed, asked.inputs)))  # raises with what shows a difference
         return 0
     with redirect_stdout(sys.stderr), own_stack() as stack:
         bundle = fit_bundle(stack.data_dir / "bundles")
-        report = asyncio.run(stream.run(FuzzRig(stack, bundle, seed), asked.events, asked.minutes * 60))
+        report = asyncio.run(stream.run(FuzzRig(stack, bundle, seed), asked.inputs, asked.minutes * 60))
     print(json.dumps(report.as_dict()))
     return 0 if report.clean else 1
 

@@ -13,8 +13,8 @@ import msgspec
 
 from schemas import codec
 from tests.chaos.log import ACTIVITY, ITEMS, REQUESTS
+from tests.fuzz.damage import SEEDS, mutated
 from tests.fuzz.traffic import HOUR_MS, Due, Event, Traffic, home, letter
-from tests.unit.test_codec_fuzz import SEEDS, mutated
 
 REQUIRED = {
     ACTIVITY: ("event_id", "user_id", "action", "timestamp_ms"),

@@ -1,21 +1,15 @@
-"""Clauses are checked against what is declared; what becomes of them is made of literals and nothing else."""
+"""Clauses are checked against what is declared. What becomes of them: tests/fuzz/test_filters.py."""
 
 import asyncio
-import json
-import os
-import random
-import re
 from typing import Any
 
 import pytest
 
 from schemas.recall import FilterClause
-from workers.filters import MAX_CLAUSES, MAX_INTEGER, Clause, Filter, InvalidFilter, checked
+from workers.filters import MAX_CLAUSES, MAX_INTEGER, Clause, InvalidFilter, checked
 from workers.index import effort, predicate
 
 DECLARED: dict[str, Any] = {"year": "number", "lang": "string", "used": "bool", "genres": "strings"}
-HOSTILE_CHARACTERS = "\"'\\\n\r\t\0\b\f\x7f\u2028[](){}=!<>&|,.$%_*# aonriébc1🎬"
-FUZZED = int(os.environ.get("FUZZED", "100000"))
 
 
 def clause(field: str, op: str, value: Any) -> FilterClause:
@@ -46,6 +40,7 @@ def clause(field: str, op: str, value: Any) -> FilterClause:
         (clause("year", "in", list(range(101))), "value"),
         (clause("lang", "eq", 1), "value"),
         (clause("lang", "eq", "é" * 513), "value"),
+        (clause("lang", "eq", "\ud800"), "value"),
         (clause("used", "eq", 1), "value"),
         (clause("genres", "contains", ["Drama"]), "value"),
         (clause("genres", "contains_any", "Drama"), "value"),
@@ -76,38 +71,6 @@ def test_equal_filters_are_equal() -> None:
 
 def test_no_clause_is_no_expression() -> None:
     assert predicate.expression(()) == predicate.expression((), lite=True) == ""
-
-
-def text(rng: random.Random) -> str:
-    return "".join(rng.choices(HOSTILE_CHARACTERS, k=rng.randrange(12)))
-
-
-def lite_text(literal: str) -> str:
-    """What Lite reads: the five escapes that it knows, everything else as it stands."""
-    known = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\"}
-    return re.sub(r"\\(.)", lambda found: known[found[1]], literal[1:-1], flags=re.DOTALL)
-
-
-def test_hostile_values_stay_literals() -> None:
-    """Each expression is read back: the frame that its op has, and inside it one literal that is the value."""
-    rng = random.Random(4)
-    start, end = 'json_contains(attributes["genres"], ', ")"
-    lite_start = 'json_contains(attributes["_f"], "genres:l") and ' + start
-    literal, decode = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL), json.JSONDecoder(strict=False).raw_decode
-    counted = 0
-    for _ in range(FUZZED):
-        value = text(rng)
-        where: Filter = (Clause("genres", "strings", "contains", (value,)),)
-        told = predicate.expression(where)
-        read, stop = decode(told, len(start))
-        assert (told[: len(start)], read, told[stop:]) == (start, value, end)
-        told = predicate.expression(where, lite=True)
-        inner = told[len(lite_start) : -1]
-        assert (told[: len(lite_start)], told[-1]) == (lite_start, end)
-        assert literal.fullmatch(inner)
-        assert lite_text(inner) == value
-        counted += 1
-    assert counted == FUZZED
 
 
 def test_ef_grows_as_fewer_items_are_left() -> None:
