@@ -20,6 +20,7 @@ MIN_HALF_LIFE_MS = 60_000
 LARGEST = 3e38  # of float32
 MAX_WIDTH = 1024  # of an extractor's column
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # of files, collections and consumer groups
+TYPES = "_f"  # the name under which Milvus keeps which of an item's attributes are there, and of which type
 NOT_A_WORD = "a field's name must be a word of letters, digits and underscores"
 
 
@@ -218,6 +219,8 @@ def _mistakes(spec: Spec) -> list[str]:
         found.append("target.at_least must be a finite number")
     found += _seen_mistakes(spec.seen) + _popular_mistakes(spec)
     found += _all_fields_mistakes(spec) + _extractor_mistakes(spec)
+    if TYPES in spec.filterable:
+        found.append(f"filterable.{TYPES}: an index keeps the types of the others under that name")
     return found + [f"filterable.{name}: {NOT_A_WORD}" for name in spec.filterable if not name.isidentifier()]
 
 

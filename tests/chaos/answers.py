@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from tests.chaos.difference import Difference
 from tests.chaos.formats import hash64
 from tests.chaos.log import Entry
-from tests.chaos.model import Expected
+from tests.chaos.model import Expected, ExpectedUser
 
 CLOCK_SLACK_MS = 50
 STATUSES = {"ok", "degraded", "expired", "rejected"}
@@ -69,16 +69,25 @@ def wrong_answers(expected: Expected, answers: Answers, taken_in: Sequence[Taken
         found = answers.by_request.get(request_id, [])
         for entry, _ in records[len(found) :]:
             yield Difference("unanswered", f"request {request_id}: {entry}")
-        for _, answer in found:
-            problems = [_problem(entry, status, answer, expected, taken_in) for entry, status in records]
+        for given, answer in found:
+            user = expected.users.get(answer["user_id"], ExpectedUser())
+            certain = _certain(user, given.taken_ms, taken_in) if "cold_start" in answer["reasons"] else []
+            problems = [_problem(entry, status, answer, user, certain) for entry, status in records]
             if all(problems):
                 yield Difference("wrong_state", f"the answer to {request_id} {problems[0]}: {records[0][0]}")
     for request_id in answers.by_request.keys() - asked.keys():
         yield Difference("wrong_state", f"an answer to {request_id}, which nobody asked")
 
 
+def _certain(user: ExpectedUser, answered_ms: int, taken_in: Sequence[TakenIn]) -> list[tuple[int, Entry]]:
+    """Activities that must be in the user's record, and since when; none that a tombstone may have taken by then."""
+    forgotten_ms = max((at_ms for at_ms in user.tombstones_ms if at_ms <= answered_ms), default=-1)
+    kept = [entry for entry in user.sources.values() if entry.taken_ms > forgotten_ms]
+    return [(seen.at_ms, entry) for seen in taken_in for entry in kept if entry.taken_ms < seen.until_ms]
+
+
 def _problem(
-    request: Entry, status: str, answer: dict[str, Any], expected: Expected, taken_in: Sequence[TakenIn]
+    request: Entry, status: str, answer: dict[str, Any], user: ExpectedUser, certain: Sequence[tuple[int, Entry]]
 ) -> str:
     """What is wrong with an answer, '' for nothing."""
     asked = json.loads(request.value or b"")
@@ -92,7 +101,7 @@ def _problem(
         _reasons_problem(asked, answer)
         or _deadline_problem(request, asked, answer)
         or _list_problem(asked, answer)
-        or _user_problem(request, asked, answer, expected, taken_in)
+        or _user_problem(request, asked, answer, user, certain)
     )
 
 
@@ -129,16 +138,20 @@ def _list_problem(asked: dict[str, Any], answer: dict[str, Any]) -> str:
 
 
 def _user_problem(
-    request: Entry, asked: dict[str, Any], answer: dict[str, Any], expected: Expected, taken_in: Sequence[TakenIn]
+    request: Entry,
+    asked: dict[str, Any],
+    answer: dict[str, Any],
+    user: ExpectedUser,
+    certain: Sequence[tuple[int, Entry]],
 ) -> str:
     """`ok` does not pass over an activity that never came, nor a user who was known for certain."""
     if answer["status"] != "ok":
         return ""
-    user, after = expected.users.get(asked["user_id"]), asked.get("after_event_id")
-    if after is not None and (user is None or hash64(after) not in user.sources):
+    after = asked.get("after_event_id")
+    if after is not None and hash64(after) not in user.sources:
         return "is ok, after an activity that never was in the user's record"
-    if "cold_start" not in answer["reasons"] or user is None or user.forgotten_ms:
-        return ""
-    until_ms = max((seen.until_ms for seen in taken_in if seen.at_ms < request.taken_ms), default=0)
-    known = next((entry for entry in user.sources.values() if entry.taken_ms < until_ms), None)
-    return "" if known is None else f"calls a user new of whom is known: {known}"
+    if "cold_start" in answer["reasons"]:
+        for since_ms, entry in certain:
+            if since_ms < request.taken_ms:
+                return f"calls a user new of whom is known: {entry}"
+    return ""

@@ -71,6 +71,7 @@ class ExpectedUser:
     sources: dict[int, Entry] = field(default_factory=dict)
     seen_from: dict[int, Entry] = field(default_factory=dict)
     partitions: set[int] = field(default_factory=set)
+    tombstones_ms: list[int] = field(default_factory=list)
 
     def take(self, event: dict[str, Any], entry: Entry, seen_actions: frozenset[str]) -> bool:
         """One activity; whether it is new to the history."""
@@ -101,6 +102,7 @@ class ExpectedUser:
 
     def forget(self, taken_ms: int) -> None:
         """A tombstone: nothing up to now, and nothing older than what was known, exists any more."""
+        self.tombstones_ms.append(taken_ms)
         if taken_ms <= self.forget_taken_ms:
             return
         known = [row.timestamp_ms for row in self.history.values()] + [at_ms for _, at_ms in self.profile.values()]

@@ -276,6 +276,7 @@ SPOILED = {
     "degraded": (lambda w: w.answers.append(answer(status="degraded", reasons=["model_unavailable"])), []),
     "a user who may be new": (lambda w: w.known(NOW_MS), []),
     "a known user called new": (lambda w: w.known(NOW_MS + 1), ["wrong_state"]),
+    "a user who was forgotten": (lambda w: (w.known(NOW_MS + 1), w.must.users["u"].tombstones_ms.append(NOW_MS)), []),
     "after an activity that came": (lambda w: w.asks_after("a"), []),
     "after an activity that never came": (lambda w: w.asks_after("b"), ["wrong_state"]),
     "no dead letter": (lambda w: w.letters.clear(), ["lost"]),

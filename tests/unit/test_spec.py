@@ -176,6 +176,7 @@ def test_popularity_per_value_of_a_profile_field() -> None:
             ("[item]", '[popular]\nsegment = "cities"\n[item]'),
             "popular.segment is 'cities', must be a field of profile",
         ),
+        (("[item]", '[filterable]\n_f = "string"\n[item]'), "filterable._f: an index keeps the types of the others"),
         (("price =", "code ="), "item.code: the item tower's input item_code is"),
     ],
 )

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 
+from models.spec import TYPES
 from schemas.activity import MAX_ID_BYTES
 from schemas.records import hash64
 from workers.errors import RowRefused
@@ -30,7 +31,7 @@ ITEM_ID = "item_id"
 ITEM_HASH = "item_hash"
 EMBEDDING = "embedding"
 ATTRIBUTES = "attributes"
-PRESENT = "_f"
+PRESENT = TYPES
 MAX_SEARCH_DEPTH = 16_384  # what one Milvus search may return
 MAX_VALUE_BYTES = 4096
 MAX_ATTRIBUTES_BYTES = 65_536
