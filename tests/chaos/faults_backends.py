@@ -20,6 +20,7 @@ SLOWER_S = 0.5
 SLOW_FOR_S = 15.0
 ASKED = 10
 STEPS_BETWEEN_COMMITS = 15
+STEPS_KNOWN = 20
 REFUSALS = 5
 
 
@@ -51,6 +52,7 @@ async def _refusals(redis: Any) -> int:
 
 async def redis_emptied(rig: Rig) -> None:
     """Everything in Redis is deleted at once, under load; until then everybody was known for certain."""
+    await rig.feeder.steps_more(STEPS_KNOWN)
     await rig.taken_in([ACTIVITY], RECOVERED_WITHIN_S)
     await rig.feeder.steps_more(rig.random.randint(1, 10))
     async with client(rig.service("redis").address) as redis, redis.pipeline(transaction=True) as at_once:
