@@ -1,6 +1,5 @@
 """`recall ask USER`: one request over Kafka, its answer as a table."""
 
-import asyncio
 import time
 from typing import Annotated
 
@@ -10,6 +9,7 @@ from schemas import codec
 from schemas.recall import DEFAULT_SCENE, DEFAULT_TIMEOUT_MS, CandidateList, RecallRequest
 from workers.cli.console import cells, columns, harmless, results
 from workers.cli.request_options import Anchor, Exclude, IncludeSeen, K, Scene, TimeoutMs, User, Where, request_of
+from workers.cli.running import run
 from workers.client import RecallClient
 from workers.local.discover import with_local_stack
 from workers.settings import Settings, load_settings
@@ -40,7 +40,7 @@ def ask(
         exclude_items=exclude,
         anchor_items=anchor,
     )
-    asyncio.run(_ask(with_local_stack(load_settings()), request, as_json))
+    run(_ask(with_local_stack(load_settings()), request, as_json))
 
 
 async def _ask(settings: Settings, request: RecallRequest, as_json: bool) -> None:

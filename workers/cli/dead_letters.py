@@ -1,6 +1,5 @@
 """`recall dead-letters list`: what could not be processed, and why."""
 
-import asyncio
 import base64
 import heapq
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ import orjson
 import typer
 
 from workers.cli.console import Working, cells, columns, harmless, results
+from workers.cli.running import run
 from workers.cli.since import since_ms
 from workers.clock import SystemClock
 from workers.dead_letter_topic import DeadLetterTopic, Marks, Stored, Wanted
@@ -38,7 +38,7 @@ def list_(
     wanted = Wanted(topic, reason, since_ms(since, SystemClock().now_ms()))
     settings = with_local_stack(load_settings())
     with Working("reading") as working:
-        found = asyncio.run(_newest(settings, wanted, limit, working, with_replayed=replayed))
+        found = run(_newest(settings, wanted, limit, working, with_replayed=replayed))
     if as_json:
         letters = [as_dict(stored) for stored in found.newest]
         print(orjson.dumps({"count": found.count, "replayed": found.replayed, "dead_letters": letters}).decode())

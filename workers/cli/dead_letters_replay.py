@@ -1,6 +1,5 @@
 """`recall dead-letters replay`: events go back to their topics as they came, once what refused them is mended."""
 
-import asyncio
 from collections import Counter
 from typing import Annotated, Any
 
@@ -9,6 +8,7 @@ import typer
 
 from workers.cli.console import Working, cells, columns, results
 from workers.cli.dead_letters import Reason, Since, Topic
+from workers.cli.running import run
 from workers.cli.since import since_ms
 from workers.clock import SystemClock
 from workers.dead_letter_topic import Wanted
@@ -31,7 +31,7 @@ def replay_(
     settings = with_local_stack(load_settings())
     options = ReplayOptions(wanted, limit, expired=expired, do=yes)
     with Working("reading") as working:
-        report = asyncio.run(replay(settings, options, SystemClock(), working.update))
+        report = run(replay(settings, options, SystemClock(), working.update))
     if as_json:
         print(orjson.dumps(_as_dict(report, yes)).decode())
     else:

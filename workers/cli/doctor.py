@@ -1,6 +1,5 @@
 """`recall doctor`: what stands in the way, what would lose data, and what to do about it."""
 
-import asyncio
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ import typer
 from rich.text import Text
 
 from workers.cli.console import Working, harmless, results
+from workers.cli.running import run
 from workers.doctor import configuration
 from workers.doctor.configuration import Shown
 from workers.doctor.findings import Finding, Level, well
@@ -41,7 +41,7 @@ def doctor(
     origins = sources(os.environ, read_toml())
     origins |= dict.fromkeys(settings.model_fields_set - configured.model_fields_set, "local stack")
     with Working("asking every backend"):
-        findings = asyncio.run(_findings(settings, probe))
+        findings = run(_findings(settings, probe))
     shown = configuration.shown(settings, origins)
     if as_json:
         report = {"ok": well(findings), "findings": [asdict(each) for each in findings]}

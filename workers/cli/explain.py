@@ -1,6 +1,5 @@
 """`recall explain USER [--item X]`: why a user's list is what it is."""
 
-import asyncio
 from contextlib import AsyncExitStack
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from schemas.recall import DEFAULT_SCENE, MAX_TIMEOUT_MS, RecallRequest
 from workers.cli.console import cells, columns, harmless, results
 from workers.cli.request_options import Anchor, Exclude, IncludeSeen, K, Scene, User, Where, request_of
+from workers.cli.running import run
 from workers.local.discover import with_local_stack
 from workers.settings import Settings, load_settings
 from workers.titles import read_titles
@@ -41,7 +41,7 @@ def explain(
         anchor_items=anchor,
     )
     settings = with_local_stack(load_settings())
-    report, titles = asyncio.run(_explain(settings, request, item))
+    report, titles = run(_explain(settings, request, item))
     if as_json:
         print(orjson.dumps(report).decode())
     else:

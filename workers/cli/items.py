@@ -16,6 +16,7 @@ from schemas.items import ItemUpdate
 from workers import views
 from workers.cli.console import Working
 from workers.cli.data_sets import DataSet
+from workers.cli.running import run
 from workers.errors import ConfigurationError, RecallError
 from workers.kafka_client import Message, group_lag, produce
 from workers.local.discover import with_local_stack
@@ -40,7 +41,7 @@ def load(
             updates = list(source)
         except (JsonLinesError, datasets.DatasetError) as error:
             raise RecallError(str(error)) from error
-        sent = asyncio.run(_send(settings, updates, wait, working))
+        sent = run(_send(settings, updates, wait, working))
     seconds = round(time.perf_counter() - started, 2)
     if as_json:
         print(orjson.dumps({"sent": sent, "seconds": seconds}).decode())

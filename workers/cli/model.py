@@ -1,6 +1,5 @@
 """`recall model fit`: a bundle in closed form, from a data set or from events of your own."""
 
-import asyncio
 import os
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ import typer
 
 from workers.cli.console import Working
 from workers.cli.data_sets import DataSet
+from workers.cli.running import run
 from workers.errors import ConfigurationError, RecallError
 from workers.settings import Settings, load_settings
 
@@ -81,7 +81,7 @@ def activate(settings: Settings, result: dict[str, Any]) -> None:
     from workers.local.discover import with_local_stack
 
     try:
-        asyncio.run(views.activate(with_local_stack(settings), Path(result["path"]), result["version"]))
+        run(views.activate(with_local_stack(settings), Path(result["path"]), result["version"]))
     except RecallError as error:
         kind = ConfigurationError if isinstance(error, ConfigurationError) else RecallError
         raise kind(f"the bundle {result['version']} is written but not active: {error}") from error

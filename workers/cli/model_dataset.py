@@ -1,6 +1,5 @@
 """`recall model dataset`: training samples as Parquet, from the topics, from files or from a data set."""
 
-import asyncio
 import os
 import time
 from dataclasses import replace
@@ -13,6 +12,7 @@ import typer
 from workers.cli.bundles import bundle_folder
 from workers.cli.console import Working
 from workers.cli.data_sets import DataSet
+from workers.cli.running import run
 from workers.cli.since import since_ms
 from workers.errors import ConfigurationError, RecallError
 from workers.local.discover import with_local_stack
@@ -61,7 +61,7 @@ def dataset(
         folder = None if bundle is None else bundle_folder(bundle, settings)
         job = _job(to, spec, folder, found, (first_ms, end_ms))
         files = None if items is None or activity is None else (items, activity)
-        result = asyncio.run(_write(settings, found or files, job, working))
+        result = run(_write(settings, found or files, job, working))
     if as_json:
         print(orjson.dumps(result | {"path": str(to)}).decode())
         return

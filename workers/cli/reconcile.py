@@ -1,6 +1,5 @@
 """`recall items reconcile`: whether topic, item table and collection agree, and mending what does not."""
 
-import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +7,7 @@ import orjson
 import typer
 
 from workers.cli.console import Working, cells, columns, harmless, results
+from workers.cli.running import run
 from workers.errors import RecallError
 from workers.local.discover import with_local_stack
 from workers.missed import MISSED
@@ -35,7 +35,7 @@ def reconcile(
         settings = settings.model_copy(update={"allow_unsafe": True})
     with Working("reading") as working:
         options = Options(repair=repair, examples=limit_examples, passes=passes, sample=sample)
-        report = asyncio.run(_reconcile(settings, options, working))
+        report = run(_reconcile(settings, options, working))
     if as_json:
         print(orjson.dumps(report.as_dict()).decode())
     else:

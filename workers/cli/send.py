@@ -1,6 +1,5 @@
 """`recall send activity|requests|items [FILE]`: JSON lines to a topic, each checked before it is sent."""
 
-import asyncio
 import sys
 from collections.abc import Iterator
 from enum import StrEnum
@@ -12,6 +11,7 @@ import typer
 
 from schemas import codec
 from workers.cli.console import Working
+from workers.cli.running import run
 from workers.clock import SystemClock
 from workers.errors import InvalidInput, RecallError
 from workers.kafka_client import Message, produce
@@ -44,7 +44,7 @@ def send(
         checked = working.each(lambda count: f"checking, {count:,} of {len(lines):,} lines", lines)
         messages: list[Message] = [(_key(kind, line, number, unchecked), line, ()) for number, line in checked]
         taken = working.each(lambda count: f"sending, {count:,} of {len(lines):,} events", messages)
-        sent = asyncio.run(produce(settings, settings.topic(TOPICS[kind]), taken))
+        sent = run(produce(settings, settings.topic(TOPICS[kind]), taken))
     if as_json:
         print(orjson.dumps({"sent": sent, "topic": settings.topic(TOPICS[kind])}).decode())
     else:

@@ -1,6 +1,5 @@
 """`recall status`: what runs, where, and how far behind it is."""
 
-import asyncio
 from typing import Annotated, Any
 
 import orjson
@@ -8,6 +7,7 @@ import typer
 
 from workers import missed, views
 from workers.cli.console import cells, columns, results
+from workers.cli.running import run
 from workers.errors import RecallError
 from workers.kafka_client import group_lag
 from workers.local.discover import with_local_stack
@@ -32,7 +32,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
         else:
             print("nothing runs here; `recall up` starts the stack")
         return
-    report = asyncio.run(_report(with_local_stack(settings), state))
+    report = run(_report(with_local_stack(settings), state))
     if as_json:
         print(orjson.dumps(report).decode())
     else:

@@ -1,6 +1,5 @@
 """`recall topics apply`."""
 
-import asyncio
 from dataclasses import asdict
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import orjson
 import typer
 
 from workers import topics
+from workers.cli.running import run
 from workers.errors import RecallError
 from workers.local.discover import with_local_stack
 from workers.settings import load_settings
@@ -15,7 +15,7 @@ from workers.settings import load_settings
 
 def apply(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
     """Create the topics that are missing and check those that exist. Exit code 1 when one differs."""
-    findings = asyncio.run(topics.apply(with_local_stack(load_settings())))
+    findings = run(topics.apply(with_local_stack(load_settings())))
     if as_json:
         print(orjson.dumps({"topics": [asdict(finding) for finding in findings]}).decode())
     else:

@@ -1,6 +1,5 @@
 """`recall up`: the local stack and the workers, in the foreground or detached."""
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from workers.cli.running import run
 from workers.ending import WRONG_CONFIGURATION
 from workers.errors import ConfigurationError, RecallError
 from workers.local.discover import with_local_stack
@@ -84,7 +84,7 @@ def _start_workers(settings: Settings, workers: WorkerProcesses) -> None:
         await topics.apply(settings)
         return await views.carry_over(settings) is not None
 
-    if not asyncio.run(prepare()):
+    if not run(prepare()):
         _say(FIT_FIRST)
         return
     _say("starting the workers")

@@ -16,6 +16,7 @@ from schemas.activity import MAX_ID_BYTES
 from workers import forgetting, views
 from workers.activity_files import STDIN, open_activities
 from workers.cli.console import Working
+from workers.cli.running import run
 from workers.clock import SystemClock
 from workers.doctor import start
 from workers.errors import ConfigurationError, InvalidInput, RecallError
@@ -42,7 +43,7 @@ def forget(
     settings = with_local_stack(load_settings())
     started = time.perf_counter()
     with Working("sending") as working:
-        sent = asyncio.run(_forget(settings, user_ids, wait, working))
+        sent = run(_forget(settings, user_ids, wait, working))
     seconds = round(time.perf_counter() - started, 2)
     if as_json:
         print(orjson.dumps({"sent": sent, "forgotten": sent if wait else None, "seconds": seconds}).decode())

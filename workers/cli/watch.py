@@ -16,6 +16,7 @@ from aiokafka.errors import KafkaError
 from schemas import codec
 from schemas.recall import CandidateList, Status
 from workers.cli.console import harmless, reader_gone, stop_printing
+from workers.cli.running import run
 from workers.errors import ConfigurationError
 from workers.kafka_client import ANSWERS_WITHIN_S, connected, require_topics
 from workers.local.discover import with_local_stack
@@ -41,7 +42,7 @@ def watch(
         raise ConfigurationError("an argument is not UTF-8 text") from error
     watching = Watching(users, frozenset(status or []), limit, _print_json if as_json else _print_line)
     try:
-        asyncio.run(_watch(with_local_stack(load_settings()), watching, from_beginning))
+        run(_watch(with_local_stack(load_settings()), watching, from_beginning))
     except BrokenPipeError:
         stop_printing()
     finally:

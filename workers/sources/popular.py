@@ -56,7 +56,8 @@ class PopularLists:
     async def due(self, every_s: float) -> None:
         """Wait so long, or until changes were missed."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._missed.wait(), every_s)
+            async with asyncio.timeout(every_s):
+                await self._missed.wait()
 
     async def refresh(self) -> None:
         """Read lists anew. Raises DependencyError of the popular or the item table; the lists stay as they are then.
