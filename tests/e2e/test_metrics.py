@@ -84,14 +84,14 @@ async def test_every_metric_exists_and_moves(
     stop = time.monotonic() + WITHIN_S
     while missing - moved:
         assert time.monotonic() < stop, f"did not move: {sorted(missing - moved)}"
-        await sender.activities(crowd)
         await sender.item(item)
         for topic in ("user-activity", "item-updates", "recall-requests"):
             await produce(live.settings, live.settings.topic(topic), [(b"k", b"rubbish", ())])
+        await sender.activities(crowd)  # last: they are not at work on it for long
         late = request(user, after_event_id="never-sent")
         asking = asyncio.gather(client.ask(late), *(client.ask(request(user)) for _ in range(20)))
-        for port, earlier in zip([*ports, broken], [*before, {}], strict=True):
-            found = await asyncio.to_thread(samples, port)
+        all_found = await asyncio.gather(*(asyncio.to_thread(samples, port) for port in (*ports, broken)))
+        for found, earlier in zip(all_found, [*before, {}], strict=True):
             moved |= {name for name, value in found.items() if value != earlier.get(name, 0.0)}
             moved |= {name for name in ("recall_ready", "recall_worker_info") if found.get(name)}
         await asking

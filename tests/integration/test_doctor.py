@@ -27,7 +27,7 @@ from tests.backends.ours import OurServer
 from tests.conftest import PATIENT_MS, Stack
 from tests.contract.conftest import redis_cluster_url  # noqa: F401  # a fixture
 from tests.e2e.conftest import fit_small, prepare
-from workers import views
+from workers import topics, views
 from workers.doctor import bundle as bundle_check
 from workers.doctor import redis as redis_check
 from workers.doctor import start
@@ -292,7 +292,7 @@ async def test_a_topic_with_another_clean_up_policy(settings: Settings) -> None:
     topic = settings.topic("item-updates")
     admin = admin_client(settings)
     async with connected(settings, admin):
-        wrong = {"cleanup.policy": "delete", "message.timestamp.type": "LogAppendTime", "max.message.bytes": "1100000"}
+        wrong = topics.expected_configs(settings)[topic] | {"cleanup.policy": "delete"}
         await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, wrong)])
     [line] = told(await examine(settings), Level.UNSAFE)
     assert line.startswith(f"topic {topic}: cleanup.policy is delete, must be compact (records that are still needed")
