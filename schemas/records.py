@@ -65,6 +65,7 @@ _ITEM_FENCE = struct.Struct(">IQ")
 _ITEM_SIZES = struct.Struct(">HH")  # length of the id, dimension: the part of the head that finds the vector
 _ITEM_SIZES_AT = 22
 _pack_profile = msgspec.msgpack.Encoder(order="deterministic").encode  # the order of keys in a value tells nothing
+_NO_PROFILE = _pack_profile(())
 _unpack_profile = msgspec.msgpack.Decoder(list[tuple[str, Any, int]]).decode
 
 ProfileField = tuple[str, Any, int]
@@ -187,6 +188,11 @@ def holds_event(data: bytes | None, event_id: str) -> bool:
     An event that newer ones have pushed out of the history is not found. Raises RecordFormatError.
     """
     return data is not None and hash64(event_id) in UserRecord.decode(data).rows()["event"]
+
+
+def is_of_nobody(data: bytes | None) -> bool:
+    """Whether a stored user record says nothing of its user: there is none, or all was forgotten, and nothing since."""
+    return data is None or (data[:1] == bytes([RECORD_FORMAT]) and len(data) == _USER_HEAD.size + len(_NO_PROFILE))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,12 +23,14 @@ class Leaders:
 
     def __init__(self) -> None:
         self.leaderless: set[tuple[str, int]] = set()
+        self.most = math.inf  # messages that they take
         self.refuse_once: dict[tuple[str, int], KafkaError] = {}
         self.taken: list[tuple[str, int, bytes]] = []
         self._accumulator = MessageAccumulator(self, MAX_BATCH_BYTES, 0, math.inf)
 
     def leader_for_partition(self, place: TopicPartition) -> int | None:
-        return None if (place.topic, place.partition) in self.leaderless else 1
+        away = (place.topic, place.partition) in self.leaderless or len(self.taken) >= self.most
+        return None if away else 1
 
     def create_batch(self) -> BatchBuilder:
         return self._accumulator.create_builder()

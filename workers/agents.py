@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
+import msgspec
 import structlog
 
 from schemas import codec
@@ -253,7 +254,8 @@ class RecallAgent:
 
     async def _publish(self, answers: Sequence[tuple[Batch, Any, CandidateList]]) -> None:
         """Publish answers and finish each request when its own is acknowledged, which may be after this returns."""
-        left = dict(enumerate(answers))
+        # An answer that has to wait is kept as its message; without its lists beside it.
+        left = {n: (batch, record, _listless(answer)) for n, (batch, record, answer) in enumerate(answers)}
 
         def told(positions: Sequence[int], acknowledged: bool) -> None:
             some = [left.pop(position) for position in positions]
@@ -305,6 +307,10 @@ def _refusal(incoming: Incoming, now_ms: int) -> CandidateList:
     if now_ms >= incoming.deadline_ms:
         return without_items(incoming, now_ms, Status.EXPIRED, Reason.DEADLINE_EXCEEDED, None)
     return without_items(incoming, now_ms, Status.REJECTED, Reason.OVERLOADED, None)
+
+
+def _listless(answer: CandidateList) -> CandidateList:
+    return msgspec.structs.replace(answer, item_ids=[], scores=[], sources=[])
 
 
 def _without_list(answer: CandidateList) -> CandidateList:

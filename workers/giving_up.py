@@ -88,13 +88,13 @@ class GivingUp:
         """Write as many as the cap allows and hold the records of the others; returns those to `write_later`."""
         if not problems:
             return ()
+        for _, problem in problems:  # a traceback keeps its frames, and they whatever was read beside what has to wait
+            problem.__traceback__ = problem.__cause__ = problem.__context__ = None
         allowed, held = self._allowed(problems)
         await self._send(batch, allowed)
         for record, _ in problems:
             batch.hold(record)  # whose letter is not written yet
         self.held_bytes += _size_bytes(held)
-        for _, problem in held:  # a traceback keeps its frames, and they whatever was read beside what is held
-            problem.__traceback__ = problem.__cause__ = problem.__context__ = None
         return held
 
     async def write_later(self, batch: Batch, held: Problems) -> None:

@@ -17,7 +17,7 @@ from workers.retry import until_done
 
 PATIENCE_S = 0.5
 SAY_EVERY_S = 4.0  # and a pause: more often than an outage is taken for over
-MAX_OWED_BYTES = 128_000_000
+MAX_OWED_BYTES = 64_000_000
 
 
 class Outbox:

@@ -23,7 +23,8 @@ UInt64 = NDArray[np.uint64]
 class StoredUser:
     """One user as stored: the record's bytes (None = unknown) and the raw seen set (SEEN_ENTRY rows).
 
-    `uncertain`: there is no record, and that says nothing: not all that Kafka retains is in the table (yet, or again).
+    `uncertain`: there is no record, or one of a user who was forgotten, and that says nothing: not all that Kafka
+    retains is in the table (yet, or again).
     """
 
     record: bytes | None

@@ -28,6 +28,7 @@ from workers.transport import MAX_REQUEST_BYTES, producer_of
 
 RECORD_OVERHEAD_BYTES = 64
 HEADER_OVERHEAD_BYTES = 10
+KEPT_BYTES = 12_000  # of a message that waits, beside itself: its record, and the objects of both
 FATAL_FOR_PRODUCER = (OutOfOrderSequenceNumber, ProducerFenced, InvalidProducerEpoch)
 
 Told = Callable[[Sequence[int], bool], None]
@@ -59,6 +60,10 @@ class _Message(NamedTuple):
     outgoing: Outgoing
     position: int
     told: Told
+
+    def kept_bytes(self) -> int:
+        """About how much memory it takes, with what it is an answer to."""
+        return self.outgoing.size_bytes() + KEPT_BYTES
 
 
 class Delivery:
@@ -92,33 +97,37 @@ class Delivery:
         return not (self._sent or self._unsent)
 
     def size_bytes(self) -> int:
-        """How large everything is that is left; one step for each message."""
-        waiting = sum(message.outgoing.size_bytes() for message in self._unsent)
-        return waiting + sum(each.outgoing.size_bytes() for _, taken in self._sent for each in taken)
+        """About how much memory everything that is left takes; one step for each message."""
+        waiting = sum(message.kept_bytes() for message in self._unsent)
+        return waiting + sum(each.kept_bytes() for _, taken in self._sent for each in taken)
 
     async def finish(self, within_s: float | None = None) -> None:
         """Send what is left, and wait until all in-sync replicas have it. Raises DependencyUnavailable and -Timeout.
+
+        `within_s` is how long nothing may be acknowledged; `timeout_s` of the delivery unless it is given.
 
         May be cancelled or raise, and be called again: what the producer has taken is waited for and not sent a second
         time, unless the producer gives it up.
         """
         limit_s = self._timeout_s if within_s is None else within_s
         with _translated(self.topic, limit_s):
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(limit_s) as limit:
                 while not self.done:
-                    await self._send()
-                    if self._sent:
+                    if self._unsent:
+                        await self._send()
+                    while self._sent and (self._sent[0][0].done() or not self._unsent):
                         await asyncio.wait([self._sent[0][0]])  # which leaves it alone when cancelled
                         self._settle(*self._sent.popleft())
+                        limit.reschedule(asyncio.get_running_loop().time() + limit_s)
 
     async def _send(self) -> None:
-        while self._unsent:
-            batch, size = self._record_batch()
-            if batch.size() > MAX_REQUEST_BYTES:
-                self._tell([self._unsent.popleft()], acknowledged=False)
-                continue
-            future = await self._producer.send_batch(batch, self.topic, partition=self.partition)
-            self._sent.append((future, [self._unsent.popleft() for _ in range(size)]))
+        """The next record batch; waits until the producer has room for it."""
+        batch, size = self._record_batch()
+        if batch.size() > MAX_REQUEST_BYTES:
+            self._tell([self._unsent.popleft()], acknowledged=False)
+            return
+        future = await self._producer.send_batch(batch, self.topic, partition=self.partition)
+        self._sent.append((future, [self._unsent.popleft() for _ in range(size)]))
 
     def _record_batch(self) -> tuple[Any, int]:
         """The next record batch and how many messages are in it: the first whatever its size, others while they fit."""
@@ -143,7 +152,7 @@ class Delivery:
 
     def _tell(self, messages: list[_Message], *, acknowledged: bool) -> None:
         if self.owed_bytes:
-            self.owed_bytes -= sum(message.outgoing.size_bytes() for message in messages)
+            self.owed_bytes -= sum(message.kept_bytes() for message in messages)
         for told, group in groupby(messages, key=lambda message: message.told):
             told([message.position for message in group], acknowledged)
 

@@ -185,8 +185,12 @@ async def test_until_the_table_is_complete_an_unknown_user_may_be_a_known_one(
     assert await table.read(["unknown", "known"]) == [StoredUser(None, b"", uncertain=True), known]
     assert await table.records(["unknown", "known"]) == [None, record(1)]
     assert await table.read([]) == []
+    forgotten = UserRecord(token=token(2), forgotten_ms=9, forget_taken_ms=9).encode()  # what came since may follow
+    await table.write([UserChange("forgotten", b"", forgotten)])
+    assert await table.read(["forgotten"]) == [StoredUser(forgotten, b"", uncertain=True)]
     await complete()
     assert await table.read(["known", "unknown"]) == [known, StoredUser(None, b"")]
+    assert await table.read(["forgotten"]) == [StoredUser(forgotten, b"")]
 
 
 async def test_an_emptied_redis_is_not_written_to(redis_settings: Settings) -> None:

@@ -1,7 +1,9 @@
 """A partition that takes nothing: the others go on, nothing is sent twice, and it has everything once it is back."""
 
 import asyncio
+import gc
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -216,3 +218,47 @@ async def test_a_letter_that_its_partition_does_not_take_holds_back_its_own_reco
         leaders.leaderless.clear()
         await until(lambda: worker.committed(ACTIVITY) == {0: 4, 1: 3})
     assert leaders.values(LETTERS) == [b"bad 1"]
+
+
+async def test_what_is_acknowledged_is_told_while_the_rest_has_to_wait() -> None:
+    async with leading() as (leaders, publisher):
+        leaders.most = 3
+        box = Outbox(publisher, Dependencies("recall", Metrics()))
+        told: list[int] = []
+        large = [Outgoing(b"u", b"x" * 250_000, (), 1)] * 10  # each fills a record batch
+        await box.send(ANSWERS, large, lambda positions, _: told.extend(positions))
+        await until(lambda: told == [0, 1, 2])
+        assert box.owed_bytes > 7 * 250_000
+        leaders.most = 10
+        await until(lambda: told == [*range(10)])
+        assert box.owed_bytes == 0
+
+
+async def test_a_letter_that_has_to_wait_keeps_nothing_that_was_read_beside_it() -> None:
+    """The error knows where it was raised, and that is among all others of its batch."""
+
+    async def run(events: Any, _: Any) -> Any:
+        return Result(events)
+
+    def read(each: Any) -> Any:
+        if each.value == b"bad":
+            raise DecodeError(ErrorCode.NOT_JSON, "bad")
+        return each.offset
+
+    async with leading() as (leaders, publisher):
+        leaders.leaderless = {(LETTERS, n) for n in range(4)}
+        metrics = Metrics()
+        dependencies = Dependencies("activity", metrics)
+        context = Context("activity", Settings(), publisher, metrics, dependencies, SystemClock())
+        values = [b"good", b"bad", b"good"]
+        records = [ConsumerRecord(ACTIVITY, 0, n, 1, 0, b"k", v, None, 1, 1, ()) for n, v in enumerate(values)]
+        beside = weakref.ref(records[2])
+        flight = InFlight(BatchPolicy())
+        flight.add({(ACTIVITY, 0): records})
+        batch = flight.take()
+        assert batch is not None
+        await EventAgent(context, read, run).handle(batch)
+        del records, batch
+        gc.collect()
+        assert context.outbox.owed_bytes
+        assert beside() is None

@@ -1,8 +1,9 @@
 """The user table in this process: for trials and for pipelines without a Redis."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from schemas.records import TOKEN_SLICE
+from schemas.records import TOKEN_SLICE, is_of_nobody
 from workers.ports import Applied, StoredUser, UserChange
 
 
@@ -19,8 +20,8 @@ class MemoryUserTable:
 
     async def read(self, user_ids: Sequence[str]) -> list[StoredUser]:
         """Records and seen sets."""
-        unknown = StoredUser(record=None, seen=b"", uncertain=not self.whole)
-        return [self._users.get(user_id, unknown) for user_id in user_ids]
+        found = [self._users.get(user_id, StoredUser(record=None, seen=b"")) for user_id in user_ids]
+        return [replace(user, uncertain=not self.whole and is_of_nobody(user.record)) for user in found]
 
     async def write(self, changes: Sequence[UserChange]) -> list[Applied]:
         """Compare and set."""

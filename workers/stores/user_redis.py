@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from schemas.records import is_of_nobody
 from workers.errors import StoreLost
 from workers.ports import Applied, StoredUser, UserChange
 from workers.settings import Settings
@@ -57,7 +58,7 @@ class RedisUserTable:
             values = await get_each(self._client, [*records, *seen, keys.filled_whole(self._settings, GROUP)])
         half, whole = len(user_ids), values.pop() is not None
         return [
-            StoredUser(record, raw or b"", uncertain=record is None and not whole)
+            StoredUser(record, raw or b"", uncertain=not whole and is_of_nobody(record))
             for record, raw in zip(values[:half], values[half:], strict=True)
         ]
 
