@@ -53,7 +53,8 @@ async def _refusals(redis: Any) -> int:
 async def redis_emptied(rig: Rig) -> None:
     """Everything in Redis is deleted at once, under load; until then everybody was known for certain."""
     await rig.feeder.steps_more(STEPS_KNOWN)
-    await rig.taken_in([ACTIVITY], RECOVERED_WITHIN_S)
+    await rig.taken_in([ACTIVITY, ITEMS], RECOVERED_WITHIN_S)
+    rig.refilled_from_ms = rig.taken_in_by[-1].until_ms
     await rig.feeder.steps_more(rig.random.randint(1, 10))
     async with client(rig.service("redis").address) as redis, redis.pipeline(transaction=True) as at_once:
         at_once.flushall()

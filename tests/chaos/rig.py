@@ -89,6 +89,8 @@ class Rig:
         self.view: views.ActiveView | None = None
         self.problems: list[str] = []
         self.taken_in_by: list[TakenIn] = []
+        self.refilled_from_ms: int | None = None  # Redis is emptied, and not all is known to be back
+        self.refilled: list[tuple[int, int]] = []  # from when to when
         self._fault_ended_s: float | None = None
 
     async def __aenter__(self) -> "Rig":
@@ -234,6 +236,9 @@ class Rig:
         self._fault_ended_s = None
         await self.until(self.workers.ready, RECOVERED_WITHIN_S, "the workers are not ready")
         await self.answered("ok")
+        if self.refilled_from_ms is not None:
+            self.refilled.append((self.refilled_from_ms, self.now_ms()))
+            self.refilled_from_ms = None
         return time.monotonic() - begun
 
     async def ask(self) -> str:

@@ -219,6 +219,7 @@ class World:
         self.popular: dict[tuple[int, int, str], dict[int, int]] = {}
         self.letters = [LETTER]
         self.taken_in: list[TakenIn] = []
+        self.refilled: list[tuple[int, int]] = []
 
     def known(self, until_ms: int) -> None:
         """All activity until then was in Redis before the request; and now the user is called new."""
@@ -235,7 +236,7 @@ class World:
         items = {} if self.item is None else {"i": self.item}
         stored = Stored(users, items, {"i": self.rows} if self.rows else {}, [], self.popular)
         topics = {ITEMS: [update(0, year=1950)], CANDIDATES: self.answers, DEAD_LETTERS: self.letters}
-        return compare(self.must, stored, topics, self.tower, self.taken_in)
+        return compare(self.must, stored, topics, self.tower, self.taken_in, self.refilled)
 
 
 SPOILED = {
@@ -280,6 +281,10 @@ SPOILED = {
     "after an activity that came": (lambda w: w.asks_after("a"), []),
     "after an activity that never came": (lambda w: w.asks_after("b"), ["wrong_state"]),
     "no dead letter": (lambda w: w.letters.clear(), ["lost"]),
+    "no dead letter while redis is filled": (
+        lambda w: (w.letters.clear(), w.refilled.append((0, 2 * NOW_MS))),
+        ["lost"],
+    ),
     "a dead letter of the same place in an earlier log": (
         lambda w: w.letters.__setitem__(0, replace(LETTER, log=1)),
         ["lost", "wrong_state"],
