@@ -18,7 +18,6 @@ from workers.settings import AGENT_KINDS, AgentKind
 Fault = Callable[[Rig], Awaitable[None]]
 
 SESSION_TIMEOUT_S = 10.0  # of a worker's consumer: silent for so long, it loses its partitions
-BACKLOG_STEPS = 100
 
 
 async def quiet(rig: Rig) -> None:

@@ -22,11 +22,9 @@ import pytest
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from models.bundle import Bundle
-from models.datasets.generated import generate
 from tests.backends.ours import OurServer
 from tests.conftest import PATIENT_MS, Stack
 from tests.contract.conftest import redis_cluster_url  # noqa: F401  # a fixture
-from tests.e2e.conftest import fit_small, prepare
 from workers import topics, views
 from workers.doctor import bundle as bundle_check
 from workers.doctor import redis as redis_check
@@ -52,19 +50,6 @@ PASSWORD = "planted-passw0rd"  # noqa: S105  # of servers of these tests
 TOKEN = "root:planted-t0ken"  # noqa: S105
 
 StartRedis = Callable[[dict[str, str]], str]
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return fit_small(generate(items=100, users=60, events=2500), tmp_path_factory.mktemp("bundles"))
-
-
-@pytest.fixture
-def settings(stack: Stack, namespace: str, tmp_path: Path, packed: Bundle) -> Settings:
-    """Healthy: the topics are there and a bundle is active."""
-    settings = stack.settings(namespace=namespace, data_dir=tmp_path / "data")
-    asyncio.run(prepare(settings, packed))
-    return settings
 
 
 @pytest.fixture

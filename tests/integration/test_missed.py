@@ -1,14 +1,10 @@
 """What commands say of a view that may list items that are gone: on a real Redis, with an active bundle."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
 
 from models.bundle import Bundle
-from models.datasets.generated import generate
-from tests.conftest import Stack
-from tests.e2e.conftest import fit_small, prepare
 from workers import missed
 from workers.cli import status
 from workers.doctor import bundle as bundle_check
@@ -22,18 +18,6 @@ from workers.stores.connect import connect
 from workers.stores.markers_redis import RedisMarkers
 
 STATE = StackState(supervisor_pid=1, supervisor_started=1.0, services={})
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return fit_small(generate(items=100, users=60, events=2500), tmp_path_factory.mktemp("bundles"))
-
-
-@pytest.fixture
-def settings(stack: Stack, namespace: str, tmp_path: Path, packed: Bundle) -> Settings:
-    settings = stack.settings(namespace=namespace, data_dir=tmp_path / "data")
-    asyncio.run(prepare(settings, packed))
-    return settings
 
 
 async def mark(settings: Settings, packed: Bundle) -> int:
