@@ -22,8 +22,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture
-def settings(stack: Stack, namespace: str, tmp_path: Path, packed: Bundle) -> Settings:
-    """Healthy: the topics are there and a bundle is active."""
+def healthy(stack: Stack, namespace: str, tmp_path: Path, packed: Bundle) -> Settings:
+    """Of a system with its topics and an active bundle."""
     settings = stack.settings(namespace=namespace, data_dir=tmp_path / "data")
     asyncio.run(prepare(settings, packed))
     return settings

@@ -53,6 +53,11 @@ StartRedis = Callable[[dict[str, str]], str]
 
 
 @pytest.fixture
+def settings(healthy: Settings) -> Settings:
+    return healthy
+
+
+@pytest.fixture
 def start_redis(tmp_path: Path) -> Iterator[StartRedis]:
     """Starts a Redis server of the test's own with these options; returns its URL."""
     processes = []

@@ -20,6 +20,11 @@ from workers.stores.markers_redis import RedisMarkers
 STATE = StackState(supervisor_pid=1, supervisor_started=1.0, services={})
 
 
+@pytest.fixture
+def settings(healthy: Settings) -> Settings:
+    return healthy
+
+
 async def mark(settings: Settings, packed: Bundle) -> int:
     """Nobody has fed the view for eight days; when that was noticed."""
     client = connect(settings)
