@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import structlog
 
-from tests.integration.recall_system import System, ask
+from tests.integration.recall_system import SHORT, System, ask
 from workers.breaker import LONGEST_PAUSE_S, STRIKES
 from workers.dependencies import Dependencies
 from workers.errors import DependencyError, DependencyUnavailable, RowRefused
@@ -47,7 +47,8 @@ class Case:
         self.metrics = Metrics()
         self.dependencies = Dependencies("recall", self.metrics)
         self.part = Faulty(getattr(system, part), dependency)
-        self.pipeline: RecallPipeline = system.pipeline(**{part: self.part}, dependencies=self.dependencies)
+        parts = {part: self.part}
+        self.pipeline: RecallPipeline = system.pipeline(**parts, dependencies=self.dependencies, timeouts=SHORT)
 
     def is_open(self) -> bool:
         labels = {"kind": "recall", "dependency": self.dependency}

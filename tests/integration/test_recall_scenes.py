@@ -10,7 +10,7 @@ from schemas import codec
 from schemas.items import ItemUpdate
 from schemas.recall import CandidateList, FilterClause
 from schemas.records import ItemRecord, UserRecord, hash64_each
-from tests.integration.recall_system import ITEMS, Broken, System, ask
+from tests.integration.recall_system import ITEMS, SHORT, Broken, System, ask
 from workers.clock import SystemClock
 from workers.merge import forget
 from workers.ports import Hits, IndexRows, UserChange
@@ -276,7 +276,25 @@ async def test_a_last_list_needs_to_know_what_was_seen_since(system: System) -> 
     last = LastLists(10, 60_000)
     await system.pipeline(last=last).run([ask()])
     (answer,) = await system.pipeline(last=last, index=Broken(), users=Broken()).run([ask(anchor_items=["film-7"])])
-    assert (answer.reasons, set(answer.sources)) == (["features_unavailable"], {"popular"})
+    assert (answer.reasons, set(answer.sources)) == (["features_unavailable", "index_unavailable"], {"popular"})
+
+
+@pytest.mark.parametrize(
+    ("broken", "reasons"),
+    [
+        (("anchors",), ["features_unavailable"]),
+        (("index",), ["index_unavailable"]),
+        (("users", "anchors"), ["features_unavailable"]),
+        (("users", "index"), ["features_unavailable", "index_unavailable"]),
+    ],
+)
+async def test_a_list_by_anchors_says_which_backend_it_lacks(
+    system: System, broken: tuple[str, ...], reasons: list[str]
+) -> None:
+    parts = {part: Broken(name="milvus" if part == "index" else "redis") for part in broken}
+    pipeline = system.pipeline(scenes={"more": {"sources": {"similar": {}}}}, **parts)
+    (answer,) = await pipeline.run([ask(scene="more", anchor_items=["film-7"])])
+    assert (answer.status, answer.reasons, set(answer.sources)) == ("degraded", reasons, {"popular"})
 
 
 async def test_a_list_that_there_was_no_time_to_fill_is_not_said_to_be_all_there_is(system: System) -> None:
@@ -291,7 +309,7 @@ async def test_a_list_that_there_was_no_time_to_fill_is_not_said_to_be_all_there
                 await asyncio.Event().wait()
             return hits
 
-    (answer,) = await system.pipeline(index=Slow(system)).run([ask("fan", k=60)])
+    (answer,) = await system.pipeline(index=Slow(system), timeouts=SHORT).run([ask("fan", k=60)])
     assert (answer.status, answer.reasons) == ("degraded", ["index_unavailable"])
     assert 0 < len(answer.item_ids) < 60, "what the first search has found is kept"
 
