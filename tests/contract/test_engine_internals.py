@@ -13,6 +13,7 @@ from aiokafka.consumer import fetcher
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder, MessageAccumulator
+from aiokafka.producer.sender import Sender
 from aiokafka.record.memory_records import MemoryRecords
 from faust import App, Schema
 from faust.tables.recovery import Recovery
@@ -143,6 +144,16 @@ async def test_a_record_batch_that_may_not_be_added_yet_is_not_added_when_cancel
         async with asyncio.timeout(0.01):
             await accumulator.add_batch(accumulator.create_builder(), place, 30)
     assert len(accumulator._batches[place]) == 1
+
+
+def test_the_producers_sender() -> None:
+    routine = inspect.getsource(Sender._sender_routine)
+    assert "if unknown_leaders_exist:\n" in routine
+    assert "fut = self.client.force_metadata_update()" in routine, "asked without a pause, and waited for"
+    assert "waiters.add(self._message_accumulator.waiter())" in routine
+    assert "message_accumulator" in inspect.signature(inspect.unwrap(Sender.__init__)).parameters
+    drained = list(inspect.signature(MessageAccumulator.drain_by_nodes).parameters)
+    assert drained == ["self", "ignore_nodes", "muted_partitions"]
 
 
 def test_leaving_the_group() -> None:
