@@ -20,9 +20,9 @@ from models.evaluation.window import Window, time_window
 from models.event_log import Catalogue
 from models.extractors import ExtractorError
 from models.tensors import Encoding, Vocabularies
-from workers.demo.told import Told
 from workers.errors import ConfigurationError, RecallError
 from workers.fitting import Job, Source, embedders, fit_bundle, leave_out, load_before
+from workers.live.told import Told
 from workers.settings import Settings
 
 if TYPE_CHECKING:

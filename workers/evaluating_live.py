@@ -12,11 +12,11 @@ from models.evaluation.ranking import Ranking
 from models.evaluation.window import Window
 from models.event_log import Catalogue
 from workers.client import RecallClient
-from workers.demo.live import LiveSystem
-from workers.demo.replay import ReplayResult, plan_users, replay
-from workers.demo.sender import Sender
-from workers.demo.told import Told
 from workers.errors import RecallError
+from workers.live.replay import ReplayResult, plan_users, replay
+from workers.live.sender import Sender
+from workers.live.system import LiveSystem
+from workers.live.told import Told
 from workers.settings import Settings
 
 IndexKind = Literal["FLAT", "HNSW"]

@@ -17,18 +17,17 @@ from workers import views
 from workers.clock import SystemClock
 from workers.dependencies import Dependencies
 from workers.errors import ConfigurationError
-from workers.index import predicate
+from workers.filters import holds
 from workers.metrics import Metrics
 from workers.pipelines.admission import Incoming
 from workers.pipelines.inputs import user_inputs
 from workers.pipelines.rows import Found, Row
-from workers.ports import Clock
+from workers.ports import MAX_SEARCH_DEPTH, Clock
 from workers.recall_parts import RecallParts, Tools, open_recall_parts
 from workers.settings import Settings
 from workers.stores.connect import close, connect
 from workers.stores.item_facts import ItemFact
 
-DEEPEST = 16_384  # ranks are told up to here
 SHOWN = 1000  # of each source's list
 
 
@@ -161,8 +160,8 @@ class Explainer:
         }
         if row.query.embedding is not None:
             vector = row.query.embedding[None, :]
-            exact = await self._index.exact(vector, DEEPEST)
-            near = await self._index.search(vector, DEEPEST)
+            exact = await self._index.exact(vector, MAX_SEARCH_DEPTH)
+            near = await self._index.search(vector, MAX_SEARCH_DEPTH)
             told["exact_rank"] = _rank(exact.item_ids[0], item_id)
             told["ann_rank"] = _rank(near.item_ids[0], item_id)
             if told["exact_rank"]:
@@ -174,7 +173,7 @@ class Explainer:
         return [
             f"{clause.field} {clause.op} {', '.join(map(str, clause.values))}"
             for clause in row.asked.where
-            if not predicate.holds((clause,), attributes)
+            if not holds((clause,), attributes)
         ]
 
 
@@ -202,4 +201,4 @@ def _verdict(item: Mapping[str, Any]) -> str:
         return "found, but not among the best"
     if item["exact_rank"] and not item["ann_rank"]:
         return f"the index does not find it: exact rank {item['exact_rank']}"
-    return f"no source finds it: exact rank {item['exact_rank'] or f'beyond {DEEPEST}'}"
+    return f"no source finds it: exact rank {item['exact_rank'] or f'beyond {MAX_SEARCH_DEPTH}'}"

@@ -1,4 +1,4 @@
-"""Filters: clauses of a request, checked against the fields that features.toml declares. Each index compiles them.
+"""Filters: clauses of a request, checked against the fields that features.toml declares, and what they say of an item.
 
 A clause on an attribute that an item lacks, or holds in another type, is false for every op; all clauses must hold.
 """
@@ -29,6 +29,18 @@ MANY_VALUES: Final[dict[FilterType, frozenset[FilterOp]]] = {
     "string": frozenset({"in", "not_in"}),
     "bool": frozenset(),
     "strings": frozenset({"contains_any"}),
+}
+HOLDS: Final[dict[FilterOp, Callable[[Any, tuple[Value, ...]], bool]]] = {
+    "eq": lambda stored, values: bool(stored == values[0]),
+    "ne": lambda stored, values: bool(stored != values[0]),
+    "lt": lambda stored, values: bool(stored < values[0]),
+    "le": lambda stored, values: bool(stored <= values[0]),
+    "gt": lambda stored, values: bool(stored > values[0]),
+    "ge": lambda stored, values: bool(stored >= values[0]),
+    "in": lambda stored, values: stored in values,
+    "not_in": lambda stored, values: stored not in values,
+    "contains": lambda stored, values: values[0] in stored,
+    "contains_any": lambda stored, values: any(value in stored for value in values),
 }
 
 
@@ -76,6 +88,31 @@ def _clause(where: str, clause: FilterClause, declared: Mapping[str, FilterType]
         raise InvalidFilter(f"{where}.value")
     typed = [float(each) for each in values] if kind == "number" else values
     return Clause(clause.field, kind, clause.op, tuple(sorted(set(typed))))
+
+
+def holds(where: Filter, attributes: Mapping[str, Any]) -> bool:
+    """Whether every clause holds for an item's filterable attributes. Milvus is asked the same by an expression."""
+    return all(clause_holds(clause, attributes.get(clause.field)) for clause in where)
+
+
+def clause_holds(clause: Clause, stored: Any) -> bool:
+    """Whether a clause holds for the value of its attribute."""
+    if type_of(stored) != clause.kind:
+        return False
+    return HOLDS[clause.op](float(stored) if clause.kind == "number" else stored, clause.values)
+
+
+def type_of(value: Any) -> FilterType | None:
+    """As what a value can be filtered on; None for one that cannot be."""
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return "number"
+    if isinstance(value, str):
+        return "string"
+    if isinstance(value, list) and all(isinstance(element, str) for element in value):
+        return "strings"
+    return None
 
 
 def _is_number(value: Any) -> bool:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from schemas.records import ItemRecord
 from workers.filters import Filter
 
+MAX_SEARCH_DEPTH = 16_384  # what one Milvus search may return
+
 Float32 = NDArray[np.float32]
 UInt64 = NDArray[np.uint64]
 
@@ -249,11 +251,29 @@ class Hits:
     lacking: Sequence[int] = ()  # queries that go by items which are not all back yet
 
 
+class HistoryVectors(Protocol):
+    """The items' history vectors, near at hand, and which items were deleted a moment ago."""
+
+    async def vectors(self, hashes: UInt64) -> tuple[Float32, NDArray[np.bool_]]:
+        """float32[B, H, D] of uint64[B, H]; zeros for 0 and for unknown items.
+
+        bool[B, H]: True where there are zeros because not all items are back yet.
+        """
+        ...
+
+    def deleted(self, hashes: UInt64) -> NDArray[np.bool_]:
+        """bool[N]: True where the item of that hash was deleted recently."""
+        ...
+
+
 class ItemIndex(Protocol):
     """One collection of item vectors: dimension and metric are fixed when the adapter is opened."""
 
     async def search(self, vectors: Float32, k: int, where: Filter = ()) -> Hits:
-        """The k best items of each of float32[B, D] for which the filter holds; fewer when fewer exist."""
+        """The k best items of each of float32[B, D] for which the filter holds; fewer when fewer exist.
+
+        At most MAX_SEARCH_DEPTH.
+        """
         ...
 
     async def exact(self, vector: Float32, k: int) -> Hits:

@@ -17,8 +17,8 @@ from tests.conftest import Stack, drop_collections
 from workers import topics, views
 from workers.cli.items import item_messages, wait_for_items
 from workers.client import RecallClient
-from workers.demo.sender import Sender
 from workers.kafka_client import produce
+from workers.live.sender import Sender
 from workers.local.ready import wait_ready
 from workers.local.workers import WorkerProcesses
 from workers.settings import Settings

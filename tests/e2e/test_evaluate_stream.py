@@ -9,9 +9,9 @@ from models.datasets.generated import generate
 from models.evaluation.metrics import metrics
 from models.evaluation.report import Resampling
 from models.spec import builtin_spec, load_spec
-from workers.demo.told import Told
 from workers.evaluating import Question, evaluate
 from workers.fitting import Source
+from workers.live.told import Told
 from workers.settings import Settings
 
 DATA = generate(items=300, users=60, events=5000)

@@ -17,8 +17,8 @@ from schemas.recall import FilterClause
 from tests.e2e.conftest import Live
 from tests.e2e.test_live import click, film, known, listed, new, request
 from workers.client import RecallClient
-from workers.demo.sender import Sender
 from workers.explain import Explainer, open_explainer
+from workers.live.sender import Sender
 from workers.local.workers import environment
 from workers.towers.onnx import OnnxTower
 

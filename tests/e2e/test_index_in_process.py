@@ -22,7 +22,7 @@ from tests.conftest import Stack
 from tests.e2e.conftest import fit_small, load, prepare
 from workers.cli.items import wait_for_items
 from workers.client import RecallClient
-from workers.demo.sender import Sender
+from workers.live.sender import Sender
 from workers.local.process import end, free_ports
 from workers.local.ready import health
 from workers.local.state import WorkerState

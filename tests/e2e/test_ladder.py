@@ -28,7 +28,7 @@ from schemas.recall import CandidateList, FilterClause, RecallRequest
 from schemas.records import UserRecord, hash64
 from tests.e2e.conftest import load, prepare
 from workers.client import RecallClient
-from workers.demo.sender import Sender
+from workers.live.sender import Sender
 from workers.local.discover import with_local_stack
 from workers.local.ready import wait_ready
 from workers.local.stack import LocalStack

@@ -16,8 +16,8 @@ from schemas.records import UserRecord, hash64
 from tests.e2e.conftest import Live
 from workers.client import RecallClient
 from workers.dead_letter_topic import read_dead_letters
-from workers.demo.sender import Sender
 from workers.kafka_client import produce
+from workers.live.sender import Sender
 from workers.stores.connect import connect
 from workers.stores.user_redis import RedisUserTable
 

@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.e2e.conftest import Live
 from tests.e2e.test_live import click, film, new, request
 from workers.client import RecallClient
-from workers.demo.sender import Sender
 from workers.kafka_client import produce
+from workers.live.sender import Sender
 from workers.local.process import end, free_ports
 from workers.local.workers import environment
 from workers.metrics import Metrics

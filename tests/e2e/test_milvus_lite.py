@@ -23,7 +23,7 @@ from tests.conftest import Stack
 from tests.e2e.conftest import fit_small, load, prepare
 from workers import views
 from workers.client import RecallClient
-from workers.demo.sender import Sender
+from workers.live.sender import Sender
 from workers.local.discover import with_local_stack
 from workers.local.process import end, free_ports
 from workers.local.ready import health

@@ -19,8 +19,8 @@ from tests.unit.test_model_dataset import columns
 from workers import views
 from workers.client import RecallClient
 from workers.clock import SystemClock
-from workers.demo.sender import Sender
 from workers.dependencies import Dependencies
+from workers.live.sender import Sender
 from workers.local.workers import environment
 from workers.metrics import Metrics
 from workers.pipelines.admission import Incoming

@@ -24,7 +24,7 @@ from tests.e2e.cli import Place
 from tests.e2e.conftest import load
 from workers import topics
 from workers.client import RecallClient
-from workers.demo.sender import Sender
+from workers.live.sender import Sender
 from workers.local.ready import wait_ready
 from workers.local.workers import WorkerProcesses, environment
 from workers.settings import Settings

@@ -7,7 +7,7 @@ from schemas.records import hash64
 from tests.e2e.conftest import Live
 from tests.e2e.test_live import click, film, new, until
 from workers import views
-from workers.demo.sender import Sender
+from workers.live.sender import Sender
 from workers.popularity import EVERYBODY, UNIT, Popularity, forward_weight
 from workers.ports import PopularTable
 from workers.sources.popular import PopularLists

@@ -7,7 +7,7 @@ from schemas.recall import CandidateList
 from tests.e2e.conftest import Live
 from tests.e2e.test_live import click, new, request
 from workers.client import RecallClient
-from workers.demo.sender import Sender
+from workers.live.sender import Sender
 
 
 async def test_a_click_that_comes_after_its_request_is_in_the_answer(client: RecallClient, sender: Sender) -> None:

@@ -17,8 +17,8 @@ from tests.e2e.conftest import Live
 from tests.e2e.test_live import click, known, new, now_ms, request, until
 from workers import forgetting
 from workers.client import RecallClient
-from workers.demo.sender import Sender
 from workers.errors import RecallError
+from workers.live.sender import Sender
 from workers.local.workers import environment
 from workers.merge import merge
 from workers.ports import UserChange

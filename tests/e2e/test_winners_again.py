@@ -20,7 +20,7 @@ from tests.e2e.cli import Place, Running
 from tests.e2e.conftest import fit_small, prepare
 from tests.e2e.test_live import film
 from workers import views
-from workers.cli.items import item_messages, wait_for_items
+from workers.item_loading import item_messages, wait_for_items
 from workers.kafka_client import produce
 from workers.local.workers import environment
 from workers.settings import Settings

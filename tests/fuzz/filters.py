@@ -20,7 +20,7 @@ from tests.fuzz.examples import nasty_text, one_of
 from tests.fuzz.expressions import Reader, UnreadableError, same_type
 from workers import filters
 from workers.filters import Filter, InvalidFilter
-from workers.index import predicate
+from workers.index import milvus_expression
 from workers.index.schema import encode_attributes, kept_attributes
 
 DECLARED: dict[str, Any] = {
@@ -190,7 +190,7 @@ class Filters:
         assert hash(same) == hash(where), asked
 
     def _expression(self, where: Filter, *, lite: bool, items: list[Item]) -> None:
-        told = predicate.expression(where, lite=lite)
+        told = milvus_expression.expression(where, lite=lite)
         assert len(told.encode()) <= MAX_EXPRESSION_BYTES, where
         if not where:
             assert told == ""
@@ -206,7 +206,7 @@ class Filters:
         tagged = [clause for clause in where if lite or clause.op in {"ne", "not_in"}]
         assert reader.told.tags == [f"{clause.field}:{LETTERS[clause.kind]}" for clause in tagged], (told, where)
         for item in items:
-            answer, must = reader.answer(item.stored), predicate.holds(where, item.kept)
+            answer, must = reader.answer(item.stored), filters.holds(where, item.kept)
             assert answer == must, (answer, must, told, where, item)
             self.outcomes["held" if must else "did not hold"] += 1
 

@@ -9,9 +9,9 @@ from models.bundle import load_bundle
 from models.datasets.generated import generate
 from models.evaluation.report import Resampling
 from models.spec import builtin_spec, load_spec
-from workers.demo.told import Told
 from workers.evaluating import Question, evaluate
 from workers.fitting import Source, leave_out
+from workers.live.told import Told
 from workers.settings import load_settings
 from workers.training import TrainingJob, train_bundle
 

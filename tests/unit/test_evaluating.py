@@ -20,10 +20,10 @@ from models.spec import builtin_spec, load_spec
 from models.tensors import Encoding, Inputs, Vocabularies
 from workers.cli import model_evaluate
 from workers.cli.model_evaluate_print import print_table
-from workers.demo.told import Told
 from workers.errors import ConfigurationError, RecallError
 from workers.evaluating import Question, evaluate
 from workers.fitting import Job, Source, exact_ranks, fit_bundle
+from workers.live.told import Told
 from workers.settings import Settings
 
 DATA = generate(items=150, users=80, events=5000)

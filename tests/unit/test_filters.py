@@ -7,7 +7,7 @@ import pytest
 
 from schemas.recall import FilterClause
 from workers.filters import MAX_CLAUSES, MAX_INTEGER, Clause, InvalidFilter, checked
-from workers.index import effort, predicate
+from workers.index import effort, milvus_expression
 
 DECLARED: dict[str, Any] = {"year": "number", "lang": "string", "used": "bool", "genres": "strings"}
 
@@ -70,7 +70,7 @@ def test_equal_filters_are_equal() -> None:
 
 
 def test_no_clause_is_no_expression() -> None:
-    assert predicate.expression(()) == predicate.expression((), lite=True) == ""
+    assert milvus_expression.expression(()) == milvus_expression.expression((), lite=True) == ""
 
 
 def test_ef_grows_as_fewer_items_are_left() -> None:

@@ -15,8 +15,8 @@ from schemas.recall import CandidateList, Reason, RecallRequest
 from workers.bench.view import BenchView, fitted
 from workers.client import RecallClient
 from workers.clock import SystemClock
-from workers.demo.sender import Sender
 from workers.errors import RecallError
+from workers.live.sender import Sender
 from workers.towers.onnx import OnnxTower
 
 CLICKERS = 4

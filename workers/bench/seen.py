@@ -33,13 +33,13 @@ from workers.bench import readers as who
 from workers.bench.home import Home
 from workers.bench.load import Job as Load
 from workers.bench.readers import Reader
-from workers.cli.items import item_messages, wait_for_items
 from workers.client import RecallClient
 from workers.errors import RecallError
 from workers.fitting import Job, Source, exact_ranks, fit_bundle
 from workers.index.milvus_client import MilvusClient
 from workers.index.milvus_collection import merged, seal, verified_index
 from workers.index.schema import Collection
+from workers.item_loading import item_messages, wait_for_items
 from workers.kafka_client import group_lag, produce
 from workers.settings import Settings
 

@@ -20,9 +20,9 @@ from schemas.items import ItemUpdate
 from schemas.records import HISTORY_ROW, MAX_HISTORY_ROWS, SEEN_ENTRY, TOKEN_BYTES, ProfileField, UserRecord, hash64
 from workers import topics, views
 from workers.bench.home import Home, Workers
-from workers.cli.items import item_messages, wait_for_items
 from workers.index.milvus_collection import merged, seal
 from workers.index.schema import Collection
+from workers.item_loading import item_messages, wait_for_items
 from workers.kafka_client import produce
 from workers.ports import UserChange
 from workers.settings import Settings

@@ -1,8 +1,6 @@
 """`recall items load`: a catalogue as item updates."""
 
-import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -11,17 +9,15 @@ import typer
 
 from models import datasets
 from models.jsonl import JsonLinesError, read_items
-from schemas import codec
 from schemas.items import ItemUpdate
-from workers import views
 from workers.cli.console import Working
 from workers.cli.data_sets import DataSet
 from workers.cli.running import run
 from workers.errors import ConfigurationError, RecallError
-from workers.kafka_client import Message, group_lag, produce
+from workers.item_loading import item_messages, wait_for_items
+from workers.kafka_client import produce
 from workers.local.discover import with_local_stack
 from workers.settings import Settings, load_settings
-from workers.stores import keys
 
 
 def load(
@@ -55,28 +51,3 @@ async def _send(settings: Settings, updates: list[ItemUpdate], wait: bool, worki
     if wait:
         await wait_for_items(settings, lambda lag: working.update(f"waiting, {lag:,} item updates are not taken in"))
     return sent
-
-
-def item_messages(updates: Iterable[ItemUpdate]) -> Iterator[Message]:
-    """Item updates as Kafka messages, keyed by item id."""
-    for update in updates:
-        yield update.item_id.encode(), codec.encode_event(update), ()
-
-
-async def wait_for_items(
-    settings: Settings, waiting: Callable[[int], None] = lambda _: None, within_s: float = 300.0
-) -> None:
-    """Wait until the active view has taken in all item updates; `waiting` is told how many are still to come.
-
-    Raises RecallError when it does not get there.
-    """
-    view = await views.read_active(settings)
-    if view is None:
-        raise ConfigurationError("no bundle is active, so nobody takes items in; make one: recall model fit")
-    end = time.monotonic() + within_s
-    group = settings.group(keys.items_group(view.collection))
-    while lag := await group_lag(settings, group, settings.topic("item-updates")):
-        if time.monotonic() > end:
-            raise RecallError(f"{lag} item updates are still waiting; is an items worker running? (`recall status`)")
-        waiting(lag)
-        await asyncio.sleep(0.2)

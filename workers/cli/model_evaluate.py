@@ -20,8 +20,8 @@ from workers.signals import Stopping
 
 if TYPE_CHECKING:
     from models.evaluation.timeline import Delay
-    from workers.demo.told import Told
     from workers.evaluating_live import IndexKind
+    from workers.live.told import Told
 
 EXTRA = "needs the extra `evaluate`: pip install recall-worker[evaluate]"
 
@@ -115,7 +115,7 @@ def evaluate(
 
 
 def _told(working: Working, *, stack: bool) -> "Told":
-    from workers.demo.told import Told
+    from workers.live.told import Told
 
     stopping = Stopping()
     if stack:

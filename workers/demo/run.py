@@ -15,13 +15,13 @@ from models.evaluation import protocol
 from models.evaluation.protocol import Window
 from models.spec import builtin_spec, load_spec
 from workers.client import RecallClient
-from workers.demo.live import LiveSystem
-from workers.demo.replay import ReplayResult, Step, plan_users, replay
-from workers.demo.sender import Sender
 from workers.demo.story import SCENES, Show, Story, Teller
-from workers.demo.told import Told
 from workers.errors import ConfigurationError, RecallError
 from workers.fitting import Job, Source, exact_ranks, fit_bundle, load_before
+from workers.live.replay import ReplayResult, Step, plan_users, replay
+from workers.live.sender import Sender
+from workers.live.system import LiveSystem
+from workers.live.told import Told
 from workers.scenes import SceneSettings
 from workers.settings import Settings
 

@@ -14,8 +14,8 @@ from schemas.items import ItemUpdate
 from schemas.recall import MAX_K, CandidateList, FilterClause, Reason, RecallRequest, Status
 from workers.client import RecallClient
 from workers.clock import SystemClock
-from workers.demo.sender import Sender
 from workers.errors import RecallError
+from workers.live.sender import Sender
 
 WITHIN_S = 20.0
 AHEAD_MS = 60_000  # every list of the story is asked as of one time, so that only events make a difference

@@ -12,8 +12,7 @@ import orjson
 from numpy.typing import NDArray
 
 from schemas.records import hash64_each
-from workers.filters import Filter
-from workers.index import predicate
+from workers.filters import Filter, holds
 from workers.index.schema import encode_attributes
 from workers.ports import Float32, IndexRows, UInt64
 
@@ -132,14 +131,14 @@ class Masks:
         size = len(self._attributes)
         mask, taken_in = self._known.pop(where, (None, 0))
         if mask is None or len(self._changes) - taken_in > size:
-            mask = np.fromiter((predicate.holds(where, each) for each in self._attributes), np.bool_, size)
+            mask = np.fromiter((holds(where, each) for each in self._attributes), np.bool_, size)
         else:
             grown = np.zeros(size, dtype=np.bool_)
             kept = min(size, len(mask))
             grown[:kept] = mask[:kept]
             mask = grown
             for slot in {slot for slot in self._changes[taken_in:] if slot < size}:
-                mask[slot] = predicate.holds(where, self._attributes[slot])
+                mask[slot] = holds(where, self._attributes[slot])
         self._known[where] = mask, len(self._changes)
         if len(self._known) > REMEMBERED_FILTERS:
             del self._known[next(iter(self._known))]  # the one that was not asked for the longest

@@ -20,8 +20,8 @@ from workers.filters import Filter
 from workers.index.adapter import IndexAdapter
 from workers.index.catalogue import Catalogue, Slots
 from workers.index.faiss_graphs import ROWS_PER_LIST, SCORES_A_STEP, Graph, Hnsw, Ivf
-from workers.index.schema import MAX_SEARCH_DEPTH, Collection, Metric, check_queries, check_rows, last_of_each
-from workers.ports import Float32, Hits, IndexRows, UInt64
+from workers.index.schema import Collection, Metric, check_queries, check_rows, last_of_each
+from workers.ports import MAX_SEARCH_DEPTH, Float32, Hits, IndexRows, UInt64
 from workers.settings import Settings
 
 DEPENDENCY = "faiss"

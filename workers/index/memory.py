@@ -8,11 +8,9 @@ import orjson
 from numpy.typing import NDArray
 
 from schemas.records import hash64
-from workers.filters import Filter
-from workers.index import predicate
+from workers.filters import Filter, holds
 from workers.index.adapter import IndexAdapter
 from workers.index.schema import (
-    MAX_SEARCH_DEPTH,
     Collection,
     check_queries,
     check_rows,
@@ -20,7 +18,7 @@ from workers.index.schema import (
     last_of_each,
     part_of,
 )
-from workers.ports import Float32, Hits, IndexRows, UInt64
+from workers.ports import MAX_SEARCH_DEPTH, Float32, Hits, IndexRows, UInt64
 from workers.settings import Settings
 
 DEPENDENCY = "memory"
@@ -40,7 +38,7 @@ class MemoryItemIndex:
         check_queries(DEPENDENCY, vectors, self._collection.dim)
         ids, matrix = self._matrix()
         if where:
-            kept = [n for n, item_id in enumerate(ids) if predicate.holds(where, self._attributes[item_id])]
+            kept = [n for n, item_id in enumerate(ids) if holds(where, self._attributes[item_id])]
             ids, matrix = [ids[n] for n in kept], matrix[kept]
         depth = min(k, MAX_SEARCH_DEPTH, len(ids))
         scores = self._scores(vectors, matrix)

@@ -10,21 +10,20 @@ import numpy as np
 
 from workers.errors import DependencyUnavailable
 from workers.filters import Filter
+from workers.index import milvus_expression
 from workers.index import milvus_wire as wire
-from workers.index import predicate
 from workers.index.effort import EVERYTHING, MAX_EF, Shares, ef_for, probes_for
 from workers.index.milvus_client import DEPENDENCY, MilvusClient, NotLoaded
 from workers.index.schema import (
     ATTRIBUTES,
     EMBEDDING,
     ITEM_ID,
-    MAX_SEARCH_DEPTH,
     Collection,
     check_queries,
     check_rows,
     last_of_each,
 )
-from workers.ports import Float32, Hits, IndexRows, UInt64
+from workers.ports import MAX_SEARCH_DEPTH, Float32, Hits, IndexRows, UInt64
 
 NPROBE: Final = "nprobe"
 SLICES: Final = 32  # of about 3 % of the items each: below about 7 % Milvus leaves the graph alone
@@ -64,7 +63,7 @@ class MilvusItemIndex:
         if not len(vectors):
             return Hits([], [])
         depth = min(k, MAX_SEARCH_DEPTH)
-        told = predicate.expression(where, lite=self._lite)
+        told = milvus_expression.expression(where, lite=self._lite)
         for params in await self._efforts(depth, told):
             request = wire.search_request(
                 collection.name, vectors, depth, collection.metric, params, told, lite=self._lite

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from workers.index import predicate
+from workers.index import milvus_expression
 from workers.index.milvus_protocol import common_pb2, milvus_pb2, schema_pb2
 from workers.index.schema import ATTRIBUTES, EMBEDDING, ITEM_HASH, ITEM_ID, encode_attributes, signed_hash
 from workers.ports import Float32, Hits, IndexRows, UInt64
@@ -138,7 +138,7 @@ def _floats(vectors: Float32) -> Any:
 
 def ids_expression(item_ids: Sequence[str], *, lite: bool = False) -> str:
     """An expression that holds for these ids."""
-    literals = ", ".join(predicate.literal(item_id, lite=lite) for item_id in item_ids)
+    literals = ", ".join(milvus_expression.literal(item_id, lite=lite) for item_id in item_ids)
     return f"{ITEM_ID} in [{literals}]"
 
 

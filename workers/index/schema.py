@@ -10,18 +10,18 @@ Milvus says that `!=` and `not in` hold for a value that is missing or of anothe
 `year` asks for `year:n` in `_f` as well.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import orjson
 
-from models.spec import TYPES
+from models.spec import TYPES, FilterType
 from schemas.activity import MAX_ID_BYTES
 from schemas.records import hash64
 from workers.errors import RowRefused
+from workers.filters import type_of
 from workers.ports import IndexRows
 
 Metric = Literal["IP", "COSINE", "L2"]
@@ -32,7 +32,7 @@ ITEM_HASH = "item_hash"
 EMBEDDING = "embedding"
 ATTRIBUTES = "attributes"
 PRESENT = TYPES
-MAX_SEARCH_DEPTH = 16_384  # what one Milvus search may return
+LETTERS: Final[dict[FilterType, str]] = {"number": "n", "string": "s", "bool": "b", "strings": "l"}
 MAX_VALUE_BYTES = 4096
 MAX_ATTRIBUTES_BYTES = 65_536
 
@@ -50,7 +50,8 @@ class Collection:
 def encode_attributes(attributes: Mapping[str, Any]) -> bytes:
     """The JSON of the field `attributes`: what can be filtered on, with the list of what is present."""
     kept = kept_attributes(attributes)
-    return orjson.dumps({**kept, PRESENT: [f"{name}:{kind_of(value)}" for name, value in kept.items()]})
+    tags = [_tag(name, kind) for name, value in kept.items() if (kind := type_of(value)) is not None]
+    return orjson.dumps({**kept, PRESENT: tags})
 
 
 def kept_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,12 +64,11 @@ def kept_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     room = MAX_ATTRIBUTES_BYTES - len(PRESENT) - 8
     for name, value in attributes.items():
-        kind = kind_of(value)
+        kind = type_of(value)
         if kind is None or name == PRESENT:
             continue
-        tag = f"{name}:{kind}"
         value_bytes = len(orjson.dumps(value))
-        pair_bytes = value_bytes + len(orjson.dumps(name)) + len(orjson.dumps(tag)) + 3  # ":" and two ","
+        pair_bytes = value_bytes + len(orjson.dumps(name)) + len(orjson.dumps(_tag(name, kind))) + 3  # ":" and two ","
         if value_bytes > MAX_VALUE_BYTES or pair_bytes > room:
             continue
         room -= pair_bytes
@@ -76,17 +76,8 @@ def kept_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def kind_of(value: Any) -> str | None:
-    """The letter of `_f` for a value; None for one that cannot be filtered on."""
-    if isinstance(value, bool):
-        return "b"
-    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
-        return "n"
-    if isinstance(value, str):
-        return "s"
-    if isinstance(value, list) and all(isinstance(element, str) for element in value):
-        return "l"
-    return None
+def _tag(name: str, kind: FilterType) -> str:
+    return f"{name}:{LETTERS[kind]}"
 
 
 def signed_hash(item_id: str) -> int:

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +24,21 @@ from workers.pipelines.retrieval import Retrieval
 from workers.pipelines.rows import Row
 from workers.pipelines.shortlist import Facts, Shortlist, Shortlisting
 from workers.pipelines.sourcing import Sourcing
-from workers.ports import CandidateSource, Clock, Float32, Query, StoredUser, Tower, UInt64, UserTable
+from workers.ports import (
+    MAX_SEARCH_DEPTH,
+    CandidateSource,
+    Clock,
+    Float32,
+    HistoryVectors,
+    Query,
+    StoredUser,
+    Tower,
+    UInt64,
+    UserTable,
+)
 from workers.remembered import Results, result_key
 from workers.stopwatch import Observe, Stopwatch, unobserved
 
-MAX_SEARCH_DEPTH = 16_384  # what one Milvus search may return
 SESSION_ITEMS = 5
 CAPPED_DEPTH = 3
 CAPPED_DEEPER = 8
@@ -38,21 +47,6 @@ TOWER = "tower"
 SESSION = "session"
 VECTOR = "user_embedding"
 EVERYTHING = np.iinfo(np.int64).max
-
-
-class HistoryVectors(Protocol):
-    """The items' history vectors, near at hand, and which items were deleted a moment ago."""
-
-    async def vectors(self, hashes: UInt64) -> tuple[Float32, NDArray[np.bool_]]:
-        """float32[B, H, D] of uint64[B, H]; zeros for 0 and for unknown items.
-
-        bool[B, H]: True where there are zeros because not all items are back yet.
-        """
-        ...
-
-    def deleted(self, hashes: UInt64) -> NDArray[np.bool_]:
-        """bool[N]: True where the item of that hash was deleted recently."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,7 @@ from typing import Any, Protocol
 from schemas.recall import Reason, Removed
 from schemas.records import hash64_each
 from workers.blend import Blended, Ranked, blend
-from workers.filters import Filter
-from workers.index.predicate import holds
+from workers.filters import Filter, holds
 from workers.pipelines.attempts import Attempts
 from workers.pipelines.ladder import CACHED
 from workers.pipelines.rows import Found, Row

@@ -6,27 +6,14 @@ says of a user who has had nothing else. So the mean of some is a query too.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from workers.filters import Filter
-from workers.ports import Float32, Hits, ItemIndex, Query, UInt64
+from workers.ports import Float32, HistoryVectors, Hits, ItemIndex, Query
 
 MILVUS = "milvus"
 NOTHING = np.zeros(0, dtype=np.float32)
-
-
-class HistoryVectors(Protocol):
-    """The items' history vectors, near at hand."""
-
-    async def vectors(self, hashes: UInt64) -> tuple[Float32, NDArray[np.bool_]]:
-        """float32[B, H, D] of uint64[B, H]; zeros for 0 and for unknown items.
-
-        bool[B, H]: True where there are zeros because not all items are back yet.
-        """
-        ...
 
 
 class TowerSource:

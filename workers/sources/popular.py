@@ -10,8 +10,7 @@ import numpy as np
 
 from schemas.records import hash64
 from workers.digest import digest
-from workers.filters import Filter
-from workers.index import predicate
+from workers.filters import Filter, holds
 from workers.popularity import EVERYBODY
 from workers.ports import Float32, Hits, ItemChanges, PopularItems, PopularTable, Query
 from workers.stores.item_facts import ItemFact, ItemFacts
@@ -130,7 +129,7 @@ def _without(items: _List, gone: set[int]) -> _List:
 def _held(items: _List, where: Filter) -> Best:
     if not where:
         return [fact.item_id for fact in items.facts], items.scores
-    held = [n for n, fact in enumerate(items.facts) if predicate.holds(where, fact.attributes)]
+    held = [n for n, fact in enumerate(items.facts) if holds(where, fact.attributes)]
     return [items.facts[n].item_id for n in held], items.scores[held]
 
 

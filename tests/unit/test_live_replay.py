@@ -6,7 +6,7 @@ from models.datasets.marketplace import generate_marketplace
 from models.evaluation import protocol
 from models.spec import builtin_spec, load_spec
 from models.tensors import Encoding, build_vocabularies
-from workers.demo.replay import plan_users
+from workers.live.replay import plan_users
 
 
 def test_a_request_has_the_context_in_which_its_targets_happened() -> None:

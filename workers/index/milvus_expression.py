@@ -1,45 +1,18 @@
-"""Filters in the languages of the indexes: an expression for Milvus, a function for the index in memory."""
+"""Filters as boolean expressions of Milvus and of Milvus Lite, which differ."""
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Final
 
-from models.spec import FilterType
 from schemas.recall import FilterOp
 from workers.filters import Clause, Filter, Value
-from workers.index.schema import ATTRIBUTES, PRESENT, kind_of
+from workers.index.schema import ATTRIBUTES, LETTERS, PRESENT
 
-KINDS: Final[dict[FilterType, str]] = {"number": "n", "string": "s", "bool": "b", "strings": "l"}
 COMPARISONS: Final[dict[FilterOp, str]] = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 LITE_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})  # all that it knows
 
-HOLDS: Final[dict[FilterOp, Callable[[Any, tuple[Value, ...]], bool]]] = {
-    "eq": lambda stored, values: bool(stored == values[0]),
-    "ne": lambda stored, values: bool(stored != values[0]),
-    "lt": lambda stored, values: bool(stored < values[0]),
-    "le": lambda stored, values: bool(stored <= values[0]),
-    "gt": lambda stored, values: bool(stored > values[0]),
-    "ge": lambda stored, values: bool(stored >= values[0]),
-    "in": lambda stored, values: stored in values,
-    "not_in": lambda stored, values: stored not in values,
-    "contains": lambda stored, values: values[0] in stored,
-    "contains_any": lambda stored, values: any(value in stored for value in values),
-}
-
-
-def holds(where: Filter, attributes: Mapping[str, Any]) -> bool:
-    """Whether every clause holds for an item's filterable attributes."""
-    return all(_holds(clause, attributes.get(clause.field)) for clause in where)
-
-
-def _holds(clause: Clause, stored: Any) -> bool:
-    if kind_of(stored) != KINDS[clause.kind]:
-        return False
-    return HOLDS[clause.op](float(stored) if clause.kind == "number" else stored, clause.values)
-
 
 def expression(where: Filter, *, lite: bool = False) -> str:
-    """The same as a boolean expression of Milvus; empty for no clause. Only literals come from a request."""
+    """True of the items for which the filter holds; empty for no clause. Only literals come from a request."""
     return " and ".join(_expression(clause, lite) for clause in where)
 
 
@@ -75,5 +48,5 @@ def _expression(clause: Clause, lite: bool) -> str:
         told = " and ".join(f"{path} != {value}" for value in values)
     if not lite and clause.op not in {"ne", "not_in"}:
         return told
-    tag = literal(f"{clause.field}:{KINDS[clause.kind]}", lite=lite)
+    tag = literal(f"{clause.field}:{LETTERS[clause.kind]}", lite=lite)
     return f'json_contains({ATTRIBUTES}["{PRESENT}"], {tag}) and {told}'

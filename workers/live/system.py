@@ -7,11 +7,11 @@ from models.bundle import Bundle
 from models.datasets import Dataset
 from models.verify import Side
 from workers import topics, views
-from workers.cli.items import item_messages, wait_for_items
-from workers.demo.replay import Step, history_messages
-from workers.demo.told import Told
 from workers.errors import RecallError
+from workers.item_loading import item_messages, wait_for_items
 from workers.kafka_client import group_lag, produce
+from workers.live.replay import Step, history_messages
+from workers.live.told import Told
 from workers.local.discover import of_own_stack
 from workers.local.ready import wait_ready
 from workers.local.stack import LocalStack, wipe

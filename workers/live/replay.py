@@ -16,9 +16,9 @@ from schemas.activity import UserActivity
 from schemas.recall import CandidateList, Reason, RecallRequest, Status
 from schemas.records import hash64
 from workers.client import RecallClient
-from workers.demo.sender import Sender
 from workers.errors import DependencyTimeout
 from workers.kafka_client import Message
+from workers.live.sender import Sender
 
 K = 100
 TIMEOUT_MS = 10_000

@@ -1,0 +1,38 @@
+"""A catalogue as item updates, and the wait until the active view has taken it in."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from schemas import codec
+from schemas.items import ItemUpdate
+from workers import views
+from workers.errors import ConfigurationError, RecallError
+from workers.kafka_client import Message, group_lag
+from workers.settings import Settings
+from workers.stores import keys
+
+
+def item_messages(updates: Iterable[ItemUpdate]) -> Iterator[Message]:
+    """Item updates as Kafka messages, keyed by item id."""
+    for update in updates:
+        yield update.item_id.encode(), codec.encode_event(update), ()
+
+
+async def wait_for_items(
+    settings: Settings, waiting: Callable[[int], None] = lambda _: None, within_s: float = 300.0
+) -> None:
+    """Wait until the active view has taken in all item updates; `waiting` is told how many are still to come.
+
+    Raises RecallError when it does not get there.
+    """
+    view = await views.read_active(settings)
+    if view is None:
+        raise ConfigurationError("no bundle is active, so nobody takes items in; make one: recall model fit")
+    end = time.monotonic() + within_s
+    group = settings.group(keys.items_group(view.collection))
+    while lag := await group_lag(settings, group, settings.topic("item-updates")):
+        if time.monotonic() > end:
+            raise RecallError(f"{lag} item updates are still waiting; is an items worker running? (`recall status`)")
+        waiting(lag)
+        await asyncio.sleep(0.2)
