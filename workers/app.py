@@ -203,10 +203,10 @@ async def _items(worker: Worker) -> None:
     group = keys.items_group(view.collection)
     table = RedisItemTable(client, settings, view.collection, bundle.dim)
     rows = len(bundle.encoding.vocabularies.item_ids)
-    collection = _collection(bundle, view)
+    collection, markers = _collection(bundle, view), RedisMarkers(client, settings, group)
+    await until_done(lambda: _forget_what_is_gone(worker, collection, markers), worker.dependencies)
     index, held = await until_done(lambda: worker.indexes.prepare(collection, rows), worker.dependencies)
     worker.probes[settings.index] = index.ping
-    markers = RedisMarkers(client, settings, group)
     deletions_ms = topics.DELETE_RETENTION_MS if held is None else None  # that one is made of the topic at every start
     refill = Refill(markers, worker.dependencies, deletions_ms=deletions_ms, held=held)
     worker.missed_deletions = refill.missed_deletions
@@ -224,6 +224,12 @@ async def _items(worker: Worker) -> None:
     parts = Parts(items, view.collection, bundle.metric, table, index, tower, inputs)
     late = LateWrites(parts, pipeline, lambda: worker.facts().partitions, context.count_events)
     worker.background.append(lambda: late.watch(lambda look: until_done(look, worker.dependencies)))
+
+
+async def _forget_what_is_gone(worker: Worker, collection: Collection, markers: RedisMarkers) -> None:
+    """A view whose collection is not there is read from the beginning, whatever Redis has of it."""
+    if await worker.indexes.gone(collection) and await markers.forget():
+        log.warning("the collection is gone: reading item-updates again", collection=collection.name)
 
 
 async def _following(

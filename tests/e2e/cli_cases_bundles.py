@@ -1,4 +1,4 @@
-"""Situations of docs/cli.md of `recall model verify` and `recall model pack`: what makes them true, and the commands.
+"""Situations of docs/cli.md of `recall model activate`, `verify` and `pack`: what makes them true, and the commands.
 See `test_cli_table.py`."""
 
 import asyncio
@@ -57,18 +57,48 @@ def packed_with(idle: Place, *options: str, **edits: Edit) -> list[Done]:
     return [idle.recall(*PACK, *options)]
 
 
-@case("`model verify`, `model pack`", "an argument is missing")
+@case("`model activate`, `model pack`, `model verify`", "an argument is missing")
 def _(idle: Place) -> list[Done]:
-    return idle.each(["model", "verify"], ["model", "pack"], [*PACK[:6]])
+    return idle.each(["model", "activate"], ["model", "verify"], ["model", "pack"], [*PACK[:6]])
+
+
+# activate
+
+
+@case("`model activate`", "Redis answers")
+def _(ready: Ready) -> list[Done]:
+    place = asyncio.run(ready.without_bundle())
+    done = place.recall("model", "activate", str(ready.bundle.path))
+    fresh = ready.settings.model_copy(update={"namespace": place.environment["RECALL_NAMESPACE"]})
+    view = asyncio.run(views.read_active(fresh))
+    assert view is not None
+    assert (view.version, view.bundle) == (ready.bundle.version, ready.bundle.path)
+    return [done]
+
+
+@case("`model activate`", "Redis does not answer: a local pointer, which `up` carries over")
+def _(idle: Place, packed: Bundle) -> list[Done]:
+    shutil.copytree(packed.path, idle.data / "bundles" / packed.version)
+    done = idle.recall("model", "activate", packed.version)
+    assert (idle.data / "active.json").exists()
+    return [done]
+
+
+@case("`model activate`", "a file was changed")
+def _(idle: Place, packed: Bundle) -> list[Done]:
+    copy = shutil.copytree(packed.path, idle.folder / "copy")
+    (copy / "item_tower.onnx").write_bytes(b"other")
+    return idle.each(["model", "activate", "copy"], ["model", "activate", "copy", "--json"])
 
 
 # verify
 
 
-@case("`model verify`", "no such bundle")
+@case("`model activate`, `model verify`", "no such bundle")
 def _(idle: Place) -> list[Done]:
     (idle.folder / "empty").mkdir()
-    return idle.each(["model", "verify", "nowhere"], ["model", "verify", "empty", "--json"])
+    asked = [["model", command, name] for command in ("activate", "verify") for name in ("nowhere", "empty")]
+    return idle.each(*asked, ["model", "verify", "empty", "--json"])
 
 
 @case("`model verify`", "all is well")

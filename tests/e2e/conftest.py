@@ -15,8 +15,8 @@ from models.fit import FitOptions, fit
 from models.spec import builtin_spec, load_spec
 from tests.conftest import Stack, drop_collections
 from workers import topics, views
-from workers.cli.items import item_messages, wait_for_items
 from workers.client import RecallClient
+from workers.item_loading import item_messages, wait_for_items
 from workers.kafka_client import produce
 from workers.live.sender import Sender
 from workers.local.ready import wait_ready

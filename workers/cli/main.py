@@ -39,6 +39,7 @@ COMMANDS: Final[dict[tuple[str, ...], tuple[str, str]]] = {
     ("users", "load"): ("workers.cli.users:load", "Build user records from history in bulk."),
     ("model", "fit"): ("workers.cli.model:fit", "Fit a bundle in closed form and make it the active one."),
     ("model", "pack"): ("workers.cli.model_pack:pack", "Make a bundle from towers that were trained elsewhere."),
+    ("model", "activate"): ("workers.cli.model_activate:activate", "Make a bundle that is there the active one."),
     ("model", "verify"): ("workers.cli.model_verify:verify", "Check a bundle: files, towers, metric, and a floor."),
     ("model", "evaluate"): (
         "workers.cli.model_evaluate:evaluate",

@@ -14,6 +14,7 @@ from workers.cli.running import run
 from workers.errors import ConfigurationError, RecallError
 from workers.settings import Settings, load_settings
 
+ACTIVE = "it is the active bundle now; `recall up` starts workers with it (restart those that run)"
 METRICS = ("recall_at_", "ndcg_at_")
 
 
@@ -72,7 +73,7 @@ def print_result(result: dict[str, Any], *, active: bool) -> None:
         if shown:
             print(f"{name}: {', '.join(shown)}")
     if active:
-        print("it is the active bundle now; `recall up` starts workers with it (restart those that run)")
+        print(ACTIVE)
 
 
 def activate(settings: Settings, result: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import orjson
 import typer
 
 from workers.cli.console import Working, notes
-from workers.cli.model import activate
+from workers.cli.model import ACTIVE, activate
 from workers.cli.model_verify import as_object, print_checks
 from workers.settings import load_settings
 
@@ -54,4 +54,4 @@ def pack(
         notes().print(f"note: {line}")
     print(f"version: {bundle.version}\npath: {bundle.path}")
     if not no_activate:
-        print("it is the active bundle now; `recall up` starts workers with it (restart those that run)")
+        print(ACTIVE)

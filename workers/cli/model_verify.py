@@ -9,9 +9,9 @@ import orjson
 import typer
 from rich.text import Text
 
-from workers.cli.bundles import bundle_folder
+from workers.cli.bundles import existing_bundle
 from workers.cli.console import Working, harmless, results
-from workers.errors import ConfigurationError, RecallError
+from workers.errors import RecallError
 from workers.settings import load_settings
 
 if TYPE_CHECKING:
@@ -31,15 +31,7 @@ def verify(
 ) -> None:
     """Check files, towers, metric and a floor; exit code 1 when it must not be served."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy is loaded
-    from models.bundle import MANIFEST
-
-    settings = load_settings()
-    path = bundle_folder(bundle, settings)
-    if not (path / MANIFEST).is_file():
-        folder = settings.data_dir / "bundles"
-        raise ConfigurationError(
-            f"{bundle} is not a bundle: neither a folder with {MANIFEST} nor a version in {folder}"
-        )
+    path = existing_bundle(bundle, load_settings())
     from workers.verifying import verify_bundle
 
     with Working("reading items") as working:

@@ -14,7 +14,8 @@ class IndexAdapter:
 
     `prepare(settings, collection, rows)` makes a collection that is to hold about so many rows, unless it is there, and
     opens it for writing. `open(settings, collection)` opens one that is there; DependencyUnavailable while it is not.
-    Both raise DependencyError with the adapter's name as `dependency`, and ConfigurationError for what cannot work.
+    `exists(settings, collection)`, if it is given, says whether it is there; where it is not, it is filled again.
+    All raise DependencyError with the adapter's name as `dependency`, and ConfigurationError for what cannot work.
 
     `in_process`: the rows live in the process, and are gone with it. Only `prepare` is used then, once, and its index
     is shared by all agents of the process and filled again from the topic.
@@ -23,3 +24,4 @@ class IndexAdapter:
     prepare: Callable[[Settings, Collection, int], Awaitable[ItemIndex]]
     open: Callable[[Settings, Collection], Awaitable[ItemIndex]] | None = None
     in_process: bool = False
+    exists: Callable[[Settings, Collection], Awaitable[bool]] | None = None

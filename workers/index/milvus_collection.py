@@ -70,6 +70,15 @@ async def open_index(settings: Settings, collection: Collection) -> MilvusItemIn
         raise
 
 
+async def exists(settings: Settings, collection: Collection) -> bool:
+    """Whether a collection of that name is there. Raises DependencyUnavailable, DependencyTimeout."""
+    client = MilvusClient(settings)
+    try:
+        return await _describe(client, collection) is not None
+    finally:
+        await client.close()
+
+
 async def seal(settings: Settings, collection: Collection) -> None:
     """After a bulk load: close the growing segments and wait until their rows are indexed. Raises DependencyError."""
     client = MilvusClient(settings)
@@ -279,4 +288,4 @@ def _verify(described: Any, index: dict[str, str], collection: Collection) -> No
             )
 
 
-ADAPTER = IndexAdapter(prepare_index, open_index)
+ADAPTER = IndexAdapter(prepare_index, open_index, exists=exists)

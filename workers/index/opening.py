@@ -69,6 +69,11 @@ class Indexes:
         self._opened = opened
         self._held: dict[str, HeldIndex] = {}
 
+    async def gone(self, collection: Collection) -> bool:
+        """Whether it is not there: never was, or was lost. Raises DependencyError, ConfigurationError."""
+        exists = adapter(self._settings).exists
+        return exists is not None and not await exists(self._settings, collection)
+
     async def prepare(self, collection: Collection, rows: int) -> tuple[ItemIndex, HeldIndex | None]:
         """For who writes. The second: the same, where it lives in this process and is to be filled.
 

@@ -90,6 +90,11 @@ class RedisMarkers:
         """Say that a partition is complete; False when the Redis that was opened has been emptied since."""
         return bool(await self._call(self.id, self._partitions, partition, value.encode()))
 
+    async def forget(self) -> bool:
+        """No partition is complete any more, for whoever reads them; whether any was. Those who opened are told."""
+        with translated():
+            return bool(await self._client.delete(self.key, self._whole))
+
     async def stand(self, deletions_ms: int | None = None) -> bool:
         """Whether this is still the Redis that was opened, and not emptied since. Notes that somebody is there.
 
