@@ -76,6 +76,7 @@ class Consumer(driver.Consumer):
         self.positions = Positions(self, self.app.recall_refill)
         self._refused = False  # the last commit, by `may_commit`
         self._resumed = False  # since the last assignment
+        self._drained = asyncio.Event()  # the process is ending, and what it had in hand is done and committed
 
     def _new_flight(self) -> InFlight:
         return InFlight(self.policy, self.wake.set)
@@ -176,6 +177,13 @@ class Consumer(driver.Consumer):
 
     async def wait_empty(self) -> None:
         """Let what was started finish and settle, then commit until nothing is left to commit. Bounded."""
+        try:
+            await self._drain()
+        finally:
+            if self.app.should_stop:
+                self._drained.set()
+
+    async def _drain(self) -> None:
         end = time.monotonic() + (STOP_WITHIN_S if self.app.should_stop else SESSION_TIMEOUT_S * 0.8)
         self.flight.drop_waiting()
         while self.flight.unfinished() and time.monotonic() < end:
@@ -205,6 +213,9 @@ class Consumer(driver.Consumer):
         self._resumed = False
         if revoked:
             log.info("partitions revoked", topic=_topics(revoked), partitions=_numbers(revoked))
+        if self.app.should_stop:  # Faust would close the connection at once, and nothing more could be committed
+            await self._drained.wait()
+            return
         await super().on_partitions_revoked(revoked)
         self._renew_flight()
 
@@ -215,6 +226,8 @@ class Consumer(driver.Consumer):
     async def on_partitions_assigned(self, assigned: Any, generation_id: int = 0) -> None:
         """A new assignment starts from the committed offsets."""
         self._resumed = False
+        if self.app.should_stop:  # the process is about to leave the group
+            return
         self._renew_flight()
         log.info("partitions assigned", topic=_topics(assigned), partitions=_numbers(assigned))
         await super().on_partitions_assigned(assigned, generation_id)

@@ -3,10 +3,12 @@
 HOW is `whole`: each batch is finished as it came; or `apart`: its records wait in an intake, as those of recall do; or
 `asking`: as `whole`, and before each commit the file GROUP.answer is read: nothing is committed unless it says `yes`,
 and `leave` makes the worker leave its group and end.
-The value `raise` makes its agent raise, the first time that this process group sees it (a file remembers).
+The value `raise` makes its agent raise, the first time that this process group sees it (a file remembers). A file
+PID.begun has as many bytes as batches were begun.
 """
 
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,9 +36,12 @@ async def main(group: str, source: str, target: str, work_ms: float, how: str) -
     app = create_app(group, settings, policy)
     answer_file = Path(settings.data_dir) / f"{group}.answer"
     publisher = Publisher(app, 30_000)
+    begun = Path(settings.data_dir) / f"{os.getpid()}.begun"
     raised = Path(settings.data_dir) / f"{group}.raised"
 
     async def pass_on(records: Sequence[Any]) -> None:
+        with begun.open("a") as file:
+            file.write(".")
         await asyncio.sleep(work_ms / 1000)
         if any(record.value == b"raise" for record in records) and not raised.exists():
             raised.touch()

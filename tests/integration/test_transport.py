@@ -194,6 +194,32 @@ async def _ready(flow: Flow, worker: "subprocess.Popen[bytes]") -> None:
 
 
 @both_ways
+async def test_who_is_told_to_end_does_what_it_had_in_hand_though_others_leave_too(flow: Flow, tmp_path: Path) -> None:
+    """So that their leaving takes its partitions away while it drains."""
+    slow = flow.spawn(work_ms=3000)
+    begun = tmp_path / f"{slow.pid}.begun"
+    await flow.feed(PARTITIONS, 1000)
+    await flow.all_through()
+    fast = flow.spawn()
+    async with asyncio.timeout(60):
+        while await _group(flow) != ("Stable", 2):
+            await asyncio.sleep(0.1)
+        batches = begun.stat().st_size
+        await flow.feed(40 * PARTITIONS, 1000)
+        while begun.stat().st_size == batches:
+            await asyncio.sleep(0.01)
+    before = await _committed(flow)
+    for worker in (slow, fast):
+        worker.send_signal(signal.SIGTERM)
+    for worker in (slow, fast):
+        assert await asyncio.to_thread(worker.wait, 20) == 0
+    values = await flow.received()
+    assert set(values.values()) == {1}
+    assert await group_lag(flow.settings, flow.group, flow.source) == flow.sent - len(values)
+    after = await _committed(flow)
+    assert [n for n in before if after[n] == before[n]] == [], "what either had in hand of them was not done"
+
+
 async def test_an_exception_in_an_agent_ends_the_process_and_loses_nothing(flow: Flow) -> None:
     worker = flow.spawn()
     await flow.feed(500, 5000)
@@ -214,6 +240,16 @@ async def _group(flow: Flow) -> tuple[str, int]:
         (response,) = await admin.describe_consumer_groups([flow.group])
         _, _, state, _, _, members, *_ = response.groups[0]
         return state, len(members)
+    finally:
+        await admin.close()
+
+
+async def _committed(flow: Flow) -> dict[int, int]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=flow.settings.kafka_bootstrap)
+    await admin.start()
+    try:
+        offsets = await admin.list_consumer_group_offsets(flow.group)
+        return {place.partition: offset.offset for place, offset in offsets.items()}
     finally:
         await admin.close()
 
