@@ -144,7 +144,10 @@ class Metrics:
             dependency="as above without `kafka`; `popular` (popular lists): never",
         )
         self.ready = self._gauge(
-            "recall_ready", "1 while partitions are assigned and every dependency answers, else 0", kind=KIND
+            "recall_ready",
+            "1 while `/readyz` says 200: partitions are assigned, every dependency answers, dead letters are not paused "
+            "and retained events are not read again; else 0",
+            kind=KIND,
         )
         self.dead_letters_paused = self._gauge(
             "recall_dead_letters_paused",
