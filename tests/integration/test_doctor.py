@@ -425,7 +425,7 @@ async def test_a_bundle_that_waits_to_be_active_is_told(settings: Settings, pack
     away = changed(settings, redis_url=f"redis://127.0.0.1:{free_ports(1)[0]}/0")
     await views.activate(away, packed.path, packed.version)
     waits, unknown = await bundle_check.check(away)
-    assert (waits.level, waits.todo) == (Level.NOTE, "`recall up` makes it active")
+    assert (waits.level, waits.todo) == (Level.NOTE, "`recall up` or `recall model activate` makes it active")
     assert packed.version in waits.line
     assert (unknown.level, "Redis, which does not answer" in unknown.line) == (Level.NOTE, True)
 

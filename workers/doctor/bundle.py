@@ -19,7 +19,7 @@ from workers.towers.opening import open_tower
 CHECK = "bundle"
 MAKE_ONE = "make one: recall model fit --data movielens-1m"
 EXPORT = "give the model server this bundle's towers: recall model export"
-ANOTHER = "make it active again, or another: recall model fit"
+ANOTHER = "put its folder back as it was, or make another active: recall model activate"
 TIMEOUT_S = 3.0  # of each backend
 
 
@@ -29,7 +29,7 @@ async def check(settings: Settings) -> list[Finding]:
     found = []
     if pointer is not None:
         line = f"bundle {pointer.version} was made active while Redis was away, and is not yet"
-        found.append(Finding(CHECK, Level.NOTE, line, "`recall up` makes it active"))
+        found.append(Finding(CHECK, Level.NOTE, line, "`recall up` or `recall model activate` makes it active"))
     try:
         async with asyncio.timeout(TIMEOUT_S):
             view = await views.read_active(settings)
@@ -82,7 +82,7 @@ async def _missed(settings: Settings, collection: str) -> list[Finding]:
     if missed_ms is None:
         return []
     line = f"{missed.MISSED} (noticed {missed.noticed(missed_ms)})"
-    return [Finding(CHECK, Level.WARNING, line, missed.todo(settings, collection))]
+    return [Finding(CHECK, Level.WARNING, line, missed.todo(settings))]
 
 
 async def _collection(settings: Settings, bundle: Bundle, name: str) -> Finding:
@@ -96,7 +96,7 @@ async def _collection(settings: Settings, bundle: Bundle, name: str) -> Finding:
     except (DependencyError, TimeoutError):
         return Finding(CHECK, Level.NOTE, f"collection {name} is not checked: Milvus does not answer")
     except ConfigurationError as error:
-        todo = f"drop the collection and let the items worker read `item-updates` again, or {MAKE_ONE}"
+        todo = f"drop the collection and restart the items workers, which fill it again, or {MAKE_ONE}"
         return Finding(CHECK, Level.WRONG, str(error), todo)
     if held is None:
         return Finding(CHECK, Level.NOTE, f"collection {name} does not exist yet", "the items worker makes it")
