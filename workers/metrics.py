@@ -145,8 +145,8 @@ class Metrics:
         )
         self.ready = self._gauge(
             "recall_ready",
-            "1 while `/readyz` says 200: partitions are assigned, every dependency answers, dead letters are not paused "
-            "and retained events are not read again; else 0",
+            "1 while `/readyz` says 200: partitions are assigned, every dependency answers, dead letters are not "
+            "paused and retained events are not read again; else 0",
             kind=KIND,
         )
         self.dead_letters_paused = self._gauge(

@@ -266,6 +266,11 @@ def _(ready: Ready) -> list[Done]:
     return losing(ready).each(["doctor"], ["doctor", "--json"])
 
 
+@case("`topics apply`", "a topic would lose data")
+def _(ready: Ready) -> list[Done]:
+    return losing(ready).each(["topics", "apply"], ["topics", "apply", "--json"])
+
+
 @case("`worker`", "a topic would lose data")
 def _(ready: Ready) -> list[Done]:
     return losing(ready).each(["worker", "items"])
