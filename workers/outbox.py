@@ -12,11 +12,12 @@ from functools import partial
 
 from workers.dependencies import Dependencies
 from workers.ending import or_end_process
+from workers.errors import DependencyTimeout
 from workers.publisher import Delivery, Outgoing, Publisher, Told, refusals, together
 from workers.retry import until_done
 
 PATIENCE_S = 0.5
-SAY_EVERY_S = 4.0  # and a pause: more often than an outage is taken for over
+SAY_EVERY_S = 4.0  # more often than an outage is taken for over
 MAX_OWED_BYTES = 64_000_000
 
 
@@ -77,5 +78,19 @@ class Outbox:
         task.add_done_callback(self._tasks.discard)
 
     async def _go_on(self, delivery: Delivery) -> None:
-        await until_done(partial(delivery.finish, SAY_EVERY_S), self._dependencies)
+        await until_done(partial(self._finish, delivery), self._dependencies)
         del self._late[delivery.topic, delivery.partition]  # at once: whoever joins it relies on this task
+
+    async def _finish(self, delivery: Delivery) -> None:
+        """Says now and then that it takes long, and goes on without a pause: whoever comes meanwhile would wait too."""
+        told: DependencyTimeout | None = None
+        while True:
+            try:
+                await delivery.finish(SAY_EVERY_S)
+            except DependencyTimeout as error:
+                told = error
+                self._dependencies.failed(error)
+            else:
+                break
+        if told is not None:
+            self._dependencies.worked(told.dependency)

@@ -26,6 +26,7 @@ import aiokafka
 import faust
 import structlog
 import uvloop
+from aiokafka.errors import IllegalStateError
 from faust.transport import drivers
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage
@@ -120,7 +121,8 @@ class Consumer(driver.Consumer):
         if not self.flow_active or flight is not self.flight:
             # A rebalance began, or came and went, meanwhile. What was fetched may have been fetched after its seek, so
             # positions are put back to what is committed; nothing of this assignment has been delivered yet.
-            await self.perform_seek()
+            with contextlib.suppress(IllegalStateError):  # another one has come, which seeks for itself
+                await self.perform_seek()
             return
         polled, starts = {}, {}
         for partition, fetched in records.items():

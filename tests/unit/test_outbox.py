@@ -15,7 +15,7 @@ from schemas import codec
 from schemas.codec import DecodeError, ErrorCode
 from schemas.recall import CandidateList, Reason, RecallRequest, Status
 from tests.leaders import Leaders, leading, until
-from workers import outbox
+from workers import outbox, retry
 from workers.agents import Context, EventAgent, RecallAgent
 from workers.clock import SystemClock
 from workers.dependencies import Dependencies
@@ -87,6 +87,22 @@ async def test_what_the_producer_has_taken_is_not_sent_again_by_whoever_tries_ag
         await until(lambda: not box.owed_bytes)
         await until(lambda: dependencies.missing() is None)
     assert sorted(leaders.values(ANSWERS)) == [b"a.0", b"a.1"]
+
+
+async def test_a_partition_that_is_back_has_everything_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it was away: pauses between tries have grown meanwhile."""
+    monkeypatch.setattr(outbox, "SAY_EVERY_S", 0.02)
+    monkeypatch.setattr(retry, "FIRST_DELAY_S", 3600.0)
+    async with leading() as (leaders, publisher):
+        leaders.leaderless = {STUCK}
+        dependencies = Dependencies("recall", Metrics())
+        box = Outbox(publisher, dependencies)
+        for name in ("a", "b", "c"):
+            await box.send(ANSWERS, outgoing(name, 1), no_matter)
+        await until(lambda: dependencies.missing() is not None)
+        leaders.leaderless.clear()
+        await until(lambda: not box.owed_bytes)
+    assert leaders.values(ANSWERS, 1) == [b"a.1", b"b.1", b"c.1"]
 
 
 async def test_what_is_refused_is_sent_again_and_nothing_else() -> None:
