@@ -1,9 +1,11 @@
 """A reconciliation while the topic, the table and the index change under it."""
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from schemas import codec
@@ -13,13 +15,17 @@ from tests.integration.reconciled import COLLECTION, View, fill, found, view
 from tests.unit.test_items_in_memory import DIM
 from workers.index.memory import MemoryItemIndex
 from workers.pipelines.items import ItemEvent
-from workers.ports import IndexRows
+from workers.ports import IndexRows, UInt64
 from workers.reconcile import run as running
+from workers.reconcile.examine import Examiner
 from workers.reconcile.run import Options, Reconciliation
 from workers.reconcile.topic import open_topic
 from workers.stores.item_memory import MemoryItemTable
 
 __all__ = ["view"]  # a fixture
+
+UPDATE = codec.encode_event(ItemUpdate(item_id="gone", op="upsert", timestamp_ms=1, attributes={"value": 1}))
+UNSUPPORTED = ItemRecord("gone", 0, 1, history_vector=np.full(DIM, -1, dtype="<f4").tobytes(), update=UPDATE)
 
 
 class Slow(MemoryItemIndex):
@@ -118,3 +124,79 @@ async def test_what_changes_while_it_is_looked_at_is_no_finding(view: View) -> N
     view.table = late
     await view.assert_clean(repair=True)
     assert (await view.values())["new"] == 5
+
+
+async def orphan(view: View, record: ItemRecord | None) -> None:
+    """An item of no event: its row, and its record where there is one."""
+    await fill(view)
+    if record is not None:
+        view.put(record, "gone")
+    await view.row("gone", 1)
+
+
+def before_mending(monkeypatch: pytest.MonkeyPatch, first: Callable[[], Awaitable[None]]) -> None:
+    """Something happens once all is confirmed, and before anything is mended."""
+    mend = Reconciliation._mend
+
+    async def later(self: Reconciliation, examiner: Examiner, hashes: UInt64) -> UInt64:
+        await first()
+        return await mend(self, examiner, hashes)
+
+    monkeypatch.setattr(Reconciliation, "_mend", later)
+
+
+@pytest.mark.parametrize("record", [UNSUPPORTED, None], ids=["record and row", "row alone"])
+async def test_an_item_that_comes_back_before_it_is_mended_stays(
+    view: View, monkeypatch: pytest.MonkeyPatch, record: ItemRecord | None
+) -> None:
+    await orphan(view, record)
+
+    async def comes_back() -> None:
+        await view.send("gone", 7)
+        await view.take()
+
+    before_mending(monkeypatch, comes_back)
+    report = await view.reconcile(repair=True)
+    assert (found(report), report.left) == ({"orphaned": 1}, 0)
+    assert (await view.values())["gone"] == 7
+    await view.assert_clean()
+
+
+@pytest.mark.parametrize("record", [UNSUPPORTED, None], ids=["record and row", "row alone"])
+async def test_an_item_that_is_coming_back_while_it_is_mended_gets_its_row_again(
+    view: View, monkeypatch: pytest.MonkeyPatch, record: ItemRecord | None
+) -> None:
+    """The worker writes the vector; we delete the row; then the worker writes the record."""
+    await orphan(view, record)
+    table = Paused(view.table)
+    worker: list[asyncio.Task[Any]] = []
+
+    async def is_coming_back() -> None:
+        update = ItemUpdate(item_id="gone", op="upsert", timestamp_ms=1, attributes={"value": 7})
+        event = ItemEvent("gone", update, codec.encode_event(update), 0, await view.send("gone", 7))
+        worker.append(asyncio.create_task(view.pipeline(table).run([event])))
+        await table.reached.wait()
+        assert (await view.values())["gone"] == 7
+
+    def say(what: str, part: float | None) -> None:
+        if what == "waiting for the items worker" and not table.released.is_set():
+            assert "gone" not in view.index._vectors
+            table.released.set()
+            worker.append(asyncio.create_task(view.take()))
+
+    before_mending(monkeypatch, is_coming_back)
+    async with open_topic(view.settings, COLLECTION) as topic:
+        report = await Reconciliation(view.parts(), topic, view.markers, Options(repair=True), say).run()
+    table.released.set()
+    await asyncio.gather(*worker)
+    assert (found(report), report.left) == ({"orphaned": 1}, 0)
+    assert (await view.values())["gone"] == 7
+    await view.assert_clean()
+
+
+async def test_a_record_from_behind_the_end_of_the_topic_is_orphaned(view: View) -> None:
+    """Of a topic that was there before this one."""
+    await orphan(view, dataclasses.replace(UNSUPPORTED, offset=1000))
+    report = await view.reconcile(repair=True)
+    assert (found(report), report.repaired, report.left) == ({"orphaned": 1}, 1, 0)
+    assert "gone" not in await view.values()

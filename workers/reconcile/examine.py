@@ -19,7 +19,7 @@ from workers.pipelines.item_order import ItemEvent, standing
 from workers.pipelines.items import Inputs, ItemsPipeline, ItemsView
 from workers.ports import Float32, IndexRows, ItemIndex, ItemTable, Tower, UInt64
 from workers.reconcile.columns import Columns, partition_and_offset, place
-from workers.reconcile.topic import ItemTopic, Offsets
+from workers.reconcile.topic import ItemTopic, Offsets, Span
 from workers.stores.item_memory import MemoryItemTable
 
 MISSING, ORPHANED, STALE, WRONG_MODEL = KINDS = ("missing", "orphaned", "stale", "wrong_model")
@@ -174,16 +174,15 @@ class RowExaminer:
 class Examiner:
     """Looks at items by hash.
 
-    `winners` are the topic's; those beyond `committed` are only late, and `unreadable` items are not judged.
+    `winners` are the topic's, read up to the ends of `span`; those that were not committed then are only late, and
+    `unreadable` items are not judged.
     """
 
-    def __init__(
-        self, parts: Parts, topic: ItemTopic, winners: Columns, committed: Offsets, unreadable: set[int]
-    ) -> None:
+    def __init__(self, parts: Parts, topic: ItemTopic, winners: Columns, span: Span, unreadable: set[int]) -> None:
         self._rows = RowExaminer(parts)
         self._topic = topic
         self._winners = winners
-        self._committed = committed
+        self._span = span
         self._unreadable = unreadable
 
     async def looks(self, hashes: UInt64) -> AsyncIterator[Look]:
@@ -223,13 +222,16 @@ class Examiner:
         """
         due: dict[int, ItemEvent | None] = {}
         fetch: dict[int, int] = {}
+        newer = await self._newer({h: record for h, record in records.items() if h not in winners})
         for item_hash in hashes.tolist():
             at, record = winners.get(item_hash), records.get(item_hash)
             if at is None:
-                due[item_hash] = None
+                event = _standing(newer[item_hash]) if item_hash in newer else None
+                if event is not None or item_hash not in newer:
+                    due[item_hash] = event
                 continue
             partition, offset = partition_and_offset(at)
-            if offset >= self._committed[partition]:
+            if offset >= self._span.committed[partition]:
                 continue
             if record is not None and record.partition == partition and record.offset >= offset:
                 event = _standing(record)
@@ -240,6 +242,17 @@ class Examiner:
         for at, event in (await self._topic.events(list(fetch))).items():
             due[fetch[at]] = event
         return due
+
+    async def _newer(self, unsupported: Mapping[int, ItemRecord]) -> dict[int, ItemRecord]:
+        """Of records that no event supports those of an event that came after the topic was read: they stand.
+
+        One from behind the end of the topic is none of them: it was made of another topic.
+        """
+        ends: Offsets = self._span.ends
+        newer = {h: record for h, record in unsupported.items() if record.offset >= ends.get(record.partition, 0)}
+        if newer:
+            ends = (await self._topic.span()).ends
+        return {h: record for h, record in newer.items() if record.offset < ends.get(record.partition, 0)}
 
 
 @dataclass(frozen=True, slots=True)

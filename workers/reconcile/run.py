@@ -188,7 +188,7 @@ class Reconciliation:
         suspected = np.unique(np.concatenate(suspects))
         sample = self._sample(winners, settled, suspected)
         report.compared += len(sample)
-        examiner = Examiner(self._parts, self._topic, all_winners, span.committed, read.unreadable)
+        examiner = Examiner(self._parts, self._topic, all_winners, span, read.unreadable)
         confirmed = await self._confirmed(examiner, np.union1d(suspected, sample), span.ends)
         report.refused += confirmed.refused
         for name, kind in confirmed.kinds.items():
