@@ -93,15 +93,17 @@ class Worker:
         }
 
 
-async def drained(topic: Topic, worker: Worker, at: int) -> None:
-    """No more writes: the copies end by themselves."""
+async def drained(topic: Topic, workers: dict[Worker, int]) -> None:
+    """No more writes: the copies end by themselves. `workers`: what each has taken in."""
     for _ in range(6):
         while topic.under_way:
             topic.let_in(0)
-        if at == len(topic.log):
+        if all(at == len(topic.log) for at in workers.values()):
             return
-        await worker.take(topic.log[at:])
-        at = len(topic.log)
+        for worker, at in workers.items():
+            if at < len(topic.log):
+                await worker.take(topic.log[at:])
+            workers[worker] = len(topic.log)
     raise AssertionError(f"copies without end: {topic.log}")
 
 
@@ -122,7 +124,7 @@ writes = st.tuples(
     st.sampled_from(["upsert", "upsert", "upsert", "delete", "tombstone"]),
     st.sampled_from([None, 1, 2, 3, 4]),
 )
-batches = st.tuples(st.just("batch"), st.integers(1, 4), st.sampled_from([True, True, True, False]), st.just(0))
+batches = st.tuples(st.just("batch"), st.integers(1, 4), st.sampled_from([True, True, True, False]), st.integers(0, 1))
 copies = st.tuples(st.just("let in"), st.integers(0, 5), st.sampled_from([False, False, False, True]), st.just(0))
 
 
@@ -130,24 +132,32 @@ copies = st.tuples(st.just("let in"), st.integers(0, 5), st.sampled_from([False,
 @given(
     st.lists(st.one_of(writes, writes, batches, batches, copies), max_size=30),
     st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    st.sampled_from([1, 1, 2]),
 )
-def test_live_rebuilt_and_compacted_are_the_same(steps: list[tuple[str, Any, Any, Any]], sizes: list[int]) -> None:
+def test_live_rebuilt_and_compacted_are_the_same(
+    steps: list[tuple[str, Any, Any, Any]], sizes: list[int], views: int
+) -> None:
+    """Also where two views are fed at once."""
+
     async def check() -> None:
-        topic, at = Topic(), 0
-        worker = Worker(topic)
+        topic = Topic()
+        workers = {Worker(topic): 0 for _ in range(views)}
         for n, (kind, first, second, third) in enumerate(steps):
             if kind == "write" and second == "upsert":
                 topic.write(upsert(first, n + 0.5, 0, version=third))
             elif kind == "write":
                 topic.write(tombstone(first, 0) if second == "tombstone" else delete(first, 0, version=third))
             elif kind == "batch":
-                batch = topic.log[at : at + first]
+                worker = list(workers)[third % views]
+                batch = topic.log[workers[worker] :][:first]
                 await worker.take(batch)
-                at += len(batch) if second else 0  # it died before the commit: all of it comes again
+                workers[worker] += len(batch) if second else 0  # it died before the commit: all of it comes again
             else:
                 topic.let_in(first, twice=second)
-        await drained(topic, worker, at)
-        live = {i: None if each is None or each[0] else each for i, each in (await worker.state()).items()}
+        await drained(topic, workers)
+        states = [await worker.state() for worker in workers]
+        live, *others = [{i: None if e is None or e[0] else e for i, e in state.items()} for state in states]
+        assert all(other == live for other in others), topic.log
         for up_to in range(len(topic.log) + 1):
             for gone in (False, True):
                 records = topic.compacted(up_to, tombstones_gone=gone)
@@ -214,6 +224,25 @@ async def test_a_copy_of_a_winner_that_fell_behind_does_not_keep_out_what_follow
     topic.write(upsert("a", 1, 0, version=1))  # a reader of nothing but the copy would refuse it
     await worker.take(topic.log[2:])
     assert [copy.headers for copy in topic.under_way] == [((AFTER, b"4"),)]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_two_views_that_are_fed_at_once_answer_an_update_once_each(at_once: bool) -> None:
+    """As while workers are replaced after another bundle was activated. Copies are taken in together, or one by one."""
+    topic = Topic()
+    workers = [Worker(topic), Worker(topic)]
+    winner = upsert("a", 5, 0, version=5)
+    topic.write(winner)
+    topic.write(upsert("a", 3, 0, version=3))
+    for worker in workers:
+        assert await worker.take(topic.log) == [None, "stale_version"]
+    topic.let_in(0)
+    topic.let_in(0)
+    for worker in workers:
+        for records in [topic.log[2:]] if at_once else [topic.log[2:3], topic.log[3:]]:
+            await worker.take(records)
+    assert topic.under_way == [], "nobody answers the other's copy"
+    assert topic.log[-1].value == winner.raw
 
 
 async def test_what_came_before_a_views_time_is_left_to_others() -> None:

@@ -10,7 +10,8 @@ left, decides the same.
 An update that is refused for its version is the last of its key all the same, and compaction would leave nothing else.
 So what stands is produced again behind it, as a winner's copy, which says after which offset it was looked up. What was
 accepted between that offset and the copy's own makes the copy outdated: it changes nothing, and what stands is produced
-again behind it in turn. With no more than one copy of an item for a batch this ends with the last write to the item.
+again behind it in turn, unless it has the same bytes. With no more than one copy of an item for a batch this ends with
+the last write to the item.
 """
 
 from collections.abc import Mapping, Sequence
@@ -152,10 +153,17 @@ def _misleads(event: ItemEvent, stands: ItemEvent | ItemRecord) -> bool:
     """Whether who reads an event that had no effect, and nothing before it, may take it for the winner in the end.
 
     It is for what stands behind it to correct that. A copy does not when it was under way by then, nor does an update
-    of a lower version than an outdated copy's.
+    of a lower version than an outdated copy's. A copy of the same bytes says what stands: two views that are fed at
+    once, as while workers are replaced, answer an update with one each, and would answer each other's for ever.
     """
+    if event.after is not None and event.raw == _raw(stands):
+        return False
     known = stands.after if isinstance(stands, ItemEvent) and stands.after is not None else stands.offset
     return event.offset > known or (event.after is not None and _is_lower(stands.version, event.version))
+
+
+def _raw(stands: ItemEvent | ItemRecord) -> bytes:
+    return stands.raw if isinstance(stands, ItemEvent) else stands.update
 
 
 def _is_lower(version: int | None, than: int | None) -> bool:
