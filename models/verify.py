@@ -18,7 +18,7 @@ from models.tensors import Encoding, Inputs
 
 BATCH = 64
 TOLERANCE = 1e-5  # of a batch's rows against the same rows alone, relative to a row's largest value above 1
-MAX_LENGTH = 1e15  # of a vector: scores of longer ones may overflow 32 bits
+MAX_LENGTH = 1e15  # of a vector: scores of longer ones may overflow 32 bits, and with one of them its list is lost
 DISTINCT_SHARE = 0.5  # of different items' vectors that differ
 FOUND_SHARE = 0.25  # of users nearest to themselves a minute later; chance is 1 of the sample
 CHANCE_SD = 12**-0.5  # of one place between 0 and 1 that chance gives; means have to be 3 of their own below .5

@@ -224,6 +224,26 @@ async def test_a_row_that_the_tower_cannot_embed_is_refused_alone(view: View) ->
     assert (await view.record("a")).offset == 1
 
 
+@pytest.mark.parametrize("name", ["item_embedding", "history_embedding"])
+async def test_a_vector_of_the_tower_that_is_too_long_is_refused_and_the_update_before_it_counts(
+    view: View, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    await view.run(upsert("a", 1, 0))
+    embed = view.tower.embed
+
+    async def too_long(inputs: Mapping[str, NDArray[Any]]) -> dict[str, Float32]:
+        vectors = await embed(inputs)
+        return vectors | {name: np.where(vectors[name] == np.sign(vectors[name]) * 30, 1e30, vectors[name])}
+
+    monkeypatch.setattr(view.tower, "embed", too_long)
+    result = await view.run(upsert("a", 30, 1), upsert("b", 3, 2))
+    assert [None if e is None else (str(e.code), str(e)) for e in result.errors] == [
+        ("tower_output", "the item tower gave no vector for it that is finite and no longer than 1e+15"),
+        None,
+    ]
+    assert await view.values() == {"a": 1, "b": 3}
+
+
 @pytest.mark.parametrize("guilty", [{0}, {6}, {3, 4}, set(range(7))])
 async def test_a_row_that_the_tower_refuses_is_found_and_refused_alone(view: View, guilty: set[int]) -> None:
     events = [upsert(f"item {n}", 666 if n in guilty else n + 1, n) for n in range(7)]

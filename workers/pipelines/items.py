@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.verify import MAX_LENGTH
 from schemas.codec import ErrorCode
 from schemas.records import ItemRecord, hash64, hash64_each
 from workers.errors import ConfigurationError, InvalidInput, RowRefused
@@ -32,7 +33,6 @@ LogEnds = Callable[[], Awaitable[Mapping[int, int]]]
 """Partition of item-updates -> the offset that its next record will have. Raises DependencyError."""
 
 VECTORS = ("item_embedding", "history_embedding")
-MAX_LENGTH = 1e15  # of a given vector: the scores of a longer one may overflow, and with it whole lists are lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +134,10 @@ class ItemsPipeline:
             # 2. item tower
             upserts = [position for position in waiting if not batch[position].deletes]
             vectors = await self._embed([batch[position] for position in upserts])
-            finite = np.isfinite(vectors.item).all(axis=1) & np.isfinite(vectors.history).all(axis=1)
-            for n in np.flatnonzero(~finite).tolist():
-                refused[upserts[n]] = InvalidInput(
-                    ErrorCode.TOWER_OUTPUT, "the item tower gave no finite vector for it"
-                )
-
+            fit = _fit(vectors.item) & _fit(vectors.history)
+            line = f"the item tower gave no vector for it that is finite and no longer than {MAX_LENGTH:g}"
+            for n in np.flatnonzero(~fit).tolist():
+                refused[upserts[n]] = InvalidInput(ErrorCode.TOWER_OUTPUT, line)
             watch.lap_ms("tower")
 
             # 3. index
@@ -148,7 +146,7 @@ class ItemsPipeline:
                 vectors=vectors.item,
                 attributes=[self._filterable(batch[position]) for position in upserts],
             )
-            for n, error in (await self._upsert(rows, np.flatnonzero(finite).tolist())).items():
+            for n, error in (await self._upsert(rows, np.flatnonzero(fit).tolist())).items():
                 refused[upserts[n]] = error
             deletes = [position for position in waiting if batch[position].deletes]
             await self._index.delete([batch[position].item_id for position in deletes])
@@ -218,7 +216,7 @@ class ItemsPipeline:
         errors = {}
         for position, event in enumerate(batch):
             given = self._given(event)
-            if given is not None and (len(given) != self._view.dim or not _length(given) <= MAX_LENGTH):
+            if given is not None and (len(given) != self._view.dim or not _fit(given)):
                 line = f"{len(given)} values, {self._view.dim} finite ones are needed, no longer than {MAX_LENGTH:g}"
                 errors[position] = InvalidInput(ErrorCode.INVALID_EMBEDDING, line, "embedding")
         return errors
@@ -284,8 +282,10 @@ class ItemsPipeline:
             result.errors[position] = error
 
 
-def _length(vector: Float32) -> float:
-    return float(np.linalg.norm(vector.astype(np.float64)))
+def _fit(vectors: Float32) -> NDArray[np.bool_]:
+    """Whether vectors (last axis) are finite, and so short that no score of theirs takes whole lists with it."""
+    lengths: NDArray[np.float64] = np.linalg.norm(vectors.astype(np.float64), axis=-1)
+    return lengths <= MAX_LENGTH
 
 
 def _attributes(event: ItemEvent) -> Mapping[str, Any]:
