@@ -126,6 +126,16 @@ async def test_the_newest_of_a_batch_counts_and_is_embedded_once(view: View) -> 
     assert np.frombuffer(record.history_vector, dtype="<f4").tolist() == [-2.0] * DIM
 
 
+async def test_what_is_superseded_is_not_embedded_but_its_own_faults_are_told(view: View) -> None:
+    unseen = [upsert("a", 1, 0, version=2), upsert("a", 666, 1), upsert("a", -1, 2, version=2)]
+    given = upsert("a", 1, 4, embedding=[1.0], embedding_model=MODEL)
+    batch = [*unseen, upsert("a", 1, 3, version=1), given, upsert("a", 1, 5, partition=1), upsert("a", 2, 6)]
+    again = [None, None, None, None, "invalid_embedding", "wrong_partition", None]
+    assert await view.codes(*batch) == [*again[:3], "stale_version", *again[4:]]
+    assert await view.codes(*batch) == again
+    assert await view.values() == {"a": 2}
+
+
 @pytest.mark.parametrize("gone", [delete("a", 5), tombstone("a", 5)])
 async def test_both_ways_to_delete(view: View, gone: ItemEvent) -> None:
     await view.run(upsert("a", 1, 0), upsert("b", 1, 1))
