@@ -248,7 +248,6 @@ class Hits:
     item_ids: list[list[str]]
     scores: list[Float32]
     asked: bool = True  # False: no query could be asked, so nothing was
-    lacking: Sequence[int] = ()  # queries that go by items which are not all back yet
 
 
 class HistoryVectors(Protocol):
@@ -259,6 +258,10 @@ class HistoryVectors(Protocol):
 
         bool[B, H]: True where there are zeros because not all items are back yet.
         """
+        ...
+
+    def at_hand(self, hashes: UInt64) -> tuple[Float32, NDArray[np.bool_]]:
+        """float32[B, H, D], a copy, without waiting. bool[B, H]: True where there are zeros and `vectors` would ask."""
         ...
 
     def deleted(self, hashes: UInt64) -> NDArray[np.bool_]:
@@ -322,7 +325,7 @@ class Query:
 
     embedding: Float32 | None  # float32[D], the user tower's; None = not asked for, or not to be had
     session: Float32  # float32[n, D], history vectors of the newest items of the user's session, newest last
-    anchors: UInt64  # uint64[n], hashes of the items that more are wanted like
+    anchors: Float32  # float32[n, D], history vectors of the items that more are wanted like; zeros for unknown ones
     segment: str | None  # the user's segment of popularity, None = unknown
 
 

@@ -101,7 +101,7 @@ async def open_recall_parts(
         sources={
             "tower": TowerSource(index, settings.index),
             "session": SessionSource(index, settings.index),
-            "similar": SimilarSource(index, vectors, settings.index),
+            "similar": SimilarSource(index, settings.index),
             "popular": PopularSource(popular),
         },
         ladder=Ladder(popular, LastLists(settings.last_lists, settings.last_list_ttl_ms)),

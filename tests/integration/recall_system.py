@@ -96,13 +96,13 @@ class System:
         view = View(self.bundle.encoding, self.bundle.dim, "v", "c", plans(declared, self.bundle.spec))
         parts = Parts(
             users=others.get("users", self.users),
-            items=self.vectors,
+            items=others.get("items", self.vectors),
             facts=others.get("facts", self.facts),
             tower=others.get("tower", self.tower),
             sources={
                 "tower": TowerSource(index),
                 "session": SessionSource(index),
-                "similar": SimilarSource(index, others.get("anchors", self.vectors)),
+                "similar": SimilarSource(index),
                 "popular": PopularSource(self.popular),
             },
             ladder=Ladder(self.popular, others.get("last") or LastLists(10, 60_000)),

@@ -1,6 +1,7 @@
 """What a scene makes of a list: its sources, quotas, caps and seen rule; deeper searches, reuse, and last lists."""
 
 import asyncio
+import time
 from collections import Counter
 
 import numpy as np
@@ -11,12 +12,17 @@ from schemas.items import ItemUpdate
 from schemas.recall import CandidateList, FilterClause
 from schemas.records import ItemRecord, UserRecord, hash64_each
 from tests.integration.recall_system import ITEMS, SHORT, Broken, System, ask
+from workers.breaker import STRIKES
 from workers.clock import SystemClock
+from workers.dependencies import Dependencies
 from workers.merge import forget
+from workers.metrics import Metrics
 from workers.ports import Hits, IndexRows, UserChange
 from workers.remembered import LastLists
+from workers.stores.vector_cache import VectorCache
 
 YEAR = [FilterClause(field="year", op="ge", value=1980)]
+MORE = {"more": {"sources": {"similar": {}}}}
 MIXED = {"sources": {"tower": {}, "session": {"weight": 0.5}, "popular": {"weight": 0.5, "at_least": 3}}}
 
 
@@ -38,8 +44,7 @@ def newcomers(answer: CandidateList, *seen: str) -> list[str]:
 
 async def test_similar_items_are_nearest_to_the_mean_of_the_anchors(system: System) -> None:
     anchors = ["film-7", "film-9"]
-    scenes = {"more": {"sources": {"similar": {}}}}
-    (answer,) = await system.pipeline(scenes=scenes).run([ask(scene="more", anchor_items=anchors, k=20)])
+    (answer,) = await system.pipeline(scenes=MORE).run([ask(scene="more", anchor_items=anchors, k=20)])
     expected = [i for i in system.nearest(system.liked_vector(*anchors)) if i not in {*anchors, "film-3"}]
     assert answer.item_ids == expected[:20]
     assert answer.sources == ["similar"] * 20
@@ -282,19 +287,56 @@ async def test_a_last_list_needs_to_know_what_was_seen_since(system: System) -> 
 @pytest.mark.parametrize(
     ("broken", "reasons"),
     [
-        (("anchors",), ["features_unavailable"]),
+        (("items",), ["features_unavailable"]),
         (("index",), ["index_unavailable"]),
-        (("users", "anchors"), ["features_unavailable"]),
+        (("users", "items"), ["features_unavailable"]),
         (("users", "index"), ["features_unavailable", "index_unavailable"]),
     ],
 )
 async def test_a_list_by_anchors_says_which_backend_it_lacks(
     system: System, broken: tuple[str, ...], reasons: list[str]
 ) -> None:
-    parts = {part: Broken(name="milvus" if part == "index" else "redis") for part in broken}
-    pipeline = system.pipeline(scenes={"more": {"sources": {"similar": {}}}}, **parts)
-    (answer,) = await pipeline.run([ask(scene="more", anchor_items=["film-7"])])
+    parts: dict[str, object] = {part: Broken(name="milvus" if part == "index" else "redis") for part in broken}
+    if "items" in broken:
+        parts["items"] = VectorCache(Broken(name="redis"), system.bundle.dim)
+    (answer,) = await system.pipeline(scenes=MORE, **parts).run([ask("nobody", scene="more", anchor_items=["film-7"])])
     assert (answer.status, answer.reasons, set(answer.sources)) == ("degraded", reasons, {"popular"})
+
+
+async def test_a_redis_that_hangs_is_not_held_against_the_index(system: System) -> None:
+    dependencies, hangs = Dependencies("recall", Metrics()), Broken(name="redis", hangs=True)
+    parts = {"users": hangs, "items": VectorCache(hangs, system.bundle.dim), "dependencies": dependencies}
+    pipeline = system.pipeline(scenes=MORE, timeouts=SHORT, **parts)
+    for _ in range(STRIKES):
+        (answer,) = await pipeline.run([ask(scene="more", anchor_items=["film-7"])])
+        assert answer.reasons == ["features_unavailable"]
+    assert dependencies.breaker("milvus").open_since_s is None
+    assert dependencies.breaker("redis").open_since_s is not None
+    dependencies.breaker("redis").probed(answered=False)
+    began_s = time.perf_counter()
+    (answer,) = await pipeline.run([ask(scene="more", anchor_items=["film-7"])])
+    assert time.perf_counter() - began_s < SHORT.store_ms / 1000, "nobody waits for it any more"
+    assert answer.reasons == ["features_unavailable"]
+
+
+async def test_anchors_in_memory_are_used_without_redis_and_do_not_speak_for_it(system: System) -> None:
+    asked = ask(scene="more", anchor_items=["film-7"])
+    await system.pipeline(scenes=MORE).run([asked])
+    dependencies = Dependencies("recall", Metrics())
+    pipeline = system.pipeline(scenes=MORE, users=Broken(name="redis"), dependencies=dependencies)
+    for _ in range(STRIKES + 1):
+        (answer,) = await pipeline.run([asked])
+        assert (answer.reasons, set(answer.sources)) == (["features_unavailable"], {"similar"})
+    assert dependencies.breaker("redis").open_since_s is not None
+
+
+async def test_of_anchors_that_are_in_memory_in_part_these_are_used(system: System) -> None:
+    await system.pipeline(scenes=MORE).run([ask(scene="more", anchor_items=["film-7"])])
+    anchors = ["film-7", "film-9"]
+    system.table.vectors = Broken(name="redis").vectors
+    (answer,) = await system.pipeline(scenes=MORE).run([ask("nobody", scene="more", anchor_items=anchors)])
+    expected = [i for i in system.nearest(system.liked_vector("film-7")) if i not in anchors]
+    assert (answer.reasons, answer.item_ids) == (["features_unavailable"], expected[:10])
 
 
 async def test_a_list_that_there_was_no_time_to_fill_is_not_said_to_be_all_there_is(system: System) -> None:

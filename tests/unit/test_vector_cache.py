@@ -113,6 +113,15 @@ async def test_asks_once(cache: VectorCache, table: CountedTable) -> None:
     assert [sorted(asked) for asked in table.asked] == [sorted(hash64(name) for name in ("a", "b", "nobody"))]
 
 
+async def test_what_is_at_hand_is_told_without_asking(cache: VectorCache, table: CountedTable) -> None:
+    await cache.vectors(hashes("a", "nobody"))
+    found, missing = cache.at_hand(hashes(None, "a", "b", "nobody"))
+    assert (found[0, :, 0].tolist(), missing.tolist()) == ([0, 1, 0, 0], [[False, False, True, False]])
+    found[:] = 9
+    assert await first_values(cache, "a") == [1], "it was a copy"
+    assert len(table.asked) == 1
+
+
 async def test_keeps_nothing_before_the_first_refresh(table: CountedTable) -> None:
     cache = VectorCache(table, DIM)
     follower = ItemFollower(table, cache)

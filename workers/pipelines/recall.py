@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from schemas.records import TOKEN_SLICE, hash64_each, holds_event, seen_items
 from workers import select
 from workers.dependencies import Dependencies
 from workers.pipelines.admission import ANSWER_MARGIN_MS, Asked, Incoming, View, admit, without_items
+from workers.pipelines.anchors import read_anchors
 from workers.pipelines.attempts import Attempts
 from workers.pipelines.embedding import embed
 from workers.pipelines.inputs import user_inputs
@@ -130,8 +131,11 @@ class RecallPipeline:
         rows = [self._row(asked, None if users is None else users[n]) for n, asked in enumerate(batch)]
         fresh = [row for row in rows if not self._reuse(row)]
 
-        # 2. history vectors of the items in them, 3. inputs, 4. tower
-        features_ms, tower_ms = await self._understand([row for row in fresh if not row.failures], attempt, watch)
+        known = [row for row in fresh if not row.failures]
+
+        # 2. history vectors of anchors and of the items in records, 3. inputs, 4. tower
+        await read_anchors(fresh, self._parts.items, attempt, self._timeouts.store_ms)
+        features_ms, tower_ms = await self._understand(known, attempt, watch)
 
         # 5. search: every source of the scene
         await self._retrieval.run(fresh, [_first_depth(row) for row in fresh], attempt)
@@ -158,7 +162,6 @@ class RecallPipeline:
         row = Row(asked)
         if request.exclude_items or request.anchor_items:
             row.excluded = np.sort(hash64_each([*request.exclude_items, *request.anchor_items]))
-            row.query = replace(row.query, anchors=hash64_each(request.anchor_items))
         if user is None:
             row.fail(Reason.FEATURES_UNAVAILABLE)
             return row

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from schemas.recall import Reason
-from workers.errors import DependencyError
 from workers.filters import Filter
 from workers.pipelines.attempts import Attempts
 from workers.pipelines.rows import Found, Row
-from workers.ports import CandidateSource, Hits, Query
+from workers.ports import CandidateSource, Hits
 
 
 class Retrieval:
@@ -30,28 +29,13 @@ class Retrieval:
 
     async def _ask(self, name: str, depth: int, where: Filter, rows: Sequence[Row], attempt: Attempts) -> None:
         source = self._sources[name]
-        failed: list[str] = []
-        work = _candidates(source, [row.query for row in rows], depth, where, failed)
+        work = source.candidates([row.query for row in rows], depth, where)
         hits = await attempt(source.dependency, work, self._limit_ms, _asked)
-        reason = Reason.FEATURES_UNAVAILABLE if "redis" in failed else Reason.INDEX_UNAVAILABLE
         for n, row in enumerate(rows):
             if hits is None or not np.isfinite(hits.scores[n]).all():
-                row.fail(reason)
+                row.fail(Reason.INDEX_UNAVAILABLE)
             else:
-                if n in hits.lacking:
-                    row.fail(Reason.FEATURES_UNAVAILABLE)
                 row.found[name] = Found(hits.item_ids[n], hits.scores[n], whole=len(hits.item_ids[n]) < depth)
-
-
-async def _candidates(
-    source: CandidateSource, queries: Sequence[Query], depth: int, where: Filter, failed: list[str]
-) -> Hits:
-    """Of the source; `failed` gets the name of the dependency that fails: its own, or that of the items' vectors."""
-    try:
-        return await source.candidates(queries, depth, where)
-    except DependencyError as error:
-        failed.append(error.dependency)
-        raise
 
 
 def _asked(hits: Hits) -> bool:

@@ -12,7 +12,8 @@ from workers.ports import Float32, Query, UInt64
 
 NONE = np.zeros(0, dtype=np.uint64)
 NO_SCORES = np.zeros(0, dtype=np.float32)
-NO_QUERY = Query(embedding=None, session=np.zeros((0, 0), dtype=np.float32), anchors=NONE, segment=None)
+NO_VECTORS = np.zeros((0, 0), dtype=np.float32)
+NO_QUERY = Query(embedding=None, session=NO_VECTORS, anchors=NO_VECTORS, segment=None)
 DEGRADED = {
     Reason.FEATURES_UNAVAILABLE,
     Reason.FEATURES_STALE,

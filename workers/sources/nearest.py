@@ -5,12 +5,11 @@ says of a user who has had nothing else. So the mean of some is a query too.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from workers.filters import Filter
-from workers.ports import Float32, HistoryVectors, Hits, ItemIndex, Query
+from workers.ports import Float32, Hits, ItemIndex, Query
 
 MILVUS = "milvus"
 NOTHING = np.zeros(0, dtype=np.float32)
@@ -43,22 +42,13 @@ class SessionSource:
 class SimilarSource:
     """The items nearest to the mean of the anchors of a request: more like these. The anchors are not among them."""
 
-    def __init__(self, index: ItemIndex, items: HistoryVectors, dependency: str = MILVUS) -> None:
+    def __init__(self, index: ItemIndex, dependency: str = MILVUS) -> None:
         self.dependency = dependency
         self._index = index
-        self._items = items
 
     async def candidates(self, queries: Sequence[Query], depth: int, where: Filter) -> Hits:
         """None for a query without an anchor that is a known item."""
-        width = max((len(query.anchors) for query in queries), default=0)
-        hashes = np.zeros((len(queries), width), dtype=np.uint64)
-        for row, query in enumerate(queries):
-            hashes[row, : len(query.anchors)] = query.anchors
-        if not width:
-            return await _nearest(self._index, [None] * len(queries), depth, where)
-        vectors, lacking = await self._items.vectors(hashes)
-        hits = await _nearest(self._index, [_mean(row) for row in vectors], depth, where)
-        return replace(hits, lacking=np.flatnonzero(lacking.any(axis=1)).tolist())
+        return await _nearest(self._index, [_mean(query.anchors) for query in queries], depth, where)
 
 
 def _mean(vectors: Float32) -> Float32 | None:

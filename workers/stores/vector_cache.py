@@ -32,7 +32,7 @@ class VectorCache:
         now_s: Callable[[], float] = monotonic,
         looked_up: Callable[[int, int], None] = lambda _hits, _misses: None,
     ) -> None:
-        """`looked_up(hits, misses)` is told how many items of each call were cached."""
+        """`looked_up(hits, misses)` is told how many items were cached, and how many the table was asked for."""
         self._table = table
         self._dim = dim
         self._now_s = now_s
@@ -51,21 +51,29 @@ class VectorCache:
 
         Does not wait when everything is cached, else for one read of the item table, whose DependencyError it raises.
         """
-        self._expire_unknown()
-        flat = hashes.ravel()
-        rows = self._cached.rows(flat)
-        found = self._cached.gather(rows)
-        missing = np.flatnonzero((rows == VectorTable.MISSING) & (flat != 0))
-        lacking = np.zeros(len(flat), dtype=np.bool_)
-        self._looked_up(int(np.count_nonzero(flat)) - len(missing), len(missing))
-        if len(missing):
-            distinct, places = np.unique(flat[missing], return_inverse=True)
+        found, missing = self.at_hand(hashes)
+        lacking = np.zeros(hashes.shape, dtype=np.bool_)
+        if missing.any():
+            self._looked_up(0, int(np.count_nonzero(missing)))
+            distinct, places = np.unique(hashes[missing], return_inverse=True)
             generation = self._generation
             vectors, known, uncertain = await self._table.vectors(distinct)
             found[missing], lacking[missing] = vectors[places], uncertain[places]
             if self._following and generation == self._generation:
                 self._cached.put(distinct[~uncertain], vectors[~uncertain], known[~uncertain])
-        return found.reshape(*hashes.shape, self._dim), lacking.reshape(hashes.shape)
+        return found, lacking
+
+    def at_hand(self, hashes: UInt64) -> tuple[Float32, NDArray[np.bool_]]:
+        """float32[B, H, D] of uint64[B, H], a copy of what is cached; never waits.
+
+        bool[B, H]: True where the table would have to be asked; there are zeros too.
+        """
+        self._expire_unknown()
+        flat = hashes.ravel()
+        rows = self._cached.rows(flat)
+        missing = (rows == VectorTable.MISSING) & (flat != 0)
+        self._looked_up(int(np.count_nonzero(flat)) - int(np.count_nonzero(missing)), 0)
+        return self._cached.gather(rows).reshape(*hashes.shape, self._dim), missing.reshape(hashes.shape)
 
     def deleted(self, hashes: UInt64) -> NDArray[np.bool_]:
         """bool[N]: True where the feed said within `DELETED_TTL_S` that the item of that hash was deleted."""
