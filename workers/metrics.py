@@ -141,7 +141,7 @@ class Metrics:
             "recall_breaker_open",
             "1 while calls to a dependency that fails are given up at once, else 0; recall workers alone have breakers",
             kind=KIND,
-            dependency="as above without `kafka`; `popular` (popular lists): never",
+            dependency="as above without `kafka`",
         )
         self.ready = self._gauge(
             "recall_ready",

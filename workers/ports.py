@@ -330,9 +330,12 @@ class Query:
 
 
 class CandidateSource(Protocol):
-    """Where candidates come from. `dependency` names the backend that a call which takes too long is held against."""
+    """Where candidates come from."""
 
-    dependency: str
+    @property
+    def dependency(self) -> str | None:
+        """The backend that a call which takes too long is held against; None: it waits for none, and needs no limit."""
+        ...
 
     async def candidates(self, queries: Sequence[Query], depth: int, where: Filter) -> Hits:
         """At most `depth` items of each query for which the filter holds, best first. Hits in the order of queries."""

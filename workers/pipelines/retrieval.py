@@ -13,7 +13,7 @@ from workers.ports import CandidateSource, Hits
 
 
 class Retrieval:
-    """The sources by name. None of their calls may take longer than `limit_ms`."""
+    """The sources by name. No call of one that waits for a backend may take longer than `limit_ms`."""
 
     def __init__(self, sources: Mapping[str, CandidateSource], limit_ms: int) -> None:
         self._sources = sources
@@ -30,7 +30,10 @@ class Retrieval:
     async def _ask(self, name: str, depth: int, where: Filter, rows: Sequence[Row], attempt: Attempts) -> None:
         source = self._sources[name]
         work = source.candidates([row.query for row in rows], depth, where)
-        hits = await attempt(source.dependency, work, self._limit_ms, _asked)
+        if source.dependency is None:  # it is there however little time is left
+            hits: Hits | None = await work
+        else:
+            hits = await attempt(source.dependency, work, self._limit_ms, _asked)
         for n, row in enumerate(rows):
             if hits is None or not np.isfinite(hits.scores[n]).all():
                 row.fail(Reason.INDEX_UNAVAILABLE)

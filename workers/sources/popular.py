@@ -134,9 +134,9 @@ def _held(items: _List, where: Filter) -> Best:
 
 
 class PopularSource:
-    """What is popular in the user's segment. It never waits, and fails never."""
+    """What is popular in the user's segment. It never fails, and waits for nothing but its turns on the event loop."""
 
-    dependency = "popular"  # they are at hand: it is never away
+    dependency = None
 
     def __init__(self, lists: PopularLists) -> None:
         self._lists = lists
