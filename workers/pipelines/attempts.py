@@ -45,7 +45,8 @@ class Attempts:
             work.close()
             return None
         began_s = self._dependencies.now_s() if was_open else self._began_s
-        allowed_s = max(0.001, min(limit_ms / 1000, self.left_s()))
+        limit_s = limit_ms / 1000
+        allowed_s = max(0.001, min(limit_s, self.left_s()))
         try:
             async with asyncio.timeout(allowed_s):
                 result = await work
@@ -61,7 +62,7 @@ class Attempts:
                 breaker.unasked()
             return None
         except TimeoutError:
-            if allowed_s * 1000 >= limit_ms:  # else the deadline cut it short, which says nothing of the dependency
+            if allowed_s >= limit_s:  # else the deadline cut it short, which says nothing of the dependency
                 self._dependencies.failed(DependencyTimeout(dependency, f"no answer in {limit_ms} ms"))
                 breaker.failed(began_s)
             elif was_open or breaker.is_silent:  # unless something else speaks against it
