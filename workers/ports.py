@@ -247,7 +247,6 @@ class Hits:
 
     item_ids: list[list[str]]
     scores: list[Float32]
-    asked: bool = True  # False: no query could be asked, so nothing was
 
 
 class HistoryVectors(Protocol):
@@ -321,7 +320,7 @@ class ItemIndex(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a candidate source may go by of one request; it finds nothing for a query that has nothing for it."""
+    """What a candidate source may go by of one request."""
 
     embedding: Float32 | None  # float32[D], the user tower's; None = not asked for, or not to be had
     session: Float32  # float32[n, D], history vectors of the newest items of the user's session, newest last
@@ -335,6 +334,10 @@ class CandidateSource(Protocol):
     @property
     def dependency(self) -> str | None:
         """The backend that a call which takes too long is held against; None: it waits for none, and needs no limit."""
+        ...
+
+    def answers(self, query: Query) -> bool:
+        """Whether the query has what the source goes by; it is not asked for others, which find nothing."""
         ...
 
     async def candidates(self, queries: Sequence[Query], depth: int, where: Filter) -> Hits:

@@ -130,6 +130,24 @@ async def test_a_deadline_is_no_reason_unless_the_probe_gets_no_answer_either(ca
     await case.until_open(timeout_ms=120)
 
 
+async def test_who_needs_no_search_does_not_learn_that_there_is_none(system: System) -> None:
+    case = Case(system, "index", "milvus")
+    case.part.fault = DependencyUnavailable("milvus", "connection refused")
+    scenes = {"new": {"sources": {"session": {}, "popular": {}}}}
+    pipeline = system.pipeline(index=case.part, dependencies=case.dependencies, scenes=scenes)
+    for _ in range(STRIKES):
+        together = await pipeline.run([ask("nobody", scene="new"), ask(scene="new")])
+        alone = await pipeline.run([ask("nobody", scene="new")])
+        assert [answer.reasons for answer in together + alone] == [
+            ["cold_start"],
+            ["index_unavailable"],
+            ["cold_start"],
+        ]
+        assert [answer.status for answer in together + alone] == ["ok", "degraded", "ok"]
+        assert {source for answer in together + alone for source in answer.sources} == {"popular"}
+    assert case.is_open()
+
+
 async def test_a_search_that_was_not_made_says_nothing_of_the_index(system: System) -> None:
     """With Redis away as well there is no vector to search with: the index is not back for that."""
     case = Case(system, "index", "milvus")

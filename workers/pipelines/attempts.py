@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from workers.dependencies import Dependencies
@@ -10,10 +10,6 @@ from workers.errors import DependencyError, DependencyTimeout, RowRefused
 from workers.ports import Clock
 
 T = TypeVar("T")
-
-
-def _always(_: object) -> bool:
-    return True
 
 
 class Attempts:
@@ -28,17 +24,8 @@ class Attempts:
         """Seconds until the batch must be through; negative when it should be already."""
         return self._end_s - time.perf_counter()
 
-    async def __call__(
-        self,
-        dependency: str,
-        work: Coroutine[Any, Any, T],
-        limit_ms: int,
-        asked: Callable[[T], bool] = _always,
-    ) -> T | None:
-        """The result, or None when the dependency failed, or took longer than its limit or than there is time.
-
-        `asked` tells of a result whether the dependency had a part in it; else it says nothing of its health.
-        """
+    async def __call__(self, dependency: str, work: Coroutine[Any, Any, T], limit_ms: int) -> T | None:
+        """The result, or None when the dependency failed, or took longer than its limit or than there is time."""
         breaker = self._dependencies.breaker(dependency)
         was_open = breaker.open_since_s is not None
         if not breaker.lets_through():
@@ -68,8 +55,5 @@ class Attempts:
             elif was_open or breaker.is_silent:  # unless something else speaks against it
                 breaker.failed(began_s)
             return None
-        if asked(result):
-            self._dependencies.worked(dependency)
-        else:
-            breaker.unasked()
+        self._dependencies.worked(dependency)
         return result

@@ -1,4 +1,7 @@
-"""Step 5: every source of a request's scene is asked, one call for all that ask for the same depth and filter."""
+"""Step 5: each source of a request's scene is asked, if the request has what it goes by.
+
+One call for all that ask for the same depth and filter.
+"""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -24,7 +27,10 @@ class Retrieval:
         groups: dict[tuple[str, int, Filter], list[Row]] = {}
         for row, depth in zip(rows, depths, strict=True):
             for share in row.asked.sources:
-                groups.setdefault((share.name, depth, row.asked.where), []).append(row)
+                if self._sources[share.name].answers(row.query):
+                    groups.setdefault((share.name, depth, row.asked.where), []).append(row)
+                else:
+                    row.found[share.name] = Found()  # whether its backend is there or not
         await asyncio.gather(*(self._ask(*group, asking, attempt) for group, asking in groups.items()))
 
     async def _ask(self, name: str, depth: int, where: Filter, rows: Sequence[Row], attempt: Attempts) -> None:
@@ -33,13 +39,9 @@ class Retrieval:
         if source.dependency is None:  # it is there however little time is left
             hits: Hits | None = await work
         else:
-            hits = await attempt(source.dependency, work, self._limit_ms, _asked)
+            hits = await attempt(source.dependency, work, self._limit_ms)
         for n, row in enumerate(rows):
             if hits is None or not np.isfinite(hits.scores[n]).all():
                 row.fail(Reason.INDEX_UNAVAILABLE)
             else:
                 row.found[name] = Found(hits.item_ids[n], hits.scores[n], whole=len(hits.item_ids[n]) < depth)
-
-
-def _asked(hits: Hits) -> bool:
-    return hits.asked

@@ -12,7 +12,6 @@ from workers.filters import Filter
 from workers.ports import Float32, Hits, ItemIndex, Query
 
 MILVUS = "milvus"
-NOTHING = np.zeros(0, dtype=np.float32)
 
 
 class TowerSource:
@@ -22,9 +21,15 @@ class TowerSource:
         self.dependency = dependency
         self._index = index
 
+    def answers(self, query: Query) -> bool:
+        """Those with an embedding."""
+        return query.embedding is not None
+
     async def candidates(self, queries: Sequence[Query], depth: int, where: Filter) -> Hits:
-        """None for a query without embedding."""
-        return await _nearest(self._index, [query.embedding for query in queries], depth, where)
+        """One search for all."""
+        return await self._index.search(
+            np.stack([query.embedding for query in queries if query.embedding is not None]), depth, where
+        )
 
 
 class SessionSource:
@@ -34,9 +39,13 @@ class SessionSource:
         self.dependency = dependency
         self._index = index
 
+    def answers(self, query: Query) -> bool:
+        """Those of users with a known item in the session."""
+        return bool(query.session.any())
+
     async def candidates(self, queries: Sequence[Query], depth: int, where: Filter) -> Hits:
-        """None for a user without events in the session."""
-        return await _nearest(self._index, [_mean(query.session) for query in queries], depth, where)
+        """One search for all."""
+        return await self._index.search(np.stack([_mean(query.session) for query in queries]), depth, where)
 
 
 class SimilarSource:
@@ -46,25 +55,16 @@ class SimilarSource:
         self.dependency = dependency
         self._index = index
 
+    def answers(self, query: Query) -> bool:
+        """Those with an anchor that is a known item."""
+        return bool(query.anchors.any())
+
     async def candidates(self, queries: Sequence[Query], depth: int, where: Filter) -> Hits:
-        """None for a query without an anchor that is a known item."""
-        return await _nearest(self._index, [_mean(query.anchors) for query in queries], depth, where)
+        """One search for all."""
+        return await self._index.search(np.stack([_mean(query.anchors) for query in queries]), depth, where)
 
 
-def _mean(vectors: Float32) -> Float32 | None:
+def _mean(vectors: Float32) -> Float32:
     """float32[D] of float32[n, D]: the mean of those that are not zeros, which stand for unknown items."""
-    known = vectors[vectors.any(axis=1)] if len(vectors) else vectors
-    mean: Float32 | None = known.mean(axis=0) if len(known) else None
+    mean: Float32 = vectors[vectors.any(axis=1)].mean(axis=0)
     return mean
-
-
-async def _nearest(index: ItemIndex, vectors: Sequence[Float32 | None], depth: int, where: Filter) -> Hits:
-    """One search for all that are there."""
-    hits = Hits([[] for _ in vectors], [NOTHING for _ in vectors], asked=any(v is not None for v in vectors))
-    rows = [row for row, vector in enumerate(vectors) if vector is not None]
-    if rows:
-        asked = np.stack([vector for vector in vectors if vector is not None])
-        found = await index.search(asked, depth, where)
-        for row, item_ids, scores in zip(rows, found.item_ids, found.scores, strict=True):
-            hits.item_ids[row], hits.scores[row] = item_ids, scores
-    return hits

@@ -141,6 +141,10 @@ class PopularSource:
     def __init__(self, lists: PopularLists) -> None:
         self._lists = lists
 
+    def answers(self, _: Query) -> bool:
+        """Every one: of a user without segment, what is popular with everybody."""
+        return True
+
     async def candidates(self, queries: Sequence[Query], depth: int, where: Filter) -> Hits:
         """The same for every query of a segment."""
         found = []
