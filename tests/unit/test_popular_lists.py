@@ -1,7 +1,8 @@
 """Popular lists in memory: order, segments, filters, and what stays when a table fails."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,13 @@ from workers.filters import Filter, checked
 from workers.popularity import EVERYBODY
 from workers.ports import ItemChanges, PopularChange, PopularItems, UInt64
 from workers.sources.popular import MAX_FILTERED, SEGMENTS_AT_ONCE, PopularLists
-from workers.stores.item_facts import ItemFacts
+from workers.stores.item_facts import ItemFact, ItemFacts
 from workers.stores.item_follower import ItemFollower
 from workers.stores.item_memory import MemoryItemTable
 from workers.stores.popular_memory import MemoryPopularTable
 
 DECLARED: dict[str, FilterType] = {"year": "number"}
+MISSED = ItemChanges("0", np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.bool_), complete=False)
 
 
 class ItemTable(MemoryItemTable):
@@ -179,6 +181,20 @@ async def test_many_segments_are_read_in_turn() -> None:
     assert world.popular.asked == [first, [EVERYBODY, *names[step : 2 * step]], [EVERYBODY, *names[2 * step :]], first]
 
 
+@pytest.mark.parametrize("fault", ["fails", "missed"])
+async def test_segments_that_could_not_be_read_are_read_next(fault: str) -> None:
+    names = [f"city {n}" for n in range(2 * SEGMENTS_AT_ONCE)]
+    world = World(names)
+    world.popular.down = fault == "fails"
+    world.popular.meanwhile = (lambda: world.lists.apply(MISSED)) if fault == "missed" else None
+    with pytest.raises(DependencyUnavailable) if fault == "fails" else nullcontext():
+        await world.lists.refresh()
+    world.popular.down, world.popular.meanwhile = False, None
+    await world.lists.refresh()
+    first = [EVERYBODY, *names[:SEGMENTS_AT_ONCE]]
+    assert world.popular.asked == [first, first]
+
+
 async def test_every_segment_can_be_read_at_once() -> None:
     names = [f"city {n}" for n in range(2 * SEGMENTS_AT_ONCE + 3)]
     world = World(names)
@@ -198,7 +214,36 @@ async def test_deletions_are_taken_out_at_once(world: World) -> None:
     assert world.best("F", where("ge", 1)) == ["c", "a", "b", "d"]
 
 
-MISSED = ItemChanges("0", np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.bool_), complete=False)
+async def test_what_is_deleted_while_lists_are_read_stays_out(world: World) -> None:
+    """The fact was read before, and is in what the refresh has read."""
+
+    class Facts(ItemFacts):
+        meanwhile: Callable[[], Awaitable[None]] | None = None
+
+        async def read(self, hashes: UInt64) -> list[ItemFact | None]:
+            facts = await super().read(hashes)
+            if self.meanwhile is not None:
+                meanwhile, self.meanwhile = self.meanwhile, None
+                await meanwhile()
+            return facts
+
+    facts = Facts(world.items, ())
+    lists = PopularLists(world.popular, facts, ["F"])
+    follower = ItemFollower(world.items, facts, lists)
+    await follower.refresh()
+
+    async def delete() -> None:
+        await world.put("z", 1, gone=True)
+        await follower.refresh()
+
+    facts.meanwhile = delete
+    await lists.refresh()
+    assert lists.best(None, ())[0] == ["a", "b", "c", "d"]
+    assert lists.best("F", ())[0] == ["c", "a", "b", "d"]
+    await world.put("z", 2)
+    await follower.refresh()
+    await lists.refresh()
+    assert lists.best(None, ())[0][0] == "z", "one that is back is in the next lists"
 
 
 async def test_after_missed_changes_nothing_is_held_until_it_is_read_anew(world: World) -> None:

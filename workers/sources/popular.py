@@ -50,7 +50,9 @@ class PopularLists:
         self._next = 0
         self._lists: dict[str, _List] = {}
         self._filtered: dict[tuple[str, bytes], Best] = {}  # by segment and filter
+        self._refreshing = asyncio.Lock()
         self._missed = asyncio.Event()  # changes of items, since the last refresh began
+        self._gone: set[int] = set()  # hashes of items deleted since then, while it lasts
 
     async def due(self, every_s: float) -> None:
         """Wait so long, or until changes were missed."""
@@ -61,16 +63,20 @@ class PopularLists:
     async def refresh(self) -> None:
         """Read lists anew. Raises DependencyError of the popular or the item table; the lists stay as they are then.
 
-        What was read while changes were missed is not kept: the next refresh is due at once.
+        What was read while changes were missed is not kept: the next refresh is due at once, and reads the same lists.
+        Two at once take turns.
         """
-        self._missed.clear()
-        wanted = [EVERYBODY, *islice(self._segments, self._next, self._next + SEGMENTS_AT_ONCE)]
-        self._next = self._next + SEGMENTS_AT_ONCE if self._next + SEGMENTS_AT_ONCE < len(self._segments) else 0
-        tops = await self._table.top(wanted, DEPTH)
-        read = {segment: await self._list(top) for segment, top in zip(wanted, tops, strict=True)}
-        if not self._missed.is_set():
-            self._lists |= read
-            self._filtered.clear()
+        async with self._refreshing:
+            self._missed.clear()
+            self._gone.clear()
+            end = self._next + SEGMENTS_AT_ONCE
+            wanted = [EVERYBODY, *islice(self._segments, self._next, end)]
+            tops = await self._table.top(wanted, DEPTH)
+            read = {segment: await self._list(top) for segment, top in zip(wanted, tops, strict=True)}
+            if not self._missed.is_set():
+                self._lists |= {segment: _without(items, self._gone) for segment, items in read.items()}
+                self._filtered.clear()
+                self._next = end if end < len(self._segments) else 0
 
     async def refresh_all(self) -> None:
         """Read every list anew. Raises as `refresh` does."""
@@ -85,6 +91,8 @@ class PopularLists:
             self._filtered.clear()
         elif changes.deleted.any():
             gone = set(changes.hashes[changes.deleted].tolist())
+            if self._refreshing.locked():
+                self._gone |= gone  # what is being read may have them still
             self._lists = {segment: _without(held, gone) for segment, held in self._lists.items()}
             self._filtered.clear()
 
@@ -122,6 +130,8 @@ class PopularLists:
 
 
 def _without(items: _List, gone: set[int]) -> _List:
+    if not gone:
+        return items
     kept = [n for n, fact in enumerate(items.facts) if hash64(fact.item_id) not in gone]
     return items if len(kept) == len(items.facts) else _List([items.facts[n] for n in kept], items.scores[kept])
 
