@@ -109,6 +109,6 @@ class CandidateList(Struct, frozen=True, kw_only=True):
     sources: list[str] = []
     model_version: str | None = None
     collection: str | None = None
-    feature_age_ms: int | None = None  # age of the newest event in the user's record; None when the user is unknown
+    feature_age_ms: int | None = None  # age of the newest event with an item in the user's record; None: there is none
     removed: Removed = Removed()
     timings_ms: Timings = Timings()

@@ -62,7 +62,7 @@ class Metrics:
         )
         self.feature_age_ms = self._histogram(
             "recall_feature_age_ms",
-            "Age of the newest event that an answer knew of its user, ms; unknown users are not counted",
+            "Age of the newest event with an item that an answer knew of its user, ms; not counted where there is none",
             AGE_MS_BUCKETS,
         )
 

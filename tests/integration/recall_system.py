@@ -112,8 +112,8 @@ class System:
         dependencies = others.get("dependencies") or Dependencies("recall", Metrics())
         return RecallPipeline(view, parts, SystemClock(), others.get("timeouts", PATIENT), dependencies)
 
-    async def like(self, user_id: str, item_ids: Sequence[str], ago_ms: int = 1000) -> None:
-        """Events of a user, the last one `ago_ms` ago, the others a second apart before it."""
+    async def like(self, user_id: str, item_ids: Sequence[str | None], ago_ms: int = 1000) -> None:
+        """Events of a user (None = without an item), the last one `ago_ms` ago, the others a second apart before it."""
         last_ms = SystemClock().now_ms() - ago_ms
         events = [
             UserActivity(

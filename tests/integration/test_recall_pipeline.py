@@ -194,3 +194,13 @@ async def test_requests_reach_the_pipeline_once_it_is_open(system: System) -> No
     (answer,) = await opening.run([ask()])
     assert (answer.status, len(answer.item_ids)) == ("ok", 10)
     assert dependencies.missing() is None
+
+
+async def test_the_age_of_features_is_that_of_the_newest_event_with_an_item(system: System) -> None:
+    await system.like("visitor", [None])
+    (without,) = await system.pipeline().run([ask("visitor")])
+    assert (without.status, without.reasons, without.feature_age_ms) == ("ok", [], None)
+    await system.like("visitor", ["film-3"], ago_ms=500_000)
+    (answer,) = await system.pipeline().run([ask("visitor")])
+    assert answer.feature_age_ms is not None
+    assert answer.feature_age_ms >= 500_000
