@@ -46,7 +46,7 @@ from workers.pipelines.popular_counts import PopularCounts, Spans
 from workers.pipelines.recall import RecallPipeline
 from workers.popularity import Popularity
 from workers.ports import Clock
-from workers.publisher import Publisher, partitions_known
+from workers.publisher import Publisher, ask_broker, partitions_known
 from workers.recall_parts import Tools, open_recall_parts
 from workers.reconcile.examine import Parts
 from workers.refill import Refill
@@ -64,7 +64,6 @@ from workers.stores.user_redis import GROUP as ACTIVITY_GROUP
 from workers.stores.user_redis import RedisUserTable
 from workers.towers.opening import open_tower
 from workers.transport import (
-    ask_broker,
     create_app,
     leave_and_end,
     run_until,
@@ -204,7 +203,7 @@ async def _items(worker: Worker) -> None:
     table = RedisItemTable(client, settings, view.collection, bundle.dim)
     rows = len(bundle.encoding.vocabularies.item_ids)
     collection, markers = _collection(bundle, view), RedisMarkers(client, settings, group)
-    await until_done(lambda: _forget_what_is_gone(worker, collection, markers), worker.dependencies)
+    await until_done(lambda: _forget_what_is_gone(worker, collection, markers, same), worker.dependencies)
     index, held = await until_done(lambda: worker.indexes.prepare(collection, rows), worker.dependencies)
     worker.probes[settings.index] = index.ping
     deletions_ms = topics.DELETE_RETENTION_MS if held is None else None  # that one is made of the topic at every start
@@ -226,10 +225,15 @@ async def _items(worker: Worker) -> None:
     worker.background.append(lambda: late.watch(lambda look: until_done(look, worker.dependencies)))
 
 
-async def _forget_what_is_gone(worker: Worker, collection: Collection, markers: RedisMarkers) -> None:
-    """A view whose collection is not there is read from the beginning, whatever Redis has of it."""
+async def _forget_what_is_gone(worker: Worker, collection: Collection, markers: RedisMarkers, same: SameRedis) -> None:
+    """A view whose collection is not there is read from the beginning, whatever Redis has of it.
+
+    Returns when Redis will not lose that any more: once the collection is there again, nobody would notice.
+    """
     if await worker.indexes.gone(collection) and await markers.forget():
         log.warning("the collection is gone: reading item-updates again", collection=collection.name)
+        await asyncio.sleep(worker.settings.redis_durability_ms / 1000)
+        await same.check()
 
 
 async def _following(

@@ -38,8 +38,9 @@ def noticed(missed_ms: int) -> str:
     return datetime.fromtimestamp(missed_ms / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def todo(settings: Settings) -> str:
+def todo(settings: Settings, collection: str) -> str:
     """What mends a view. A file of Milvus Lite only its worker can open, so it is made anew."""
     if settings.milvus_file is None:
         return MEND
-    return f"end the workers, delete {settings.milvus_file}, and start them: all is read again"
+    key = keys.filled(settings, keys.items_group(collection)).decode()
+    return f"end the workers, delete {settings.milvus_file} and in Redis {key}, and start them: all is read again"

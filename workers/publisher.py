@@ -226,6 +226,12 @@ def refusals(into: list[int]) -> Told:
     return told
 
 
+async def ask_broker(app: Any) -> None:
+    """One metadata request to any broker. Raises DependencyUnavailable when none answers; for a started app."""
+    if not await producer_of(app).client.force_metadata_update():
+        raise DependencyUnavailable("kafka", "no broker answers")
+
+
 def partitions_known(app: Any, topic: str) -> int | None:
     """How many partitions a topic has that a started app sends to, as of the last `ask_broker`; None: not known yet."""
     known = producer_of(app).client.cluster.partitions_for_topic(topic)

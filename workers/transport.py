@@ -34,7 +34,7 @@ from faust.types.tuples import ConsumerMessage
 from workers import kafka_patches
 from workers.cancelling import cancel
 from workers.ending import end_process, or_end_process
-from workers.errors import DependencyError, DependencyUnavailable
+from workers.errors import DependencyError
 from workers.inflight import Backlog, Batch, BatchPolicy, InFlight
 from workers.positions import Positions, say_made_anew
 from workers.refill import Refill
@@ -215,11 +215,21 @@ class Consumer(driver.Consumer):
         self._resumed = False
         if revoked:
             log.info("partitions revoked", topic=_topics(revoked), partitions=_numbers(revoked))
-        if self.app.should_stop:  # Faust would close the connection at once, and nothing more could be committed
-            await self._drained.wait()
-            return
+        if self.app.should_stop and revoked:
+            await self._leave_drained()  # Faust closes the connection now, and nothing more could be committed
         await super().on_partitions_revoked(revoked)
         self._renew_flight()
+
+    async def _leave_drained(self) -> None:
+        """Others join or leave while this process ends: it goes when what it has in hand is done, and is not back."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_WITHIN_S):
+                await self._drained.wait()
+                await self.leave()
+
+    async def leave(self) -> None:
+        """Tell the group: who takes over need not wait for the session's end."""
+        await self._thread.call_thread(self._thread._ensure_consumer()._coordinator._maybe_leave_group)
 
     def _renew_flight(self) -> None:
         self.flight.drop_waiting()  # also where nothing was drained, as when the group was lost
@@ -357,11 +367,10 @@ async def serve(stream: Any, handle: Callable[[Batch], Awaitable[None]], backlog
 
 
 async def leave_and_end(app: Any) -> NoReturn:
-    """End at once, offsets uncommitted, but tell the group: who takes over need not wait for the session's end."""
+    """End at once, offsets uncommitted, but leave the group."""
     try:
         async with asyncio.timeout(ASK_WITHIN_S):
-            thread = app.consumer._thread
-            await thread.call_thread(thread._ensure_consumer()._coordinator._maybe_leave_group)
+            await app.consumer.leave()
     finally:
         end_process()
 
@@ -369,12 +378,6 @@ async def leave_and_end(app: Any) -> NoReturn:
 def producer_of(app: Any) -> aiokafka.AIOKafkaProducer:
     """The producer inside a started app."""
     return app.producer._producer
-
-
-async def ask_broker(app: Any) -> None:
-    """One metadata request to any broker. Raises DependencyUnavailable when none answers; for a started app."""
-    if not await producer_of(app).client.force_metadata_update():
-        raise DependencyUnavailable("kafka", "no broker answers")
 
 
 async def run_until(app: Any, stopping: asyncio.Event) -> None:

@@ -156,6 +156,17 @@ def test_the_producers_sender() -> None:
     assert drained == ["self", "ignore_nodes", "muted_partitions"]
 
 
+async def test_a_worker_without_partitions_that_ends_waits_for_nothing_in_a_rebalance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = create_app("recall-requests", load_settings(data_dir=tmp_path), BatchPolicy())
+    monkeypatch.setattr(app, "on_rebalance_end", lambda: None)
+    consumer = app.consumer
+    app._stopped.set()
+    async with asyncio.timeout(3):
+        await consumer.on_partitions_revoked(set())
+
+
 def test_leaving_the_group() -> None:
     assert "self._coordinator = GroupCoordinator(" in inspect.getsource(AIOKafkaConsumer)
     leave = inspect.getsource(GroupCoordinator._maybe_leave_group)

@@ -28,7 +28,7 @@ from workers.pipelines.admission import Incoming, View
 from workers.pipelines.ladder import Ladder
 from workers.pipelines.recall import Parts, RecallPipeline, StepTimeouts
 from workers.plans import plans
-from workers.ports import Float32, IndexRows, ItemTable, PopularChange, Tower, UserChange
+from workers.ports import Float32, IndexRows, ItemTable, PopularChange, Tower, UInt64, UserChange
 from workers.remembered import LastLists, Results
 from workers.scenes import SceneSettings
 from workers.sources.nearest import SessionSource, SimilarSource, TowerSource
@@ -200,5 +200,8 @@ class Broken:
         if self._hangs:
             await asyncio.Event().wait()
         raise DependencyUnavailable(self._name, "it is broken")
+
+    def at_hand(self, hashes: UInt64) -> list[None]:
+        return [None] * len(hashes)  # of items' facts
 
     read = embed = search = vectors = _fail

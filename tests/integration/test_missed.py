@@ -50,8 +50,9 @@ async def test_the_doctor_warns_and_says_what_mends_it(settings: Settings, packe
     line = f"{missed.MISSED} (noticed {missed.noticed(await mark(settings, packed))})"
     assert await warnings(settings) == [(line, "recall items reconcile --repair")]
     [(_, todo)] = await warnings(in_file)
+    key = f"{settings.namespace}:filled:{{recall-items.{settings.collection(packed.version)}}}"
     file = tmp_path / "items.db"
-    assert todo == f"end the workers, delete {file}, and start them: all is read again"
+    assert todo == f"end the workers, delete {file} and in Redis {key}, and start them: all is read again"
     assert await warnings(in_process) == [], "that one is made of the topic at every start"
 
 

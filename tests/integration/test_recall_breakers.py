@@ -15,6 +15,7 @@ from workers.pipelines.recall import RecallPipeline
 
 WITHIN_S = 20.0
 PARTS = [("users", "redis"), ("tower", "tower"), ("index", "milvus")]
+CAPPED: dict[str, dict[str, object]] = {"default": {"at_most": {"genres": 4}}}
 REASONS = {"redis": "features_unavailable", "tower": "model_unavailable", "milvus": "index_unavailable"}
 
 
@@ -104,6 +105,14 @@ async def test_without_a_probe_a_call_now_and_then_finds_out(case: Case) -> None
     assert case.is_open()
     case.part.fault = None
     await case.until_ok()
+
+
+async def test_a_scene_with_caps_is_no_word_of_redis_where_it_looks_nothing_up(system: System) -> None:
+    case = Case(system, "users", "redis")
+    await system.pipeline(scenes=CAPPED).run([ask("nobody")])  # what is popular is in memory from now on
+    case.pipeline = system.pipeline(users=case.part, scenes=CAPPED, dependencies=case.dependencies, timeouts=SHORT)
+    case.part.fault = "hangs"
+    await case.until_open()
 
 
 async def test_one_slow_moment_is_no_reason(case: Case) -> None:

@@ -363,6 +363,9 @@ async def test_a_whole_batch_steps_down_at_once(system: System) -> None:
         def __init__(self) -> None:
             self.count = 0
 
+        def at_hand(self, hashes):
+            return [None] * len(hashes)
+
         async def read(self, hashes):
             self.count += 1
             return await system.facts.read(hashes)

@@ -82,7 +82,7 @@ async def _missed(settings: Settings, collection: str) -> list[Finding]:
     if missed_ms is None:
         return []
     line = f"{missed.MISSED} (noticed {missed.noticed(missed_ms)})"
-    return [Finding(CHECK, Level.WARNING, line, missed.todo(settings))]
+    return [Finding(CHECK, Level.WARNING, line, missed.todo(settings, collection))]
 
 
 async def _collection(settings: Settings, bundle: Bundle, name: str) -> Finding:

@@ -21,6 +21,10 @@ from workers.stores.item_facts import ItemFact
 class Facts(Protocol):
     """What is known of items, near at hand."""
 
+    def at_hand(self, hashes: UInt64) -> list[ItemFact | None]:
+        """By item hash, without waiting; None for those that `read` would ask for."""
+        ...
+
     async def read(self, hashes: UInt64) -> list[ItemFact | None]:
         """By item hash; None for unknown and deleted items."""
         ...
@@ -52,7 +56,7 @@ class Shortlisting:
         asking = [row for row in rows if row.asked.plan.caps or CACHED in row.found]
         if asking:
             item_ids = {item_id for row in asking for found in row.found.values() for item_id in found.item_ids}
-            known = await attempt("redis", self._look_up(sorted(item_ids)), self._limit_ms)
+            known = await self._look_up(sorted(item_ids), attempt)
             for row in asking if known is None else ():
                 row.fail(Reason.FEATURES_UNAVAILABLE)
         lists = []
@@ -62,8 +66,16 @@ class Shortlisting:
             lists.append(_shortlist(row, self._ranked(row, known or {}), known or {}))
         return lists
 
-    async def _look_up(self, item_ids: Sequence[str]) -> Known:
-        facts = await self._facts.read(hash64_each(item_ids))
+    async def _look_up(self, item_ids: Sequence[str], attempt: Attempts) -> Known | None:
+        """None where Redis does not tell. What is in memory is no answer of Redis: it does not close its breaker."""
+        hashes = hash64_each(item_ids)
+        facts = self._facts.at_hand(hashes)
+        missing = [n for n, fact in enumerate(facts) if fact is None]
+        if missing:
+            read = await attempt("redis", self._facts.read(hashes[missing]), self._limit_ms)
+            if read is None:
+                return None
+            facts += read
         return {fact.item_id: fact.attributes for fact in facts if fact is not None}
 
     def _ranked(self, row: Row, known: Known) -> list[tuple[Ranked, Removed]]:

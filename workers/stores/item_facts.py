@@ -38,6 +38,10 @@ class ItemFacts:
         self._following = False
         self._generation = 0  # of what is cached: a read that overlaps a change is not kept
 
+    def at_hand(self, hashes: UInt64) -> list[ItemFact | None]:
+        """Facts in the order asked, without waiting; None for an item that `read` would ask the item table for."""
+        return [self._facts.get(item) for item in hashes.tolist()]
+
     async def read(self, hashes: UInt64) -> list[ItemFact | None]:
         """Facts in the order asked; None for an item that is unknown, deleted or stored in an unreadable form.
 

@@ -63,6 +63,17 @@ if redis.call('HGET', KEYS[1], 'missed_ms') ~= ARGV[1] then return 0 end
 return redis.call('HDEL', KEYS[1], 'missed_ms')
 """
 
+# KEYS hash, whole. Whether a partition was complete.
+FORGET = """
+redis.call('DEL', KEYS[2])
+local complete = 0
+for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
+  if tonumber(name) then complete = 1 end
+  if tonumber(name) or name == 'id' then redis.call('HDEL', KEYS[1], name) end
+end
+return complete
+"""
+
 
 class RedisMarkers:
     """The markers of one consumer group, on one Redis server or a Redis Cluster. They never expire."""
@@ -75,8 +86,8 @@ class RedisMarkers:
         self._client = client
         self._whole = keys.filled_whole(settings, group)
         self._partitions = 0
-        self._update, self._stand, self._look, self._mended = (
-            Script(client, text) for text in (UPDATE, STAND, LOOK, MENDED)
+        self._update, self._stand, self._look, self._mended, self._forget = (
+            Script(client, text) for text in (UPDATE, STAND, LOOK, MENDED, FORGET)
         )
 
     async def open(self, partitions: int) -> dict[int, str]:
@@ -91,9 +102,12 @@ class RedisMarkers:
         return bool(await self._call(self.id, self._partitions, partition, value.encode()))
 
     async def forget(self) -> bool:
-        """No partition is complete any more, for whoever reads them; whether any was. Those who opened are told."""
+        """No partition is complete any more; whether any was. Whoever has opened finds that he stands no longer.
+
+        When somebody was there last, and the mark, stay.
+        """
         with translated():
-            return bool(await self._client.delete(self.key, self._whole))
+            return await self._forget.call_each([((self.key, self._whole), ())]) == [1]
 
     async def stand(self, deletions_ms: int | None = None) -> bool:
         """Whether this is still the Redis that was opened, and not emptied since. Notes that somebody is there.
