@@ -1,5 +1,6 @@
 """One server of the local stack: what Kafka, Redis and Milvus have in common."""
 
+import signal
 import subprocess
 import time
 from abc import ABC, abstractmethod
@@ -60,13 +61,20 @@ class Service(ABC):
         self.process = spawn(argv, self.log, self.data, env)
 
     def wait_ready(self, interrupted: Callable[[], bool] = lambda: False) -> None:
-        """Wait until clients are answered. Raises RecallError with the end of the log when it dies or is too slow."""
+        """Wait until clients are answered. Raises RecallError with the end of the log when it dies or is too slow.
+
+        One that aborts is started once more: Milvus does so now and then, on data with which it starts the next time.
+        """
         end_at = time.monotonic() + self.ready_within_s
+        aborted = False
         while not self.probe():
-            if self.process is None or self.process.poll() is not None:
-                raise RecallError(self.death())
             if interrupted():
                 raise KeyboardInterrupt
+            if self.process is None or self.process.poll() is not None:
+                if aborted or self.process is None or self.process.returncode != -signal.SIGABRT:
+                    raise RecallError(self.death())
+                aborted = True
+                self.start()
             if time.monotonic() > end_at:
                 raise RecallError(f"{self.name} is not ready after {self.ready_within_s:.0f} s\n{tail(self.log)}")
             time.sleep(0.05)
