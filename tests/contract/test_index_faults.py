@@ -29,7 +29,7 @@ __all__ = ["backend", "collections", "lite_settings", "server_settings", "shelf"
 
 DIM = 32
 DEADLINE_S = 0.5
-SLACK_S = 0.5  # on a machine that does much else
+SLACK_S = 5.0  # on a machine that does much else; what never comes takes 30 s
 QUERY = np.ones((1, DIM), dtype=np.float32)
 
 one = pytest.mark.parametrize(("dim", "metric"), [(DIM, "IP")])
@@ -80,7 +80,7 @@ async def until_it_answers(index: MilvusItemIndex) -> None:
 
 
 async def test_a_slow_server_is_given_up_at_the_deadline(behind: MilvusItemIndex, proxy: Proxy) -> None:
-    await behind.search(QUERY, 3)
+    await until_it_answers(behind)
     proxy.delay_s = 30.0
     for name, call in CALLS.items():
         began_s = time.monotonic()
@@ -92,7 +92,7 @@ async def test_a_slow_server_is_given_up_at_the_deadline(behind: MilvusItemIndex
 async def test_a_connection_that_is_lost_in_a_call_fails_it_and_the_next_one_works(
     behind: MilvusItemIndex, proxy: Proxy
 ) -> None:
-    await behind.search(QUERY, 3)
+    await until_it_answers(behind)
     for name, call in CALLS.items():
         proxy.delay_s = 30.0  # it is under way, and never arrives
         running = asyncio.ensure_future(call(behind))
@@ -110,7 +110,7 @@ async def test_a_connection_that_is_lost_in_a_call_fails_it_and_the_next_one_wor
 async def test_a_server_that_is_away_is_unavailable_at_once_and_back_without_a_new_index(
     behind: MilvusItemIndex, proxy: Proxy
 ) -> None:
-    await behind.search(QUERY, 3)
+    await until_it_answers(behind)
     await proxy.stop()
     for name, call in CALLS.items():
         began_s = time.monotonic()
