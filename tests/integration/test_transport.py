@@ -193,7 +193,7 @@ async def _ready(flow: Flow, worker: "subprocess.Popen[bytes]") -> None:
             await asyncio.sleep(0.02)
 
 
-@both_ways
+@pytest.mark.parametrize("flow", ["apart"], indirect=True)
 async def test_who_is_told_to_end_does_what_it_had_in_hand_though_others_leave_too(flow: Flow, tmp_path: Path) -> None:
     """So that their leaving takes its partitions away while it drains."""
     slow = flow.spawn(work_ms=3000)
@@ -220,6 +220,7 @@ async def test_who_is_told_to_end_does_what_it_had_in_hand_though_others_leave_t
     assert [n for n in before if after[n] == before[n]] == [], "what either had in hand of them was not done"
 
 
+@both_ways
 async def test_an_exception_in_an_agent_ends_the_process_and_loses_nothing(flow: Flow) -> None:
     worker = flow.spawn()
     await flow.feed(500, 5000)
