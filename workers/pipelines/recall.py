@@ -130,8 +130,7 @@ class RecallPipeline:
         )
         rows = [self._row(asked, None if users is None else users[n]) for n, asked in enumerate(batch)]
         fresh = [row for row in rows if not self._reuse(row)]
-
-        known = [row for row in fresh if not row.failures]
+        known = [row for row in fresh if not row.failures]  # whose tower runs, also when anchors are not to be had
 
         # 2. history vectors of anchors and of the items in records, 3. inputs, 4. tower
         await read_anchors(fresh, self._parts.items, attempt, self._timeouts.store_ms)
