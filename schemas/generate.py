@@ -9,8 +9,8 @@ import msgspec
 
 from schemas import dead_letter, dead_letter_marks
 from schemas.activity import UserActivity
-from schemas.items import ItemUpdate
-from schemas.recall import CandidateList, RecallRequest
+from schemas.items import AFTER, ItemUpdate
+from schemas.recall import REPLY_PARTITION, CandidateList, RecallRequest
 
 FOLDER = Path(__file__).parent
 EVENTS: dict[str, type[msgspec.Struct]] = {
@@ -46,6 +46,11 @@ HEADERS = (
     dead_letter.TIMESTAMP_MS,
 )
 OPTIONAL_HEADERS = (dead_letter.RECORD_TIMESTAMP_MS, dead_letter.VALUE_OMITTED)
+NULL_IS_AN_EVENT = ("user-activity", "item-updates")
+TAKEN_HEADERS = {
+    "recall-requests": {REPLY_PARTITION: "Decimal: the partition of recall-candidates for the answer"},
+    "item-updates": {AFTER: "Decimal: only the items worker sends it, with what stands of an item once more"},
+}
 
 
 def json_schema(event: type[msgspec.Struct]) -> dict[str, Any]:
@@ -129,13 +134,18 @@ def _message(topic: str) -> dict[str, Any]:
     headers: dict[str, Any] = {"type": "object", "description": "Headers of the request, copied"}
     if topic in EVENTS:
         payload = {"$ref": f"./json/{topic}.json"}
+    if topic in NULL_IS_AN_EVENT:
+        payload = {"oneOf": [payload, {"type": "null"}]}
     if topic == "recall-dead-letters":
         names = {name: {"type": "string"} for name in (*HEADERS, *OPTIONAL_HEADERS)}
         headers = {"type": "object", "properties": names, "required": list(HEADERS)}
     if topic == "recall-candidates":
         headers |= {"properties": {"request_id": {"type": "string"}}, "required": ["request_id"]}
     message: dict[str, Any] = {"name": topic, "title": TITLES[topic], "payload": payload}
-    if topic in WE_SEND:
+    if topic in TAKEN_HEADERS:
+        names = {name: {"type": "string", "description": what} for name, what in TAKEN_HEADERS[topic].items()}
+        headers = {"type": "object", "properties": names}
+    if topic in WE_SEND or topic in TAKEN_HEADERS:
         message["headers"] = headers
     key = {"type": "string", "description": KEYS[topic]}
     return message | {"bindings": {"kafka": {"key": key, "bindingVersion": "0.5.0"}}}

@@ -14,6 +14,9 @@ DEFAULT_TIMEOUT_MS = 2000
 MAX_TIMEOUT_MS = 60_000
 MAX_EXCLUDE_ITEMS = 1000
 MAX_ANCHOR_ITEMS = 10
+MAX_CLAUSES = 16
+REPLY_PARTITION = "reply_partition"
+"""The header that chooses the partition of the answer, in decimal digits."""
 
 FilterOp = Literal["eq", "ne", "in", "not_in", "lt", "le", "gt", "ge", "contains", "contains_any"]
 
@@ -39,7 +42,7 @@ class RecallRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     timeout_ms: Annotated[int, Meta(ge=1, le=MAX_TIMEOUT_MS)] = DEFAULT_TIMEOUT_MS
     scene: Id = DEFAULT_SCENE
     after_event_id: Id | None = None  # answer only from a record that contains this activity
-    filter: list[FilterClause] = []
+    filter: Annotated[list[FilterClause], Meta(max_length=MAX_CLAUSES)] = []
     exclude_items: Annotated[list[Id], Meta(max_length=MAX_EXCLUDE_ITEMS)] = []
     anchor_items: Annotated[list[Id], Meta(max_length=MAX_ANCHOR_ITEMS)] = []
     exclude_seen: bool | None = None
@@ -68,6 +71,7 @@ class Reason(StrEnum):
     DEADLINE_EXCEEDED = "deadline_exceeded"
     INVALID_REQUEST = "invalid_request"
     INVALID_FILTER = "invalid_filter"
+    ANSWER_TOO_LARGE = "answer_too_large"
     OVERLOADED = "overloaded"
 
 
@@ -81,7 +85,7 @@ class Removed(Struct, frozen=True, kw_only=True):
 
 
 class Timings(Struct, frozen=True, kw_only=True):
-    """Milliseconds spent per step; `queue` runs from the record's Kafka timestamp to the start of its batch.
+    """Milliseconds spent per step; `total` runs from the record's Kafka timestamp; `queue` is what steps leave of it.
 
     `reused` is None, or the age of the search results when they were reused: those of an equal request just before.
     """
@@ -92,6 +96,10 @@ class Timings(Struct, frozen=True, kw_only=True):
     search: float = 0.0
     total: float = 0.0
     reused: float | None = None
+
+
+Scores = Annotated[Any, Meta(extra_json_schema={"type": "array", "items": {"type": "number"}})]
+"""float32[k] (numpy, encoded straight from the array) or list[float]."""
 
 
 class CandidateList(Struct, frozen=True, kw_only=True):
@@ -105,7 +113,7 @@ class CandidateList(Struct, frozen=True, kw_only=True):
     reasons: list[str] = []
     error_field: str | None = None
     item_ids: list[str] = []
-    scores: Any = []  # float32[k] (numpy, encoded straight from the array) or list[float]
+    scores: Scores = []
     sources: list[str] = []
     model_version: str | None = None
     collection: str | None = None

@@ -15,7 +15,7 @@ import structlog
 
 from schemas import codec
 from schemas.codec import DecodeError, ErrorCode
-from schemas.recall import CandidateList, Reason, Status
+from schemas.recall import REPLY_PARTITION, CandidateList, Reason, Status
 from workers.dependencies import Dependencies
 from workers.errors import InvalidInput
 from workers.giving_up import Gate, GivingUp, Problem
@@ -36,7 +36,6 @@ from workers.transport import batch_topic, serve
 from workers.waiting import WaitingPolicy, WaitingRoom
 
 MAX_COPIED_HEADERS_BYTES = 4096
-REPLY_PARTITION = "reply_partition"
 REQUEST_ID = "request_id"
 MAX_READ_ON = 262_144  # requests while dead letters are paused: none of them can be committed
 MAX_DIGITS = 9  # of a partition's number; Python refuses to read numbers of thousands of digits
@@ -320,7 +319,7 @@ def _without_list(answer: CandidateList) -> CandidateList:
         scene=answer.scene,
         status=Status.REJECTED,
         timestamp_ms=answer.timestamp_ms,
-        reasons=[ErrorCode.ANSWER_TOO_LARGE.value],
+        reasons=[str(Reason.ANSWER_TOO_LARGE)],
         error_field="k",
         model_version=answer.model_version,
         collection=answer.collection,

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from models.spec import FilterType
-from schemas.recall import FilterClause, FilterOp
+from schemas.recall import MAX_CLAUSES, FilterClause, FilterOp
 
 Value = float | str | bool
 
-MAX_CLAUSES = 16
 MAX_VALUES = 100  # of one clause
 MAX_TEXT_BYTES = 1024
 MAX_INTEGER = 1 << 53  # numbers are compared as 64-bit floats, which hold every integer up to here

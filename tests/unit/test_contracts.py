@@ -64,11 +64,20 @@ def test_the_asyncapi_document_is_whole() -> None:
         name = operation["channel"]["$ref"].rpartition("/")[2]
         assert name in document["channels"]
     for name, message in document["components"]["messages"].items():
-        reference = message["payload"].get("$ref")
+        payload = message["payload"]
+        reference = payload.get("oneOf", [payload])[0].get("$ref")
         assert name in {"recall-dead-letters", generate.MARK} or (generate.FOLDER / reference).exists()
+        assert ({"type": "null"} in payload.get("oneOf", [])) is (name in {"user-activity", "item-updates"})
 
 
-@pytest.mark.parametrize("event", [{"request_id": "r", "user_id": "u", "k": 0}, {"request_id": 1, "user_id": "u"}])
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"request_id": "r", "user_id": "u", "k": 0},
+        {"request_id": 1, "user_id": "u"},
+        {"request_id": "r", "user_id": "u", "filter": [{"field": "a", "op": "eq", "value": 1}] * 17},
+    ],
+)
 def test_the_schema_refuses_what_the_codec_refuses(event: dict[str, Any]) -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(event, generate.json_schema(generate.EVENTS["recall-requests"]))

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from schemas.recall import FilterClause
-from workers.filters import MAX_CLAUSES, MAX_INTEGER, Clause, InvalidFilter, checked
+from schemas.recall import MAX_CLAUSES, FilterClause
+from workers.filters import MAX_INTEGER, Clause, InvalidFilter, checked
 from workers.index import effort, milvus_expression
 
 DECLARED: dict[str, Any] = {"year": "number", "lang": "string", "used": "bool", "genres": "strings"}
