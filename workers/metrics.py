@@ -7,7 +7,7 @@ Labels are bounded: kinds, steps, codes and the like, never an id. docs/metrics.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 MS_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 EXTRACTOR_BUCKETS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
@@ -35,6 +35,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # memory, CPU time, open files, start: not ours, so not declared
         self.declared: list[Declared] = []
 
         # What came in, and what came of it
@@ -159,7 +160,11 @@ class Metrics:
             "1 in an items worker while items that are gone may still be listed, because nobody fed the view for "
             "longer than its topic keeps deletions, else 0; `recall items reconcile --repair` mends it",
         )
-        self.restarts = self._gauge("recall_restarts", "How often the supervisor started this kind again", kind=KIND)
+        self.restarts = self._gauge(
+            "recall_restarts",
+            "How often `recall worker all` or `recall up` started this kind again; 0 where another supervises",
+            kind=KIND,
+        )
         self.info = self._gauge(
             "recall_worker_info",
             "Always 1; the labels say what runs",
