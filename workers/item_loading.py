@@ -1,6 +1,7 @@
 """A catalogue as item updates, and the wait until the active view has taken it in."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 
@@ -24,15 +25,17 @@ async def wait_for_items(
 ) -> None:
     """Wait until the active view has taken in all item updates; `waiting` is told how many are still to come.
 
-    Raises RecallError when it does not get there.
+    Raises RecallError when nothing was taken in for `within_s`.
     """
     view = await views.read_active(settings)
     if view is None:
         raise ConfigurationError("no bundle is active, so nobody takes items in; make one: recall model fit")
-    end = time.monotonic() + within_s
     group = settings.group(keys.items_group(view.collection))
+    least, since_s = math.inf, 0.0
     while lag := await group_lag(settings, group, settings.topic("item-updates")):
-        if time.monotonic() > end:
+        if lag < least:
+            least, since_s = lag, time.monotonic()
+        elif time.monotonic() > since_s + within_s:
             raise RecallError(f"{lag} item updates are still waiting; is an items worker running? (`recall status`)")
         waiting(lag)
         await asyncio.sleep(0.2)

@@ -20,8 +20,8 @@ from schemas.items import ItemUpdate
 from schemas.recall import RecallRequest
 from tests.conftest import Stack
 from tests.e2e.conftest import fit_small, load, prepare
-from workers.cli.items import wait_for_items
 from workers.client import RecallClient
+from workers.item_loading import wait_for_items
 from workers.live.sender import Sender
 from workers.local.process import end, free_ports
 from workers.local.ready import health

@@ -14,9 +14,9 @@ from tests.conftest import Stack
 from tests.e2e.cli import Place, Running
 from tests.e2e.conftest import fit_small, prepare
 from tests.e2e.test_live import film
-from workers.cli.items import item_messages, wait_for_items
 from workers.index.milvus_collection import open_index
 from workers.index.schema import Collection
+from workers.item_loading import item_messages, wait_for_items
 from workers.kafka_client import produce
 from workers.local.workers import environment
 

@@ -21,12 +21,12 @@ from tests.conftest import Stack
 from tests.e2e.cli import Place
 from tests.e2e.conftest import fit_small, prepare
 from tests.e2e.test_live import film, until
-from workers.cli.items import item_messages, wait_for_items
 from workers.doctor import bundle as bundle_check
 from workers.doctor.findings import Level
 from workers.index.milvus import MilvusItemIndex
 from workers.index.milvus_collection import open_index
 from workers.index.schema import Collection
+from workers.item_loading import item_messages, wait_for_items
 from workers.kafka_client import produce
 from workers.local.process import free_ports
 from workers.local.workers import environment
