@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from workers.errors import ConfigurationError
+from workers.errors import ConfigurationError, ExtraMissing
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,7 @@ def find(setting: str, name: str, builtins: Mapping[str, Builtin], group: str) -
         except ModuleNotFoundError as error:
             if not builtin.extra:
                 raise
-            install = f"pip install recall-worker[{builtin.extra}]"
-            line = f"{setting} = {name!r} needs the extra `{builtin.extra}`: {install} ({error.name} is not there)"
-            raise ConfigurationError(line) from error
+            raise ExtraMissing(f"{setting} = {name!r}", builtin.extra, f"{error.name} is not there") from error
     registered = {point.name: point for point in entry_points(group=group)}
     if name not in registered:
         known = ", ".join(sorted({*builtins, *registered}))

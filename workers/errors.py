@@ -8,6 +8,7 @@
         RowRefused               it refuses these rows and would refuse them again: isolate and dead-letter them
       StoreLost                a store has lost what it had: end without a commit, and fill it again from Kafka
       ConfigurationError       refuse to start, exit code 2, one line
+        ExtraMissing             packages that only this needs are not installed
 
 Vendor exceptions are translated at the edge, in the adapters; nothing inside sees them. `schemas.codec.DecodeError` is
 the codec's own and is the same kind of thing as InvalidInput: it carries the same stable `code`.
@@ -57,3 +58,11 @@ class StoreLost(RecallError):
 
 class ConfigurationError(RecallError):
     """What was configured cannot work: refuse to start, exit code 2."""
+
+
+class ExtraMissing(ConfigurationError):
+    """`what` needs packages of one of pyproject.toml's extras, which are installed from the checkout."""
+
+    def __init__(self, what: str, extra: str, found: str = "") -> None:
+        line = f"{what} needs the extra `{extra}`: pip install '.[{extra}]' in the checkout"
+        super().__init__(f"{line} ({found})" if found else line)

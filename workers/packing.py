@@ -12,14 +12,14 @@ from models.signature import Arrays
 from models.spec import SpecError, load_spec
 from models.tensors import Encoding
 from models.verify import Unfit
-from workers.errors import ConfigurationError, RecallError
+from workers.errors import ConfigurationError, ExtraMissing, RecallError
 from workers.towers.onnx import declared, open_session
 from workers.verifying import Report, verify_bundle
 
 try:
     from models import pack
 except ImportError as missing:
-    raise ConfigurationError("packing needs the extra `fit`: pip install recall-worker[fit]") from missing
+    raise ExtraMissing("packing", "fit") from missing
 
 FLOOR = "floor: "
 EMBEDDINGS = (signature.USER_EMBEDDING, signature.ITEM_EMBEDDING, signature.HISTORY_EMBEDDING)

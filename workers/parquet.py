@@ -11,7 +11,7 @@ import orjson
 
 from schemas.activity import UserActivity
 from schemas.codec import DecodeError, ErrorCode
-from workers.errors import ConfigurationError, RecallError
+from workers.errors import ExtraMissing, RecallError
 
 ROWS_AT_ONCE = 1024
 COLUMNS = UserActivity.__struct_fields__
@@ -28,13 +28,12 @@ class ParquetRows:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open it. Raises ConfigurationError without pyarrow, RecallError for a file that cannot be such a one."""
+        """Open it. Raises ExtraMissing without pyarrow, RecallError for a file that cannot be such a one."""
         try:
             import pyarrow
             from pyarrow import parquet
         except ImportError as error:
-            line = f"{path}: Parquet needs the extra `parquet`: pip install recall-worker[parquet]"
-            raise ConfigurationError(line) from error
+            raise ExtraMissing(f"{path}: Parquet", "parquet") from error
         self._path = path
         self._broken = (pyarrow.ArrowException, OSError)
         try:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.errors import ConfigurationError
+from workers.errors import ExtraMissing
 
 Column = NDArray[Any] | Sequence[str]
 
@@ -21,13 +21,12 @@ class ParquetColumns:
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises ConfigurationError without pyarrow."""
+        """Raises ExtraMissing without pyarrow."""
         try:
             import pyarrow
             from pyarrow import parquet
         except ImportError as error:
-            line = "a data set is Parquet files, which need the extra `parquet`: pip install recall-worker[parquet]"
-            raise ConfigurationError(line) from error
+            raise ExtraMissing("a data set of Parquet files", "parquet") from error
         self._arrow: Any = pyarrow
         self._parquet: Any = parquet
         self._path = path

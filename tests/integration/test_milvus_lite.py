@@ -152,7 +152,7 @@ def test_what_was_not_made_by_it_is_refused(tmp_path: Path) -> None:
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "milvus_lite", None)  # as on a machine without it
     settings = load_settings(milvus_uri=f"{tmp_path}/items.db", data_dir=tmp_path)
-    line = r"extra `lite`: pip install recall-worker\[lite\]"
+    line = r"extra `lite`: pip install '\.\[lite\]' in the checkout"
     with pytest.raises(ConfigurationError, match=line), file_opened(settings):
         pass
     assert not (tmp_path / "items.db").exists()

@@ -39,7 +39,7 @@ def test_our_own_and_those_of_other_packages(registered: None) -> None:
     ("name", "line"),
     [
         ("none", "thing = 'none': there is no such adapter, only broken, extra, ours, theirs"),
-        ("extra", "thing = 'extra' needs the extra `things`: pip install recall-worker[things]"),
+        ("extra", "thing = 'extra' needs the extra `things`: pip install '.[things]' in the checkout"),
         ("broken", "thing = 'broken': other_things:Missing cannot be loaded: AttributeError"),
     ],
 )

@@ -134,6 +134,19 @@ def test_replicas_and_partitions(settings: Settings, topic: Topic, level: Level,
     assert any(line in text for text in told), findings
 
 
+@pytest.mark.parametrize(
+    ("name", "level", "todo"),
+    [
+        ("item-updates", Level.NOTE, "it keeps them: items live in them"),
+        ("recall-requests", Level.WARNING, "`recall topics apply` adds them"),
+    ],
+)
+def test_more_partitions_are_not_for_items(name: str, level: Level, todo: str) -> None:
+    found = cluster(SETTINGS)
+    found.topics[name] = Topic(2, 1, 1, 0, configs_of(SETTINGS, name))
+    assert (level, f"topic {name}: 2 partitions, the setting says 4; {todo}") in concerns(judged(SETTINGS, found))
+
+
 def test_a_topic_that_is_missing() -> None:
     found = cluster(SETTINGS)
     del found.topics["item-updates"]

@@ -172,7 +172,7 @@ def test_nothing_to_ask_is_an_error() -> None:
 @pytest.mark.parametrize(("missing", "baselines"), [("implicit", "ials"), ("scipy", "all")])
 def test_a_missing_extra_is_one_line(missing: str, baselines: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_evaluate, "_installed", lambda module: module != missing)
-    with pytest.raises(ConfigurationError, match=r"pip install recall-worker\[evaluate\]"):
+    with pytest.raises(ConfigurationError, match=r"pip install '\.\[evaluate\]' in the checkout"):
         model_evaluate.evaluate(baselines=baselines)
 
 

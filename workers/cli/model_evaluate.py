@@ -14,7 +14,7 @@ from workers.cli.console import Working
 from workers.cli.data_sets import DataSet
 from workers.cli.output_file import expect_writable, writing
 from workers.cli.since import DURATION, UNITS_MS
-from workers.errors import ConfigurationError
+from workers.errors import ConfigurationError, ExtraMissing
 from workers.settings import load_settings
 from workers.signals import Stopping
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from models.evaluation.timeline import Delay
     from workers.evaluating_live import IndexKind
     from workers.live.told import Told
-
-EXTRA = "needs the extra `evaluate`: pip install recall-worker[evaluate]"
 
 
 class WindowName(StrEnum):
@@ -76,7 +74,7 @@ def evaluate(
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy is loaded
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if not _installed("scipy") or (chart is not None and not _installed("matplotlib")):
-        raise ConfigurationError(f"`model evaluate{' --chart' if _installed('scipy') else ''}` {EXTRA}")
+        raise ExtraMissing(f"`model evaluate{' --chart' if _installed('scipy') else ''}`", "evaluate")
     if chart is not None:
         expect_writable("--chart", chart)
     from models.evaluation.report import Resampling
@@ -144,9 +142,10 @@ def _baselines(text: str, working: Working) -> list[str]:
         if name not in NAMES:
             raise ConfigurationError(f"--baselines: {name!r} is not one of all, none, {', '.join(NAMES)}")
     if "ials" in names and not _installed("implicit"):
+        missing = ExtraMissing("the baseline ials", "evaluate")
         if text != "all":
-            raise ConfigurationError(f"the baseline ials {EXTRA}")
-        working.say(f"left out: the baseline ials {EXTRA}")
+            raise missing
+        working.say(f"left out: {missing}")
         names.remove("ials")
     return names
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from workers.cli.bundles import bundle_folder
-from workers.errors import ConfigurationError
+from workers.errors import ConfigurationError, ExtraMissing
 from workers.settings import load_settings
 
 
@@ -29,7 +29,7 @@ def export(
 ) -> None:
     """Write both towers of a bundle as files for model servers."""
     if kind is not Format.ONNX and find_spec("torch") is None:
-        raise ConfigurationError("TorchScript needs the extra `train`: pip install recall-worker[train]")
+        raise ExtraMissing("TorchScript", "train")
     from models.bundle import BundleError, load_bundle
     from workers.exporting import export_bundle
 

@@ -13,7 +13,7 @@ from workers.cli.console import Working
 from workers.cli.data_sets import DataSet
 from workers.cli.model import activate, print_result
 from workers.cli.model_evaluate import Protocol
-from workers.errors import ConfigurationError
+from workers.errors import ConfigurationError, ExtraMissing
 from workers.settings import load_settings
 
 
@@ -76,7 +76,7 @@ def train(
     if data is None and (items is None or activity is None or spec is None):
         raise ConfigurationError("either --data NAME, or all of --items FILE, --activity FILE and --spec FILE")
     if find_spec("torch") is None:
-        raise ConfigurationError("training needs the extra `train`: pip install recall-worker[train]")
+        raise ExtraMissing("training", "train")
     settings = load_settings()
     with Working("loading PyTorch") as working:
         import torch

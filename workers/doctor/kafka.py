@@ -127,10 +127,10 @@ class _Judgement:
         topic, settings = self.topic, self.settings
         if topic.partitions < settings.partitions:
             line = f"{_count(topic.partitions, 'partition')}, the setting says {settings.partitions}"
-            todo = "`recall topics apply` adds them"
             if self._is("item-updates"):
-                todo += ", but updates of known items that then come through another partition are refused"
-            yield self._finding(Level.WARNING, line, todo)
+                yield self._finding(Level.NOTE, line, "it keeps them: items live in them")
+            else:
+                yield self._finding(Level.WARNING, line, "`recall topics apply` adds them")
         if topic.replicas < settings.replication_factor:
             line = f"{_count(topic.replicas, 'replica')}, the setting says {settings.replication_factor}"
             yield self._finding(Level.WARNING, line, "kafka-reassign-partitions adds them")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from workers.errors import ConfigurationError, RecallError
+from workers.errors import ExtraMissing, RecallError
 from workers.local.process import spawn, tail
 from workers.local.service import Say, Service
 
@@ -142,9 +142,7 @@ class Kafka(Service):
             import jgo
             from jgo.maven import PythonResolver
         except ImportError as error:
-            raise ConfigurationError(
-                "the local stack needs the extra `local`: pip install recall-worker[local]"
-            ) from error
+            raise ExtraMissing("the local stack", "local") from error
         before = os.environ.get("M2_REPO")
         os.environ["M2_REPO"] = str(self.cache / "kafka" / "repository")  # else the home folder is filled
         resolver = PythonResolver(progress_callback=_Progress(say).of_file)

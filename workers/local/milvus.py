@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from workers.errors import ConfigurationError, RecallError
+from workers.errors import ConfigurationError, ExtraMissing, RecallError
 from workers.local.service import Say, Service
 from workers.signals import held_back
 
@@ -122,5 +122,5 @@ def _wheel() -> Any:
         with held_back():  # it makes a server object, which complains when it is not finished
             import milvus
     except ImportError as error:
-        raise ConfigurationError("the local stack needs the extra `local`: pip install recall-worker[local]") from error
+        raise ExtraMissing("the local stack", "local") from error
     return milvus

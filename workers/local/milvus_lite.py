@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 
-from workers.errors import ConfigurationError, RecallError
+from workers.errors import ConfigurationError, ExtraMissing, RecallError
 from workers.local.process import free_ports, tail
 from workers.local.service import Say, Service
 from workers.settings import Settings
@@ -37,7 +37,7 @@ class MilvusLite(Service):
     def prepare(self, say: Say) -> None:  # noqa: ARG002  # nothing to say
         """Nothing to fetch; raises ConfigurationError when it is not installed."""
         if find_spec("milvus_lite") is None:
-            raise ConfigurationError("Milvus Lite needs the extra `lite`: pip install recall-worker[lite]")
+            raise ExtraMissing("Milvus Lite", "lite")
 
     def command(self) -> tuple[list[str], dict[str, str]]:
         """Everything is an argument."""

