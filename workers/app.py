@@ -228,7 +228,8 @@ async def _items(worker: Worker) -> None:
 async def _forget_what_is_gone(worker: Worker, collection: Collection, markers: RedisMarkers, same: SameRedis) -> None:
     """A view whose collection is not there is read from the beginning, whatever Redis has of it.
 
-    Returns when Redis will not lose that any more: once the collection is there again, nobody would notice.
+    Returns when Redis will not lose that any more: once the collection is there again, nobody would notice. Who comes
+    second has nothing to forget, and waits all the same: the first may have done so a moment ago, and be gone.
     """
     if await worker.indexes.gone(collection) and await markers.forget():
         log.warning("the collection is gone: reading item-updates again", collection=collection.name)

@@ -51,6 +51,8 @@ async def topic_recreated(rig: Rig) -> None:
     await rig.taken_in(anew, TAKEN_IN_WITHIN_S)
     for topic in anew:
         await rig.logs.keep(topic)
+    for worker in (*rig.workers.of("activity"), *rig.workers.of("recall")):
+        worker.topic_anew = True
     names = [rig.settings.topic(topic) for topic in anew]
     admin = admin_client(rig.settings)
     async with connected(rig.settings, admin):

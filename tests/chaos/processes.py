@@ -23,6 +23,7 @@ STORE_LOST = (
     "ending without a commit, to read again what kafka retains",
     "redis is another one and may have lost writes; ending without a commit",
 )
+MADE_ANEW = "offsets have gone back: the topic was made anew, or has lost records"
 STUCK = "worker is stuck, ending it without a commit"
 STARTED = "worker starts"
 GAUGES = (
@@ -43,6 +44,7 @@ class Worker:
     web_port: int
     log: Path
     hangs: bool = False  # it is made to, and is to end by itself
+    topic_anew: bool = False  # its topic is deleted and created again, and it ends if it looks in between
 
     def ready(self) -> bool:
         """Whether its /readyz says so."""
@@ -98,8 +100,8 @@ class Death:
 
     def explained(self) -> bool:
         """Whether it says that it ends for what is done to it. Before its first line a signal just ends it."""
-        text = self.worker.log.read_text(errors="replace")
-        ends = [*STORE_LOST, *([STUCK] if self.worker.hangs else [])]
+        worker, text = self.worker, self.worker.log.read_text(errors="replace")
+        ends = [*STORE_LOST, *([STUCK] if worker.hangs else []), *([MADE_ANEW] if worker.topic_anew else [])]
         return any(line in text for line in ends) or (self.code == -signal.SIGTERM and STARTED not in text)
 
     def __str__(self) -> str:

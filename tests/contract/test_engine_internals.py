@@ -24,6 +24,8 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage
 from mode.threads import ServiceThread
 
+from workers import transport
+from workers.cancelling import cancel
 from workers.inflight import BatchPolicy
 from workers.settings import load_settings
 from workers.transport import Consumer, Producer, create_app
@@ -165,6 +167,43 @@ async def test_a_worker_without_partitions_that_ends_waits_for_nothing_in_a_reba
     app._stopped.set()
     async with asyncio.timeout(3):
         await consumer.on_partitions_revoked(set())
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_in_a_rebalance_a_worker_that_ends_drains_leaves_and_lets_its_connection_go_in_this_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    """A drain that does not end keeps the rebalance waiting for so long and no longer."""
+    app = create_app("recall-requests", load_settings(data_dir=tmp_path), BatchPolicy())
+    monkeypatch.setattr(app, "on_rebalance_end", lambda: None)
+    consumer, steps, finished = app.consumer, list[str](), asyncio.Event()
+
+    async def drain() -> None:
+        await finished.wait()
+        steps.append("drained")
+
+    async def leave() -> None:
+        steps.append("left")
+
+    monkeypatch.setattr(consumer, "_drain", drain)
+    monkeypatch.setattr(consumer, "leave", leave)
+    monkeypatch.setattr(consumer, "close", lambda: steps.append("closed"))
+    if not ends:
+        monkeypatch.setattr(transport, "STOP_WITHIN_S", 0.05)
+    app._stopped.set()
+    revoking = asyncio.create_task(consumer.on_partitions_revoked({TopicPartition("t", 0)}))
+    stopping = asyncio.create_task(consumer.wait_empty())
+    if ends:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert steps == []
+        finished.set()
+    async with asyncio.timeout(10):
+        await revoking
+        if ends:
+            await stopping
+    assert steps == (["drained", "left", "closed"] if ends else ["closed"])
+    await cancel(stopping)
 
 
 def test_leaving_the_group() -> None:

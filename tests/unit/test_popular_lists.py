@@ -171,6 +171,52 @@ async def test_the_last_lists_stay_when_a_table_fails(world: World, table: str) 
     assert world.best()[0] == "e"
 
 
+async def test_of_a_refresh_that_fails_half_way_nothing_is_kept(world: World) -> None:
+    """Everybody's list is read, of facts at hand; the segment's names an item that has to be asked for."""
+    before = world.best(), world.best("F")
+    await world.count(EVERYBODY, {"d": 10_000})
+    await world.count("F", {"f": 10_000})
+    world.items.down = True
+    with pytest.raises(DependencyUnavailable):
+        await world.lists.refresh()
+    assert (world.best(), world.best("F")) == before
+    world.items.down = False
+    await world.lists.refresh()
+    assert (world.best()[0], world.best("F")[0]) == ("d", "f")
+
+
+@pytest.mark.parametrize("after", ["fails again", "works"])
+async def test_what_is_deleted_while_a_refresh_fails_stays_out(world: World, after: str) -> None:
+    gone = ItemChanges("1", hash64_each(["z"]), np.ones(1, dtype=np.bool_), complete=True)
+    await world.count("F", {"f": 10_000})
+    world.popular.meanwhile, world.items.down = (lambda: world.lists.apply(gone)), True
+    with pytest.raises(DependencyUnavailable):
+        await world.lists.refresh()
+    world.popular.meanwhile = None
+    assert "z" not in world.best() + world.best("F")
+    if after == "works":
+        world.items.down = False
+        await world.put("z", 1, gone=True)
+        await world.lists.refresh()
+    else:
+        with pytest.raises(DependencyUnavailable):
+            await world.lists.refresh()
+    assert "z" not in world.best() + world.best("F")
+
+
+async def test_after_changes_were_missed_in_a_refresh_that_fails_another_is_due_at_once(world: World) -> None:
+    await world.count("F", {"f": 10_000})
+    world.popular.meanwhile, world.items.down = (lambda: world.lists.apply(MISSED)), True
+    with pytest.raises(DependencyUnavailable):
+        await world.lists.refresh()
+    world.popular.meanwhile, world.items.down = None, False
+    assert world.best() == world.best("F") == []
+    async with asyncio.timeout(10):
+        await world.lists.due(every_s=3600)
+    await world.lists.refresh()
+    assert world.best("F")[0] == "f"
+
+
 async def test_many_segments_are_read_in_turn() -> None:
     names = [f"city {n}" for n in range(2 * SEGMENTS_AT_ONCE + 3)]
     world = World(names)

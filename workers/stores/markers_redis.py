@@ -63,15 +63,13 @@ if redis.call('HGET', KEYS[1], 'missed_ms') ~= ARGV[1] then return 0 end
 return redis.call('HDEL', KEYS[1], 'missed_ms')
 """
 
-# KEYS hash, whole. Whether a partition was complete.
+# KEYS hash, whole. Whether there is a hash: it keeps `partitions` and when somebody was there.
 FORGET = """
 redis.call('DEL', KEYS[2])
-local complete = 0
 for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
-  if tonumber(name) then complete = 1 end
   if tonumber(name) or name == 'id' then redis.call('HDEL', KEYS[1], name) end
 end
-return complete
+return redis.call('EXISTS', KEYS[1])
 """
 
 
@@ -102,7 +100,7 @@ class RedisMarkers:
         return bool(await self._call(self.id, self._partitions, partition, value.encode()))
 
     async def forget(self) -> bool:
-        """No partition is complete any more; whether any was. Whoever has opened finds that he stands no longer.
+        """No partition is complete any more; False when nobody ever opened. Whoever has finds that he stands no longer.
 
         When somebody was there last, and the mark, stay.
         """
