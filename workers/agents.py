@@ -27,7 +27,7 @@ from workers.pipelines.admission import Incoming, by_time_left, without_items
 from workers.pipelines.opening import Answers
 from workers.pipelines.popular_counts import Spans
 from workers.ports import Clock, UserTable
-from workers.publisher import Outgoing, Publisher, header_bytes
+from workers.publisher import Outgoing, Publisher, header_bytes, record_bytes
 from workers.retry import until_done
 from workers.runners import Runners
 from workers.settings import AgentKind, Settings
@@ -195,7 +195,7 @@ class RecallAgent:
                 continue
             batch.hold(record)
             waits = incoming.request.after_event_id is not None
-            (after_events if waits else ready).append(Entry(record, batch, incoming))
+            (after_events if waits else ready).append(Entry(record, batch, incoming, record_bytes(record)))
         watch.lap_ms("decode")
         if after_events:
             self._room.enter(after_events)
@@ -268,6 +268,8 @@ class RecallAgent:
 
         topic = self._context.settings.topic("recall-candidates")
         await self._context.outbox.send(topic, [self._message(record, answer) for _, record, answer in answers], told)
+        for batch, record, _ in left.values():
+            batch.owe(record)
 
     async def _shorten(self, batch: Batch, record: Any, answer: CandidateList) -> None:
         """An answer that is too large is sent without its list, and its request is a dead letter."""
@@ -291,7 +293,8 @@ class RecallAgent:
                 headers.append((name, value))
                 left_bytes -= size_bytes
         headers.append((REQUEST_ID, answer.request_id.encode()))
-        return Outgoing(answer.user_id.encode(), codec.encode_candidates(answer), tuple(headers), partition)
+        value = codec.encode_candidates(answer)
+        return Outgoing(answer.user_id.encode(), value, tuple(headers), partition, record_bytes(record))
 
 
 def _reply_partition(value: bytes | None, partitions: int, otherwise: int) -> int:

@@ -1,7 +1,10 @@
 """Ending tasks for sure."""
 
 import asyncio
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 AGAIN_S = 1.0  # what a task closes on its way out is not cut short
 
@@ -17,3 +20,26 @@ async def cancel(*tasks: "asyncio.Task[Any]") -> None:
             task.cancel()
         await asyncio.wait(running, timeout=AGAIN_S)
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+    """Its result. Raises TimeoutError after so long, also where the work has lost its cancellation as above.
+
+    It is not waited for then: a call of redis-py ends by itself, at its own timeout.
+    """
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+    finally:
+        if not task.done():
+            task.add_done_callback(_heard)
+            task.cancel()
+    if not task.done():
+        raise TimeoutError
+    return task.result()
+
+
+def _heard(task: "asyncio.Task[Any]") -> None:
+    """What it raises is nobody's any more."""
+    if not task.cancelled():
+        task.exception()

@@ -20,7 +20,7 @@ from workers.metrics import Metrics
 from workers.outbox import MAX_OWED_BYTES, Outbox
 from workers.pause import Pause
 from workers.ports import Clock
-from workers.publisher import Outgoing, Told, header_bytes
+from workers.publisher import Outgoing, Told, record_bytes
 from workers.settings import AgentKind, Settings
 
 WINDOW_S = 60.0
@@ -191,7 +191,4 @@ class Gate:
 
 
 def _size_bytes(problems: Problems) -> int:
-    return sum(
-        len(record.key or b"") + len(record.value or b"") + sum(header_bytes(*header) for header in record.headers)
-        for record, _ in problems
-    )
+    return sum(record_bytes(record) for record, _ in problems)

@@ -166,6 +166,10 @@ class Batch:
         """
         return self._flight.start(record)
 
+    def owe(self, record: Record) -> None:
+        """What was made of a started record waits for its partition, which may be long: a drain waits a moment only."""
+        self._flight.owe(record)
+
     def keep(self, records: Sequence[Record]) -> None:
         """Once the rest is done: let go of all records but these, so that one that is held keeps no poll in memory."""
         self.records = records
@@ -197,6 +201,7 @@ class InFlight:
         self._running: set[Batch] = set()  # those with a slot
         self._unfinished: dict[Batch, None] = {}  # those polled of which a record is not finished, in order
         self._started: set[tuple[str, int, int]] = set()  # held records that are worked on
+        self._owed: set[tuple[str, int, int]] = set()  # those done but for what a late partition has yet to take
         self._given_up = False
 
     def add(self, polled: Mapping[Partition, Sequence[R]], starts: Mapping[Partition, int] | None = None) -> None:
@@ -239,21 +244,30 @@ class InFlight:
         """Whether a batch has a slot."""
         return batch in self._running
 
-    def unfinished(self) -> bool:
-        """Whether batches, or held records, are being worked on."""
-        return bool(self._running or self._started)
+    def unfinished(self, *, owed: bool = True) -> bool:
+        """Whether batches, or held records, are being worked on; those owed too, unless they do not count."""
+        return bool(self._running or self._started or (owed and self._owed))
 
     def start(self, record: Record) -> bool:
         """See Batch.start."""
         key = (record.topic, record.partition, record.offset)
-        if self._given_up and key not in self._started:
+        if self._given_up and key not in self._started and key not in self._owed:
             return False
         self._started.add(key)
         return True
 
+    def owe(self, record: Record) -> None:
+        """See Batch.owe."""
+        key = (record.topic, record.partition, record.offset)
+        if key in self._started:
+            self._started.discard(key)
+            self._owed.add(key)
+
     def finish(self, record: Record) -> None:
         """Work on a held record, if it was one, has ended."""
-        self._started.discard((record.topic, record.partition, record.offset))
+        key = (record.topic, record.partition, record.offset)
+        self._started.discard(key)
+        self._owed.discard(key)
         self._changed()
 
     def new_run(self, partition: Partition, offsets: Iterable[int]) -> _Run:

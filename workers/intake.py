@@ -5,6 +5,9 @@ as that is known, if more wait than fit into one batch, or if others were shed a
 some are always tried, so that a wrong idea of how long a batch takes corrects itself. For a second after a request was
 shed the newest are taken first, and polls go on while others wait: those that come now are in time, instead of
 everybody being a little too late.
+
+While no batch ends, because a backend hangs, nobody can be tried: whoever is about to be late is shed, and polls go on,
+so that those who have little time hear in time.
 """
 
 import heapq
@@ -24,6 +27,7 @@ class Entry(NamedTuple):
     record: Record
     batch: Batch
     incoming: Incoming
+    size_bytes: int = 0  # of its record
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +37,14 @@ class IntakePolicy:
     max_batch: int = 64
     batches_at_once: int = 2
     capacity: int = 16_384  # requests that may wait
+    capacity_bytes: int = 32_000_000  # of records of those that wait, before no more are polled
     max_overtaken: int = 65_536  # by so many that came later: what is finished behind it cannot be committed
     poll: int = 1024
     poll_every_ms: int = 20  # in overload, after a small one: a poll for one or two costs as much as one for many
     overloaded_for_ms: int = 1000  # after a request was shed
     margin_ms: int = ANSWER_MARGIN_MS  # the pipeline keeps it free before a deadline
     recent_batches: int = 8  # weigh most in the mean service time
+    stalled_ms: int = 100  # all slots taken, and none free for so long and for four times as long as batches take
 
 
 class Intake:
@@ -55,6 +61,8 @@ class Intake:
         self._displaced: list[Entry] = []
         self._refusing = 0
         self._next_poll_ms = 0  # in overload
+        self._taken_ms = 0  # when a slot was taken last
+        self._waiting_bytes = 0
         self._shed_ms: int | None = None
 
     def __len__(self) -> int:
@@ -72,6 +80,12 @@ class Intake:
             return False
         return 0 <= self._clock.now_ms() - self._shed_ms < self.policy.overloaded_for_ms  # unless the clock was set
 
+    @property
+    def stalled(self) -> bool:
+        """Whether batches under way hang."""
+        for_ms = max(self.policy.stalled_ms, 4 * self.service_ms)
+        return not self.has_slot and self._clock.now_ms() - self._taken_ms > for_ms
+
     def latest_start_ms(self, deadline_ms: int, batches: int = 1) -> float:
         """When so many batches must begin, one after another, for the last of them to be in time for this deadline."""
         return deadline_ms - self.policy.margin_ms - batches * self.service_ms
@@ -80,10 +94,11 @@ class Intake:
         """They wait from now on, behind all others. Whoever is displaced by them is the next to be shed."""
         for entry in entries:
             self._waiting[self._next] = entry
+            self._waiting_bytes += entry.size_bytes
             heapq.heappush(self._deadlines, (entry.incoming.deadline_ms, self._next))
             self._next += 1
         while self._waiting and self._displaces():
-            self._displaced.append(self._waiting.popitem(last=False)[1])
+            self._displaced.append(self._out(self._waiting.popitem(last=False)[1]))
         if entries:
             many = len(entries) >= self.policy.max_batch  # there may be more where these came from
             self._next_poll_ms = 0 if many else self._clock.now_ms() + self.policy.poll_every_ms
@@ -94,16 +109,22 @@ class Intake:
         now_ms = self._clock.now_ms()
         deadlines = self._deadlines
         tried = 0 if self.overloaded and self.running else self.policy.max_batch
-        while len(self._waiting) > tried and self.latest_start_ms(deadlines[0][0]) < now_ms:
+        stalled, overloaded = self.stalled, bool(found)
+        while self._waiting:
+            too_many, deadline_ms = len(self._waiting) > tried, deadlines[0][0]
+            late = stalled and self.latest_start_ms(deadline_ms, batches=0) < now_ms
+            if not late and not (too_many and self.latest_start_ms(deadline_ms) < now_ms):
+                break
             entry = self._waiting.pop(heapq.heappop(deadlines)[1], None)
             if entry is not None:
-                found.append(entry)
+                found.append(self._out(entry))
+                overloaded = overloaded or too_many
         if len(deadlines) > 2 * len(self._waiting) + self.policy.poll:
             self._deadlines = [(entry.incoming.deadline_ms, n) for n, entry in self._waiting.items()]
             heapq.heapify(self._deadlines)
-        if found:
+        if overloaded:
             self._shed_ms = now_ms
-            self._refusing += len(found)
+        self._refusing += len(found)
         return found
 
     def refused(self, count: int) -> None:
@@ -114,9 +135,10 @@ class Intake:
         """The next batch in log order, which takes a slot; empty when nobody waits. Tell `finished` when it is."""
         newest_first = self.overloaded
         size = min(len(self._waiting), self.policy.max_batch)
-        entries = [self._waiting.popitem(last=newest_first)[1] for _ in range(size)]
+        entries = [self._out(self._waiting.popitem(last=newest_first)[1]) for _ in range(size)]
         if entries:
             self.running += 1
+            self._taken_ms = self._clock.now_ms()
         return entries[::-1] if newest_first else entries
 
     def finished(self, elapsed_ms: float | None) -> None:
@@ -127,12 +149,20 @@ class Intake:
             self.service_ms += (elapsed_ms - self.service_ms) * weight
 
     def wants_poll(self) -> bool:
-        """Whether there is a slot and nobody waits for it; in overload now and then, while there is room."""
-        if not self._waiting:
-            return self.has_slot
-        room = self.policy.capacity - len(self._waiting) - self._refusing
-        early_ms = self._next_poll_ms - self._clock.now_ms()
-        return room >= self.policy.poll and self.overloaded and not 0 < early_ms <= self.policy.poll_every_ms
+        """Whether there is a slot and nobody waits for it; now and then in overload, and while batches hang."""
+        if not self._waiting and self.has_slot:
+            return True
+        policy, early_ms = self.policy, self._next_poll_ms - self._clock.now_ms()
+        if policy.capacity - len(self._waiting) - self._refusing < policy.poll:
+            return False
+        if self._waiting_bytes > policy.capacity_bytes or 0 < early_ms <= policy.poll_every_ms:
+            return False
+        return self.stalled or (self.overloaded and bool(self._waiting))
+
+    def _out(self, entry: Entry) -> Entry:
+        """One that waits no longer."""
+        self._waiting_bytes -= entry.size_bytes
+        return entry
 
     def _displaces(self) -> bool:
         """Whether the oldest has to go: too many wait, or too many have overtaken it."""

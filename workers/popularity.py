@@ -96,7 +96,12 @@ def _least(at_least: float) -> float:
 
 
 def merged(parts: Sequence[EpochCounts], n: int) -> PopularItems:
-    """The n most popular items of parts of several partitions and epochs, in whatever order these come."""
+    """The n most popular items of parts of several partitions and epochs, in whatever order these come.
+
+    Weights are those of the newest epoch of which there is an item: the newest of all may be so far ahead that nothing
+    would be left of them.
+    """
+    parts = [part for part in parts if len(part.hashes)]
     if not parts:
         return PopularItems(np.zeros(0, dtype=np.uint64), np.zeros(0))
     newest = max(part.epoch for part in parts)

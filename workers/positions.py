@@ -110,7 +110,10 @@ class Positions:
             first, end = await consumer._thread.call_thread(self._ends, list(assigned.values()))
             return {n: Extent(committed[n], first[each], end[each]) for n, each in assigned.items()}
 
-        of = len(consumer._thread._ensure_consumer().partitions_for_topic(next(iter(assigned.values())).topic) or ())
+        topic = next(iter(assigned.values())).topic
+        of = len(consumer._thread._ensure_consumer().partitions_for_topic(topic) or ())
+        if of <= max(assigned):  # of its own metadata, which may come later than the group's leader's assignment
+            raise DependencyUnavailable("kafka", f"{topic} is not known yet")
         return await refill.begin(sorted(assigned), of, extents)
 
     async def _ends(self, partitions: Sequence[Any]) -> tuple[Mapping[Any, int], Mapping[Any, int]]:

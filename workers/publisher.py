@@ -28,7 +28,7 @@ from workers.transport import MAX_REQUEST_BYTES, producer_of
 
 RECORD_OVERHEAD_BYTES = 64
 HEADER_OVERHEAD_BYTES = 10
-KEPT_BYTES = 12_000  # of a message that waits, beside itself: its record, and the objects of both
+KEPT_BYTES = 12_000  # of a message that waits, beside itself and what it answers: the objects of both
 FATAL_FOR_PRODUCER = (OutOfOrderSequenceNumber, ProducerFenced, InvalidProducerEpoch)
 
 Told = Callable[[Sequence[int], bool], None]
@@ -42,13 +42,23 @@ def header_bytes(name: str, value: bytes | None) -> int:
     return len(name.encode()) + len(value or b"") + HEADER_OVERHEAD_BYTES
 
 
+def record_bytes(record: Any) -> int:
+    """An upper bound of how large a record is that was read."""
+    headers = sum(header_bytes(name, value) for name, value in record.headers)
+    return len(record.key or b"") + len(record.value or b"") + headers
+
+
 class Outgoing(msgspec.Struct, frozen=True, gc=False):
-    """A message to send. Without a partition the key decides, as in every Kafka client; without either, chance."""
+    """A message to send. Without a partition the key decides, as in every Kafka client; without either, chance.
+
+    `answers_bytes` is how large the record is that is kept until the message is acknowledged.
+    """
 
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
     partition: int | None = None
+    answers_bytes: int = 0
 
     def size_bytes(self) -> int:
         """An upper bound of its size in a record batch."""
@@ -63,7 +73,7 @@ class _Message(NamedTuple):
 
     def kept_bytes(self) -> int:
         """About how much memory it takes, with what it is an answer to."""
-        return self.outgoing.size_bytes() + KEPT_BYTES
+        return self.outgoing.size_bytes() + self.outgoing.answers_bytes + KEPT_BYTES
 
 
 class Delivery:

@@ -17,11 +17,13 @@ import structlog
 from workers.dependencies import Dependencies
 from workers.errors import DependencyError, StoreLost
 from workers.index.in_process import HeldIndex
+from workers.inflight import BatchPolicy
 from workers.missed import MEND, MENDED, MISSED, noticed
 from workers.ports import PopularTable
 from workers.stores.markers_redis import RedisMarkers
 
 LOOK_EVERY_S = 1.0
+ONE_BATCH = BatchPolicy().max_poll_records
 DAY_MS = 86_400_000
 EMPTIED = "redis was emptied, or is another one"
 
@@ -121,7 +123,8 @@ class Refill:
         if committed is None or not place.first <= committed <= place.end:
             return Start(place.first)
         if marker == self._rule and expected is not None and expected < committed:  # Redis has lost its last writes
-            return Start(max(expected, place.first))
+            # A batch is counted before its records are written: of the last one that is, these may be lost as well.
+            return Start(max(expected - ONE_BATCH, place.first))
         return Start(committed)
 
     async def complete(self, partition: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from workers.ending import or_end_process
 from workers.intake import Entry, Intake
 
-LOOK_EVERY_S = 0.05  # for who cannot be in time any more, while every slot is taken by slow batches
+LOOK_EVERY_S = 0.02  # for who cannot be in time any more, while every slot is taken by slow batches
 REFUSED_AT_ONCE = 256
 
 Work = Callable[[Sequence[Entry]], Awaitable[None]]

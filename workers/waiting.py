@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 from prometheus_client import Counter as Metric
 
 from schemas.records import RecordFormatError, holds_event
+from workers.cancelling import within
 from workers.dependencies import Dependencies
 from workers.errors import DependencyError
 from workers.intake import Entry
@@ -46,6 +47,7 @@ class WaitingPolicy:
 
     wait_ms: int
     capacity: int = 1000
+    capacity_bytes: int = 16_000_000  # of their records
 
 
 class WaitingRoom:
@@ -71,6 +73,7 @@ class WaitingRoom:
         self._results = results
         self._waiting: list[Waiter] = []
         self._looked_at = 0  # by looks under way
+        self._bytes = 0  # of records of all who wait, or are looked at
         self._looking = False
         self._newest_s = 0.0  # when somebody came last
 
@@ -80,13 +83,24 @@ class WaitingRoom:
         if table is None:
             self._go("unavailable", entries)
             return
-        room = max(0, self._policy.capacity - len(self._waiting) - self._looked_at)
+        room = self._room(entries)
         self._go("full", entries[room:])
         waiters = [self._waiter(entry) for entry in entries[:room] if entry.batch.start(entry.record)]
         if waiters:
             self._looked_at += len(waiters)
+            self._bytes += sum(waiter.entry.size_bytes for waiter in waiters)
             self._newest_s = time.perf_counter()
             self._runners.spawn(self._enter(table, waiters))
+
+    def _room(self, entries: Sequence[Entry]) -> int:
+        """For how many of them, the first ones, there is room."""
+        left, left_bytes = self._policy.capacity - len(self._waiting) - self._looked_at, self._policy.capacity_bytes
+        left_bytes -= self._bytes
+        room = 0
+        while room < min(left, len(entries)) and left_bytes > 0:
+            left_bytes -= entries[room].size_bytes
+            room += 1
+        return room
 
     async def _enter(self, table: UserTable, waiters: list[Waiter]) -> None:
         """A first look at once; whoever has to wait joins the others."""
@@ -128,6 +142,7 @@ class WaitingRoom:
                 self._waiting.append(waiter)
             else:
                 going[result].append(waiter.entry)
+                self._bytes -= waiter.entry.size_bytes
         for result, entries in going.items():
             self._go(result, entries)
 
@@ -136,8 +151,8 @@ class WaitingRoom:
         users = list(dict.fromkeys(waiter.user_id for waiter in waiters))
         left_s = min(waiter.until_s for waiter in waiters) - time.perf_counter()
         try:
-            async with asyncio.timeout(max(LOOK_AT_LEAST_S, left_s)):
-                return dict(zip(users, await table.records(users), strict=True))
+            records = await within(max(LOOK_AT_LEAST_S, left_s), table.records(users))
+            return dict(zip(users, records, strict=True))
         except DependencyError as error:
             self._dependencies.failed(error)
             return None

@@ -75,6 +75,14 @@ async def test_who_was_away_for_too_long_marks_it_until_it_is_mended(settings: S
     await client.aclose()
 
 
+async def test_a_topic_of_which_no_partition_is_known_is_not_complete(settings: Settings) -> None:
+    client = connect(settings)
+    markers = RedisMarkers(client, settings, GROUP)
+    assert await markers.open(0) == {}
+    assert not await client.exists(keys.filled_whole(settings, GROUP))
+    await client.aclose()
+
+
 async def test_what_is_forgotten_is_read_again_by_everybody_and_a_mark_stays(settings: Settings) -> None:
     client = connect(settings)
     one, other = (RedisMarkers(client, settings, GROUP) for _ in range(2))

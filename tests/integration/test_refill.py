@@ -17,7 +17,7 @@ from workers.errors import StoreLost
 from workers.inflight import Batch, BatchPolicy
 from workers.metrics import Metrics
 from workers.ports import PopularChange
-from workers.refill import Extent, Refill, Start
+from workers.refill import ONE_BATCH, Extent, Refill, Start
 from workers.settings import Settings
 from workers.stores import keys
 from workers.stores.connect import connect
@@ -232,7 +232,8 @@ CASES = {
     "no marker, but counts": (Extent(90, 10, 100), None, 90, Start(10, 100), 90),
     "as it was": (Extent(90, 10, 100), "rule", 90, Start(90), 90),
     "not committed, but done": (Extent(90, 10, 100), "rule", 95, Start(90), 95),
-    "redis lost its last writes": (Extent(90, 10, 100), "rule", 80, Start(80), 80),
+    "redis lost its last writes": (Extent(9000, 10, 9100), "rule", 5000, Start(5000 - ONE_BATCH), 5000),
+    "and nearly all of them": (Extent(90, 10, 100), "rule", 80, Start(10), 80),
     "and kafka does not have them": (Extent(90, 85, 100), "rule", 80, Start(85), 85),
     "another rule": (Extent(90, 10, 100), "other", 0, Start(90), 90),
     "another rule that was in use before": (Extent(90, 10, 100), "other", 40, Start(90), 90),

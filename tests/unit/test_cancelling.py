@@ -5,7 +5,9 @@ import contextlib
 from types import SimpleNamespace
 from typing import Any
 
-from workers.cancelling import cancel
+import pytest
+
+from workers.cancelling import cancel, within
 from workers.transport import Consumer
 
 
@@ -65,3 +67,57 @@ async def test_a_fetcher_that_was_stopped_while_positions_settled_polls_no_more(
     async with asyncio.timeout(10):
         await Consumer._drain_messages(consumer, fetcher)
     assert turns == [1]
+
+
+async def test_work_is_waited_for_as_long_as_it_may_take() -> None:
+    async def answer() -> int:
+        await asyncio.sleep(0)
+        return 7
+
+    async def fail() -> int:
+        raise ValueError("broken")
+
+    assert await within(10, answer()) == 7
+    with pytest.raises(ValueError, match="broken"):
+        await within(10, fail())
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+async def test_work_that_takes_too_long_is_cancelled_and_not_waited_for(forgets: bool) -> None:
+    begun, cancelled, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def hang() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            if not forgets:
+                raise
+        await ended.wait()
+        raise ValueError("nobody hears it")
+
+    with pytest.raises(TimeoutError):
+        await within(0.01, hang())
+    async with asyncio.timeout(10):
+        await begun.wait()
+        await cancelled.wait()
+    ended.set()
+
+
+async def test_who_is_cancelled_takes_the_work_along() -> None:
+    cancelled = asyncio.Event()
+
+    async def hang() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    waiting = asyncio.create_task(within(60, hang()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await cancel(waiting)
+    assert waiting.cancelled()
+    async with asyncio.timeout(10):
+        await cancelled.wait()

@@ -84,6 +84,24 @@ def test_a_held_record_holds_back_its_partition_alone_and_no_slot() -> None:
     assert flight.committable() == {("t", 0): 2, ("t", 1): 2}
 
 
+def test_what_a_late_partition_is_owed_is_unfinished_and_need_not_be_waited_for() -> None:
+    flight = InFlight(BatchPolicy(max_batch=4, in_flight=1))
+    flight.add(poll(2))
+    (batch,) = take_all(flight)
+    for record in batch.records:
+        batch.hold(record)
+    batch.done()
+    first, second = batch.records
+    assert batch.start(first)
+    batch.owe(first)
+    batch.owe(second)  # nobody works on it
+    assert (flight.unfinished(), flight.unfinished(owed=False)) == (True, False)
+    flight.drop_waiting()
+    assert (batch.start(first), batch.start(second)) == (True, False)
+    batch.done(first)
+    assert flight.committable() == {("t", 0): 1}
+
+
 class Time:
     """Milliseconds that a test moves on."""
 

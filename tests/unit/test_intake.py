@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -213,6 +214,50 @@ def test_in_overload_polls_go_on_while_there_is_room() -> None:
     assert intake.wants_poll()
     clock.ms += 1000
     assert not intake.wants_poll(), "the overload is over and requests wait"
+
+
+def test_while_no_batch_ends_who_is_about_to_be_late_is_shed_and_polls_go_on() -> None:
+    """As when a backend hangs: patient requests hold the slots, and others with little time come."""
+    intake, source, clock = an_intake(service_ms=10)
+    intake.put(source.entries(8))
+    assert (len(intake.take()), len(intake.take()), intake.has_slot) == (4, 4, False)
+    assert not intake.wants_poll()
+    clock.ms += 101
+    assert intake.stalled
+    assert intake.wants_poll()
+    intake.put(source.entries(2, timeout_ms=500))
+    assert (intake.shed(), intake.wants_poll()) == ([], False)
+    clock.ms += 20
+    assert intake.wants_poll()
+    clock.ms += 450 - 20
+    assert intake.shed() == []
+    clock.ms += 1
+    assert numbers(intake.shed()) == [8, 9]
+    assert not intake.overloaded, "the others are not too many"
+    intake.finished(600.0)
+    assert not intake.stalled
+
+
+def test_while_batches_take_as_long_as_ever_nobody_is_shed_for_it() -> None:
+    intake, source, clock = an_intake(service_ms=100)
+    intake.put(source.entries(12, timeout_ms=300))
+    intake.take(), intake.take()
+    clock.ms += 300
+    assert not intake.stalled
+    assert intake.shed() == [], "some are always tried"
+
+
+@pytest.mark.parametrize("size_bytes", [0, SMALL.capacity_bytes // 3])
+def test_in_overload_no_more_is_polled_than_there_is_memory_for(size_bytes: int) -> None:
+    intake, source, clock = an_intake(service_ms=100)
+    intake.put(source.entries(6, timeout_ms=100))
+    intake.refused(len(intake.shed()))
+    clock.ms += 20
+    assert intake.wants_poll()
+    intake.put([entry._replace(size_bytes=size_bytes) for entry in source.entries(6, timeout_ms=5000)])
+    assert intake.wants_poll() == (not size_bytes)
+    intake.take()
+    assert intake.wants_poll()
 
 
 @given(

@@ -169,6 +169,9 @@ async def test_requests_of_other_partitions_are_answered_while_one_takes_no_answ
         assert worker.agent.backlog.service_ms < PATIENCE_S * 1000, "no request is shed for it"
         assert worker.flight.counts[2] == 42
 
+        assert worker.flight.unfinished()
+        assert not worker.flight.unfinished(owed=False), "a drain would wait for what nobody can finish"
+
         leaders.leaderless.clear()
         await until(lambda: worker.committed(REQUESTS) == {0: 41, 1: 42, 2: 41, 3: 41})
         names = ids(leaders)
@@ -188,6 +191,16 @@ async def test_nothing_more_is_polled_when_too_much_is_owed(monkeypatch: pytest.
         leaders.leaderless.clear()
         await until(lambda: worker.committed(REQUESTS) == {1: 40})
         assert worker.agent.gate.wants_poll()
+
+
+async def test_what_is_owed_counts_with_the_requests_that_are_kept_for_it() -> None:
+    async with leading() as (leaders, publisher):
+        leaders.leaderless = {STUCK}
+        worker = Worker(publisher)
+        large = RecallRequest(request_id="r", user_id="u", timeout_ms=1000, context={"text": "x" * 100_000})
+        worker.poll(REQUESTS, {1: [codec.encode_event(large)] * 10})
+        await until(lambda: worker.context.outbox.owed_bytes > 0)
+        assert worker.context.outbox.owed_bytes > 1_000_000
 
 
 def test_nothing_more_is_polled_when_too_much_is_held_back() -> None:

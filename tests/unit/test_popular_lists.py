@@ -217,6 +217,23 @@ async def test_after_changes_were_missed_in_a_refresh_that_fails_another_is_due_
     assert world.best("F")[0] == "f"
 
 
+async def test_a_segment_that_stood_still_for_long_is_listed(world: World) -> None:
+    """Its partition has seen nothing of late, another one has: by its weights nothing is left of the segment."""
+    counts = {hash64(name): amount for name, amount in {"b": 5, "e": 4}.items()}
+    await world.popular.add([PopularChange(1, 0, 1, {(7 + 67, EVERYBODY): counts})])
+    await world.lists.refresh()
+    assert world.best("F")[:4] == ["c", "a", "b", "e"]
+    ids, scores = world.lists.best("F", ())
+    assert len(ids) == len(set(ids))
+    assert np.isfinite(scores).all()
+
+
+async def test_what_counts_for_next_to_nothing_beside_the_best_is_left_out(world: World) -> None:
+    await world.count("M", {"x": 2**80, "y": 2**80, "w": 1})
+    await world.lists.refresh()
+    assert world.best("M")[:3] == ["x", "y", "z"]
+
+
 async def test_many_segments_are_read_in_turn() -> None:
     names = [f"city {n}" for n in range(2 * SEGMENTS_AT_ONCE + 3)]
     world = World(names)

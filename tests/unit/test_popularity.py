@@ -174,3 +174,16 @@ async def test_what_came_from_no_log_does_not_count() -> None:
     stray = ActivityEvent("u", rated(), 0)
     assert await PopularCounts(table, popularity()).add([stray], [(stray, ())]) == 0
     assert await total(table) == 0
+
+
+@pytest.mark.parametrize("behind", [1, 67, 10_000])
+def test_partitions_that_stood_still_are_weighed_among_themselves(behind: int) -> None:
+    """However far ahead the newest epoch is of which there is no item of the segment."""
+    hashes = np.array([hash64("a"), hash64("b")], dtype=np.uint64)
+    nothing = EpochCounts(10_000 + behind, np.zeros(0, dtype=np.uint64), np.zeros(0))
+    old = EpochCounts(10_000, hashes, np.array([2.0 * UNIT, 6.0 * UNIT]))
+    for parts in ([nothing, old], [old, nothing]):
+        found = merged(parts, 10)
+        assert found.hashes.tolist() == hashes[::-1].tolist()
+        assert found.scores.tolist() == [6.0, 2.0]
+    assert len(merged([nothing], 10).hashes) == 0

@@ -1,10 +1,10 @@
 """Calls to dependencies within the time that a batch has: a result, or None and the failure told."""
 
-import asyncio
 import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from workers.cancelling import within
 from workers.dependencies import Dependencies
 from workers.errors import DependencyError, DependencyTimeout, RowRefused
 from workers.ports import Clock
@@ -35,8 +35,7 @@ class Attempts:
         limit_s = limit_ms / 1000
         allowed_s = max(0.001, min(limit_s, self.left_s()))
         try:
-            async with asyncio.timeout(allowed_s):
-                result = await work
+            result = await within(allowed_s, work)
         except RowRefused as error:
             self._dependencies.failed(error)
             breaker.worked()  # it answers

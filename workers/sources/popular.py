@@ -18,6 +18,9 @@ from workers.stores.item_facts import ItemFact, ItemFacts
 DEPTH = 1000  # items of a list
 SEGMENTS_AT_ONCE = 8  # of a refresh, in turn: so a field with a thousand values costs no more than one with eight
 MAX_FILTERED = 256
+LEAST = (
+    2.0**-60
+)  # beside the best of its list: what counts for less is left out, and so there is room below the last one
 
 Best = tuple[list[str], Float32]
 """Item ids, best first, equal scores by id, no item twice, and float32[N] scores: parts of the most popular item's.
@@ -113,7 +116,8 @@ class PopularLists:
         await asyncio.sleep(0)  # between lists others have their turn on the event loop
         facts = await self._facts.read(top.hashes)
         scores = (top.scores / top.scores[:1]).astype(np.float32)
-        live = [(fact, score) for fact, score in zip(facts, scores.tolist(), strict=True) if fact is not None]
+        found = zip(facts, scores.tolist(), strict=True)
+        live = [(fact, score) for fact, score in found if fact is not None and score >= LEAST]
         live.sort(key=lambda item: (-item[1], item[0].item_id))
         return _List([fact for fact, _ in live], np.array([score for _, score in live], dtype=np.float32))
 

@@ -25,7 +25,7 @@ else
 end
 local partitions = math.max(tonumber(ARGV[2]), tonumber(redis.call('HGET', KEYS[1], 'partitions') or 0))
 redis.call('HSET', KEYS[1], 'partitions', partitions)
-local whole = true
+local whole = partitions > 0
 for n = 0, partitions - 1 do whole = whole and redis.call('HEXISTS', KEYS[1], n) == 1 end
 if whole then redis.call('SET', KEYS[2], ARGV[1]) else redis.call('DEL', KEYS[2]) end
 return redis.call('HGETALL', KEYS[1])
