@@ -4,7 +4,7 @@ HOW is `whole`: each batch is finished as it came; or `apart`: its records wait 
 `asking`: as `whole`, and before each commit the file GROUP.answer is read: nothing is committed unless it says `yes`,
 and `leave` makes the worker leave its group and end.
 The value `raise` makes its agent raise, the first time that this process group sees it (a file remembers). A file
-PID.begun has as many bytes as batches were begun.
+PID.begun has a line for each batch that was begun: its partitions.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ async def main(group: str, source: str, target: str, work_ms: float, how: str) -
 
     async def pass_on(records: Sequence[Any]) -> None:
         with begun.open("a") as file:
-            file.write(".")
+            file.write(" ".join({str(record.partition) for record in records}) + "\n")
         await asyncio.sleep(work_ms / 1000)
         if any(record.value == b"raise" for record in records) and not raised.exists():
             raised.touch()

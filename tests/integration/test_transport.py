@@ -137,10 +137,19 @@ def repeats(values: Counter[bytes]) -> int:
 @both_ways
 async def test_kill_9_in_mid_stream_loses_nothing(flow: Flow) -> None:
     first, _ = flow.spawn(), flow.spawn()
-    feeding = asyncio.create_task(flow.feed(15_000, 1500))
+    killed = asyncio.Event()
+
+    async def feed() -> None:
+        while not killed.is_set():
+            await flow.feed(300, 1500)
+        await flow.feed(7500, 1500)
+
+    feeding = asyncio.create_task(feed())
     await flow.passing()
+    await _ready(flow, first)
+    await _begins(flow, first)
     first.kill()
-    await asyncio.sleep(1)
+    killed.set()
     flow.spawn()
     await feeding
     values = await flow.all_through()
@@ -193,22 +202,40 @@ async def _ready(flow: Flow, worker: "subprocess.Popen[bytes]") -> None:
             await asyncio.sleep(0.02)
 
 
+async def _begins(flow: Flow, worker: "subprocess.Popen[bytes]") -> None:
+    """Wait until this worker begins another batch."""
+    before = len(_begun(flow, worker))
+    async with asyncio.timeout(60):
+        while len(_begun(flow, worker)) == before:
+            assert worker.poll() is None, "the worker ended by itself"
+            await asyncio.sleep(0.005)
+
+
+def _begun(flow: Flow, worker: "subprocess.Popen[bytes]") -> list[list[str]]:
+    """The partitions of each batch that a worker has begun."""
+    path = flow.settings.data_dir / f"{worker.pid}.begun"
+    return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+
 @pytest.mark.parametrize("flow", ["apart"], indirect=True)
-async def test_who_is_told_to_end_does_what_it_had_in_hand_though_others_leave_too(flow: Flow, tmp_path: Path) -> None:
+async def test_who_is_told_to_end_does_what_it_had_in_hand_though_others_leave_too(flow: Flow) -> None:
     """So that their leaving takes its partitions away while it drains."""
     slow = flow.spawn(work_ms=3000)
-    begun = tmp_path / f"{slow.pid}.begun"
     await flow.feed(PARTITIONS, 1000)
     await flow.all_through()
     fast = flow.spawn()
     async with asyncio.timeout(60):
         while await _group(flow) != ("Stable", 2):
             await asyncio.sleep(0.1)
-        batches = begun.stat().st_size
+        before = await _committed(flow)
+        earlier = {worker: len(_begun(flow, worker)) for worker in (slow, fast)}
         await flow.feed(40 * PARTITIONS, 1000)
-        while begun.stat().st_size == batches:
+
+        def places() -> set[str]:
+            return {n for worker, had in earlier.items() for batch in _begun(flow, worker)[had:] for n in batch}
+
+        while len(places()) < PARTITIONS:
             await asyncio.sleep(0.01)
-    before = await _committed(flow)
     for worker in (slow, fast):
         worker.send_signal(signal.SIGTERM)
     for worker in (slow, fast):
@@ -217,7 +244,7 @@ async def test_who_is_told_to_end_does_what_it_had_in_hand_though_others_leave_t
     assert set(values.values()) == {1}
     assert await group_lag(flow.settings, flow.group, flow.source) == flow.sent - len(values)
     after = await _committed(flow)
-    assert [n for n in before if after[n] == before[n]] == [], "what either had in hand of them was not done"
+    assert [n for n in before if after[n] == before[n]] == [], "what either had begun of them was not done"
 
 
 @both_ways
@@ -349,8 +376,12 @@ async def test_a_broker_that_is_killed_and_comes_back_loses_nothing(
         first, second = flow.spawn(), flow.spawn()
         feeding = asyncio.create_task(flow.feed(6000, 1000))
         await flow.passing()
+        logs = {path: path.stat().st_size for path in tmp_path.glob("worker-*.log")}
         own_kafka.kill()
         await asyncio.sleep(3)
+        async with asyncio.timeout(60):
+            while not all(b"Unable connect to" in path.read_bytes()[size:] for path, size in logs.items()):
+                await asyncio.sleep(0.1)
         own_kafka.start()
         await asyncio.to_thread(own_kafka.wait_ready)
         await feeding
