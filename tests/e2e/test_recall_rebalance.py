@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,12 +15,15 @@ from aiokafka import AIOKafkaProducer
 from schemas import codec
 from tests.e2e.conftest import Live
 from tests.e2e.test_live import new, request
+from tests.e2e.test_metrics import samples
 from tests.e2e.test_overload import Reader
+from workers.local.process import free_ports
 from workers.local.workers import environment
 
 TIMES = 3
 PER_TICK = 10
 TICK_S = 0.02
+AT_WORK_WITHIN_S = 60.0
 
 
 @pytest.fixture
@@ -30,10 +34,23 @@ async def reader(live: Live) -> AsyncIterator[Reader]:
     await reader.stop()
 
 
-def spawn(live: Live, log: Path) -> "subprocess.Popen[bytes]":
+def spawn(live: Live, web_port: int, log: Path) -> "subprocess.Popen[bytes]":
     argv = [sys.executable, "-m", "workers.cli.main", "worker", "recall"]
+    env = os.environ | environment(live.settings) | {"RECALL_WEB_PORT": str(web_port)}
     with log.open("ab") as output:
-        return subprocess.Popen(argv, stdout=output, stderr=output, env=os.environ | environment(live.settings))
+        return subprocess.Popen(argv, stdout=output, stderr=output, env=env)
+
+
+async def until_at_work(worker: "subprocess.Popen[bytes]", web_port: int, log: Path) -> None:
+    """Wait until it has answered some, and is seen with others in hand."""
+    end_s = time.monotonic() + AT_WORK_WITHIN_S
+    while True:
+        found = await asyncio.to_thread(samples, web_port)
+        if found.get("recall_answers_total") and found.get("recall_in_flight_batches"):
+            return
+        assert worker.poll() is None, log.read_text()[-2000:]
+        assert time.monotonic() < end_s, (found, log.read_text()[-2000:])
+        await asyncio.sleep(0.01)
 
 
 @pytest.mark.timeout(300)
@@ -58,12 +75,9 @@ async def test_workers_that_join_and_leave_lose_no_request(live: Live, reader: R
     log = tmp_path / "other.log"
     codes = []
     for _ in range(TIMES):
-        began = log.stat().st_size if log.exists() else 0
-        other = spawn(live, log)
-        while b"partitions assigned" not in log.read_bytes()[began:]:
-            assert other.poll() is None, log.read_text()[-2000:]
-            await asyncio.sleep(0.05)
-        await asyncio.sleep(0.5)
+        (web_port,) = free_ports(1)
+        other = spawn(live, web_port, log)
+        await until_at_work(other, web_port, log)
         other.send_signal(signal.SIGTERM)
         codes.append(await asyncio.to_thread(other.wait, 30))
     over.set()
