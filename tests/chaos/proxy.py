@@ -16,6 +16,7 @@ class Proxy:
         self.port = port
         self.delay_s = 0.0
         self.cuts = False
+        self.taken = 0  # bytes that came from clients, handed on or not yet
         self._target = target
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -74,6 +75,7 @@ class Proxy:
         writing = asyncio.create_task(write())
         try:
             while (piece := await reader.read(CHUNK_BYTES)) and (late or not self.cuts):
+                self.taken += len(piece) if late else 0
                 pieces.put_nowait((loop.time() + (self.delay_s if late else 0.0), piece))
         finally:
             writing.cancel()
