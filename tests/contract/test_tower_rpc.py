@@ -43,8 +43,8 @@ async def scripted() -> AsyncIterator[tuple[Scripted, Settings]]:
     await server.stop(None)
 
 
-async def infer(rpc: Rpc, **fields: Any) -> Any:
-    return await rpc.call(METHOD, PROTOCOL["ModelInferRequest"](**fields), PROTOCOL["ModelInferResponse"], 5.0)
+async def infer(rpc: Rpc, timeout_s: float = 5.0, **fields: Any) -> Any:
+    return await rpc.call(METHOD, PROTOCOL["ModelInferRequest"](**fields), PROTOCOL["ModelInferResponse"], timeout_s)
 
 
 async def test_what_is_no_message_is_unavailable(scripted: tuple[Scripted, Settings]) -> None:
@@ -77,14 +77,27 @@ async def test_a_call_in_flight_ends_as_unavailable_when_the_channel_is_closed(
 
 
 async def test_a_cancelled_call_is_cancelled(scripted: tuple[Scripted, Settings]) -> None:
+    """At the server too."""
     handler, settings = scripted
-    handler.answers = lambda _, __: asyncio.sleep(60, b"")
+    asked, given_up = asyncio.Event(), asyncio.Event()
+
+    async def never(_: bytes, __: Any) -> bytes:
+        asked.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            given_up.set()
+            raise
+        return b""
+
+    handler.answers = never
     rpc = Rpc(settings)
-    call = asyncio.create_task(infer(rpc))
-    await asyncio.sleep(0.05)
+    call = asyncio.create_task(infer(rpc, timeout_s=60.0))
+    await asyncio.wait_for(asked.wait(), 10)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
+    await asyncio.wait_for(given_up.wait(), 20)
     await rpc.close()
 
 
