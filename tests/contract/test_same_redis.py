@@ -1,6 +1,7 @@
 """Is it the Redis that took our writes? On servers of the test's own, which are killed, started again and demoted."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from workers.local.redis import Redis
 from workers.settings import load_settings
 from workers.stores.connect import Client, connect
 from workers.stores.same_redis import SameRedis, identity
+
+FOLLOWS_WITHIN_S = 60.0
 
 
 class Changed:
@@ -63,10 +66,12 @@ def follow(follower: Redis, leader: Redis | None) -> None:
     if leader is not None:
         with redis.Redis.from_url(leader.address) as plain:
             plain.config_set("repl-diskless-sync-delay", 0)
+    end_s = time.monotonic() + FOLLOWS_WITHIN_S
     with redis.Redis.from_url(follower.address) as plain:
         plain.replicaof(*(("127.0.0.1", leader.ports[0]) if leader is not None else ("NO", "ONE")))
         while leader is not None and plain.info("replication")["master_link_status"] != "up":
-            pass
+            assert time.monotonic() < end_s, "it does not follow"
+            time.sleep(0.01)
 
 
 async def is_another(same: SameRedis, changed: Changed) -> None:
