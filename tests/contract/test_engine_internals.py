@@ -112,9 +112,12 @@ def test_messages_topics_and_schemas() -> None:
     assert hasattr(drivers.TRANSPORTS, "aliases")
 
 
-def test_the_producer() -> None:
+async def test_the_producer(tmp_path: Path) -> None:
+    app = create_app("recall-requests", load_settings(data_dir=tmp_path), BatchPolicy())
+    producer = app.transport.create_producer()._new_producer()
+    assert producer._txn_manager is not None, "it is idempotent"
+    assert producer._sender._acks == -1, "all in-sync replicas"
     assert "_settings_extra" in inspect.getsource(driver.Producer._new_producer)
-    assert "enable_idempotence" in Producer._settings_extra(None)
     assert "self._producer" in inspect.getsource(driver.Producer._ensure_producer)
     assert list(inspect.signature(BatchBuilder.append).parameters) == ["self", "timestamp", "key", "value", "headers"]
     parameters = list(inspect.signature(AIOKafkaProducer.send_batch).parameters)
