@@ -79,36 +79,38 @@ async def test_until_done_tells_of_failures_and_of_the_end(dependencies: Depende
     assert dependencies.missing() is None
 
 
-async def probed(dependencies: Dependencies, fails: bool) -> None:
-    """One round of questions."""
+async def probed(dependencies: Dependencies, error: DependencyError | None) -> None:
+    """One round of questions. What comes of an answer follows it without a pause."""
+    asked = asyncio.Event()
 
     async def probe() -> None:
-        if fails:
-            raise DOWN
+        asked.set()
+        if error is not None:
+            raise error
 
     watching = asyncio.create_task(dependencies.watch({"redis": probe}))
-    await asyncio.sleep(0.01)
+    await asyncio.wait_for(asked.wait(), 10)
     watching.cancel()
 
 
 async def test_an_idle_worker_notices_an_outage_and_its_end(
     dependencies: Dependencies, metrics: Metrics, time: Time
 ) -> None:
-    await probed(dependencies, fails=True)
+    await probed(dependencies, DOWN)
     assert dependencies.missing() is not None
     assert metrics.registry.get_sample_value("recall_dependency_failures_total", {"kind": "recall"}) is None
     time.now_s += 2
-    await probed(dependencies, fails=False)
+    await probed(dependencies, None)
     assert dependencies.missing() is None
 
 
 async def test_an_answer_does_not_end_an_outage_while_work_fails(dependencies: Dependencies, time: Time) -> None:
     dependencies.failed(DOWN)
     time.now_s += SETTLED_S / 2
-    await probed(dependencies, fails=False)
+    await probed(dependencies, None)
     assert dependencies.missing() is not None
     time.now_s += SETTLED_S
-    await probed(dependencies, fails=False)
+    await probed(dependencies, None)
     assert dependencies.missing() is None
 
 
@@ -131,12 +133,6 @@ async def test_a_backend_that_never_answers_fails_its_probe(
 async def test_only_a_probe_without_any_answer_is_silence(
     dependencies: Dependencies, error: DependencyError | None
 ) -> None:
-    async def probe() -> None:
-        if error is not None:
-            raise error
-
     breaker = dependencies.breaker("redis")
-    watching = asyncio.create_task(dependencies.watch({"redis": probe}))
-    await asyncio.sleep(0.01)
-    watching.cancel()
+    await probed(dependencies, error)
     assert breaker.is_silent is isinstance(error, DependencyTimeout)

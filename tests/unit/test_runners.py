@@ -9,6 +9,7 @@ from workers.clock import SystemClock
 from workers.inflight import BatchPolicy, InFlight
 from workers.intake import Entry, Intake, IntakePolicy
 from workers.pipelines.recall import Incoming
+from workers.ports import Clock
 from workers.runners import Runners
 
 POLICY = IntakePolicy(max_batch=4, margin_ms=0)
@@ -22,12 +23,22 @@ class Record:
     timestamp: int
 
 
+class Stopped:
+    """A clock that a test moves on."""
+
+    ms = 1_000_000
+
+    def now_ms(self) -> int:
+        return self.ms
+
+
 class Line:
     """An intake and its runners; batches are held up until `go` is set."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
         self.flight = InFlight(BatchPolicy())
-        self.intake = Intake(SystemClock(), POLICY)
+        self.clock = clock or SystemClock()
+        self.intake = Intake(self.clock, POLICY)
         self.runners = Runners(self.intake, self._answer, self._refuse)
         self.go = asyncio.Event()
         self.begun: list[list[int]] = []
@@ -36,7 +47,7 @@ class Line:
         self._polled = 0
 
     def poll(self, count: int, timeout_ms: int = 60_000) -> list[Entry]:
-        now_ms = SystemClock().now_ms()
+        now_ms = self.clock.now_ms()
         records = [Record("t", 0, self._polled + n, now_ms) for n in range(count)]
         self._polled += count
         self.flight.add({("t", 0): records})
@@ -80,8 +91,10 @@ async def test_two_batches_run_and_the_next_begins_when_one_ends() -> None:
 
 
 async def test_who_cannot_be_in_time_is_refused_although_no_batch_ever_ends() -> None:
-    line = Line()
+    line = Line(clock := Stopped())
     line.runners.put(line.poll(20, timeout_ms=200))
+    await until(lambda: len(line.begun) == 2)
+    clock.ms += 201
     await until(lambda: len(line.refused) == 12)
     assert (sorted(line.refused), line.answered) == (list(range(8, 20)), [])
     assert len(line.intake) == 0
