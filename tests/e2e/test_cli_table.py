@@ -105,9 +105,7 @@ def test_row(row: tuple[str, str], request: pytest.FixtureRequest) -> None:
 def test_every_command_stands_in_the_table_of_commands_and_in_that_of_situations() -> None:
     commands = DOCUMENT.read_text().partition("## Situations")[0]
     situations = " ".join(command for command, _ in table())
-    for path, (target, _) in COMMANDS.items():
-        if not (ROOT / f"{target.partition(':')[0].replace('.', '/')}.py").exists():
-            continue  # one that is still to come
+    for path in COMMANDS:
         name = " ".join(path)
         assert f"| `recall {name}" in commands, name
         assert re.search(rf"`{name}\b", situations), name

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from pyarrow import parquet
 
 from models.bundle import load_bundle
 from models.datasets.generated import generate
@@ -58,7 +59,6 @@ def test_it_is_evaluated_with_it(folder: Path) -> None:
 
 
 def test_samples_are_written_with_it(folder: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
     done = recall(folder, "model", "dataset", "--to", "samples", *FILES, "--json")
     assert done.returncode == 0, done.stderr
     table = parquet.read_table(folder / "samples" / "samples.parquet")

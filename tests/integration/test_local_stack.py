@@ -26,8 +26,6 @@ from workers.local.stack import cache_dir, wipe
 from workers.local.state import ServiceState, StackState, read_state, running, write_state
 from workers.settings import Settings, load_settings
 
-pytestmark = pytest.mark.xdist_group("local-stack")  # one stack beside the run's own is enough for two cores
-
 GONE_WITHIN_S = 5.0
 
 
