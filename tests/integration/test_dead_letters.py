@@ -159,4 +159,4 @@ def test_without_its_topic_or_broker_one_line_says_so_soon(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "kafka" in lines[0]
-    assert time.monotonic() - started < 15, "the client's own waiting for a topic takes 40 s"
+    assert time.monotonic() - started < 35, "the client's own waiting for a topic takes 40 s"
