@@ -11,7 +11,7 @@ from tests.chaos.faults_backends import BACKEND_FAULTS
 from tests.chaos.faults_kafka import KAFKA_FAULTS
 from tests.chaos.faults_towers import TOWER_FAULTS
 from tests.chaos.log import ACTIVITY, ITEMS, REQUESTS
-from tests.chaos.rig import BUSY_WITHIN_S, Rig, busy
+from tests.chaos.rig import BUSY_WITHIN_S, RECOVERED_WITHIN_S, Rig, busy
 from workers.local.service import Service
 from workers.settings import AGENT_KINDS, AgentKind
 
@@ -82,7 +82,7 @@ async def _backlog(rig: Rig, kind: AgentKind) -> None:
 async def _taken_over(rig: Rig, kind: AgentKind) -> None:
     """Wait until others have done what the frozen one left, and what came since."""
     await _backlog(rig, kind)
-    await rig.taken_in([{"activity": ACTIVITY, "items": ITEMS, "recall": REQUESTS}[kind]], 60.0)
+    await rig.taken_in([{"activity": ACTIVITY, "items": ITEMS, "recall": REQUESTS}[kind]], RECOVERED_WITHIN_S)
 
 
 async def storm(rig: Rig) -> None:

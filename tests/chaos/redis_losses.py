@@ -25,21 +25,33 @@ async def tail_lost(rig: Rig) -> None:
     (log,) = (server.data / "appendonlydir").glob("*.incr.aof")
     sizes: list[tuple[float, int]] = []
     goal = rig.feeder.steps + 20
-    while rig.feeder.steps < goal or _cut(sizes) == log.stat().st_size:
+    while True:
         sizes.append((time.monotonic(), log.stat().st_size))
+        kept_s, kept = _a_while_ago(sizes)
+        if rig.feeder.steps >= goal and kept < sizes[-1][1]:  # there is something to cut off
+            break
         await asyncio.sleep(0.05)
-    server.kill()
+    if _kill(server) - kept_s > LIMIT_S:
+        raise NotRecoveredError("it took too long to kill Redis")
     with log.open("r+b") as file:
-        file.truncate(_cut(sizes))
+        file.truncate(kept)
     await rig.feeder.steps_more(AWAY_STEPS)
     await rig.restart(server)
     await until_ended(rig)
 
 
-def _cut(sizes: list[tuple[float, int]]) -> int:
-    """The size that the file had a while ago."""
-    now_s = time.monotonic()
-    return next((size for at_s, size in sizes if now_s - at_s < OLDEST_LOST_S), sizes[-1][1] if sizes else 0)
+def _a_while_ago(sizes: list[tuple[float, int]]) -> tuple[float, int]:
+    """The first of the sizes that were seen in the two seconds before the last of them, and when."""
+    return next((at_s, size) for at_s, size in sizes if sizes[-1][0] - at_s < OLDEST_LOST_S)
+
+
+def _kill(server: Redis) -> float:
+    """kill -9; when it was sent, not when the process was gone."""
+    assert server.process is not None
+    server.process.kill()
+    killed_s = time.monotonic()
+    server.kill()
+    return killed_s
 
 
 async def failover(rig: Rig) -> None:
@@ -93,8 +105,8 @@ def _promoted_and_killed(replica: Redis, server: Redis) -> bool:
         missing = ours.info("replication")["master_repl_offset"] - had
         if not missing or time.monotonic() - apart_s > LIMIT_S:
             return False
-        server.kill()
-    if time.monotonic() - apart_s > LIMIT_S + 0.1:
+        killed_s = _kill(server)
+    if killed_s - apart_s > LIMIT_S + 0.1:
         raise NotRecoveredError("it took too long to kill Redis")
     return True
 
