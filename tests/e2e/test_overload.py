@@ -77,6 +77,7 @@ async def test_more_than_can_be_done_is_answered_in_full_and_in_time(
     assert all(answer.timings_ms.total < TIMEOUT_MS for answer in refused), "before their deadlines"
     served = [answer for answer in answers if answer.status == "ok"]
     assert all(answer.timings_ms.total <= TIMEOUT_MS and len(answer.item_ids) == 20 for answer in served)
+    assert refused or len(served) == len(asked), "who cannot be served is told so"
 
     topic, group = live.settings.topic("recall-requests"), live.settings.group("recall-requests")
     async with asyncio.timeout(WITHIN_S):
