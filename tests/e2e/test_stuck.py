@@ -19,7 +19,7 @@ from models.bundle import Bundle
 from models.datasets.generated import generate
 from tests.conftest import Stack
 from tests.e2e.conftest import fit_small, prepare
-from tests.e2e.test_supervision import children, until_started
+from tests.e2e.test_supervision import ENDS_WITHIN_S, children, until_started
 from tests.e2e.traffic import Traffic
 from workers.local.process import end
 from workers.local.workers import environment
@@ -85,7 +85,7 @@ def supervised(settings: Settings, tmp_path: Path) -> Iterator["subprocess.Popen
     env = os.environ | environment(settings) | {"PYTHONPATH": path}
     child = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     yield child
-    end(child, 15.0)  # type: ignore[arg-type]
+    end(child, ENDS_WITHIN_S)  # type: ignore[arg-type]
 
 
 def log(settings: Settings, kind: str) -> str:
@@ -125,7 +125,8 @@ def test_a_stuck_worker_ends_and_is_started_again(
     assert [line["why"] for line in events(said) if line["event"].startswith("worker is stuck")] == [why]
     assert where in said.partition(why)[2], "the stacks of all threads"
     supervised.send_signal(signal.SIGTERM)
-    _, lines = supervised.communicate(timeout=15.0)
+    _, lines = supervised.communicate(timeout=ENDS_WITHIN_S)
+    assert supervised.returncode == 0
     ended = [line for line in events(lines) if line["event"] == "worker ended, starting it again"]
     assert [(line["kind"], line["how"]) for line in ended] == [(kind, "with code 1")]
 

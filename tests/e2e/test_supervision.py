@@ -23,7 +23,7 @@ from workers.local.process import end
 from workers.local.workers import MAX_SOON_DEATHS, WorkerProcesses, environment
 from workers.settings import AGENT_KINDS, Settings
 
-ENDS_WITHIN_S = 12.0
+ENDS_WITHIN_S = 60.0  # on a machine that does much else; whether it ends well is told by its exit code
 
 
 @pytest.fixture(scope="module")
