@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
 PATIENT_MS = 10_000  # a store's timeout where tests use it without trying again, on a machine that does much else
+PATIENT: dict[str, object] = {f"{step}_timeout_ms": PATIENT_MS for step in ("store", "tower", "index")}
+"""Settings of workers that are not to give up anything because the machine is busy."""
 RUNNING_VARIABLE = "RECALL_TEST_STACK"
 FOLDER_VARIABLE = "RECALL_TEST_FOLDER"  # tells xdist workers which stack is the run's
 START_WITHIN_S = 110.0

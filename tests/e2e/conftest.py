@@ -13,7 +13,7 @@ from models.datasets import Dataset
 from models.datasets.generated import generate
 from models.fit import FitOptions, fit
 from models.spec import builtin_spec, load_spec
-from tests.conftest import Stack, drop_collections
+from tests.conftest import PATIENT, Stack, drop_collections
 from workers import topics, views
 from workers.client import RecallClient
 from workers.item_loading import item_messages, wait_for_items
@@ -38,7 +38,7 @@ class Live:
 def live(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """Workers in a namespace of their own, ended with the last test of this folder."""
     folder = tmp_path_factory.mktemp("live")
-    settings = stack.settings(namespace=f"e2e{uuid.uuid4().hex[:8]}", data_dir=folder)
+    settings = stack.settings(**PATIENT, namespace=f"e2e{uuid.uuid4().hex[:8]}", data_dir=folder)
     dataset = generate(items=400, users=200, events=15_000)
     bundle = fit_small(dataset, folder / "bundles")
     asyncio.run(prepare(settings, bundle))

@@ -12,7 +12,7 @@ from models.bundle import Bundle
 from models.datasets.generated import generate
 from schemas.items import ItemUpdate
 from schemas.recall import CandidateList, RecallRequest
-from tests.conftest import Stack
+from tests.conftest import PATIENT, Stack
 from tests.e2e.conftest import fit_small, load, prepare
 from workers.client import RecallClient
 from workers.item_loading import item_messages, wait_for_items
@@ -33,7 +33,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 @pytest.fixture
 def settings(stack: Stack, namespace: str, tmp_path: Path, bundle: Bundle) -> Settings:
-    settings = stack.settings(namespace=namespace, data_dir=tmp_path / "data")
+    settings = stack.settings(**PATIENT, namespace=namespace, data_dir=tmp_path / "data")
     asyncio.run(prepare(settings, bundle))
     return settings
 

@@ -20,7 +20,7 @@ from schemas import codec
 from schemas.activity import UserActivity
 from schemas.recall import CandidateList, RecallRequest
 from schemas.records import TOKEN_BYTES, UserRecord, compact_seen
-from tests.conftest import Stack
+from tests.conftest import PATIENT, Stack
 from tests.e2e.conftest import fit_small, load, prepare
 from workers.client import RecallClient
 from workers.kafka_client import group_lag
@@ -62,7 +62,7 @@ def server(tmp_path: Path) -> Iterator[Redis]:
 
 @pytest.fixture
 def settings(stack: Stack, server: Redis, namespace: str, tmp_path: Path, bundle: Bundle) -> Settings:
-    settings = stack.settings(namespace=namespace, data_dir=tmp_path, redis_url=server.address)
+    settings = stack.settings(**PATIENT, namespace=namespace, data_dir=tmp_path, redis_url=server.address)
     asyncio.run(prepare(settings, bundle))
     return settings
 

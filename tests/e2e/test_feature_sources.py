@@ -18,7 +18,7 @@ import pytest
 from models.bundle import Bundle
 from models.datasets.generated import generate
 from schemas.recall import CandidateList, RecallRequest
-from tests.conftest import Stack
+from tests.conftest import PATIENT, PATIENT_MS, Stack
 from tests.contract.feature_backends import started
 from tests.e2e.conftest import load, prepare
 from tests.moods import MOOD, fit_moody, share_of
@@ -63,8 +63,9 @@ class Shop:
 @pytest.fixture(scope="module")
 def shop(stack: Stack, module_namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     folder, (port,) = tmp_path_factory.mktemp("shop"), free_ports(1)
-    source = {"kind": "http", "url": f"http://127.0.0.1:{port}", "timeout_ms": 1000, "cache_ttl_ms": 50}
+    source = {"kind": "http", "url": f"http://127.0.0.1:{port}", "timeout_ms": PATIENT_MS, "cache_ttl_ms": 50}
     settings = stack.settings(
+        **PATIENT,
         namespace=module_namespace,
         data_dir=folder / "data",
         reuse_ms=0,

@@ -17,8 +17,8 @@ from models.bundle import Bundle
 from models.datasets import Dataset
 from models.datasets.generated import generate
 from schemas.items import ItemUpdate
-from schemas.recall import RecallRequest
-from tests.conftest import Stack
+from schemas.recall import CandidateList, RecallRequest
+from tests.conftest import PATIENT, Stack
 from tests.e2e.conftest import fit_small, load, prepare
 from workers.client import RecallClient
 from workers.item_loading import wait_for_items
@@ -46,7 +46,9 @@ def packed(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle
 @pytest.fixture
 def ours(stack: Stack, namespace: str, tmp_path: Path, packed: Bundle) -> Settings:
     """Settings of the run's Kafka and Redis, and of Faiss."""
-    settings = stack.settings(namespace=namespace, data_dir=tmp_path, index="faiss", milvus_uri="http://127.0.0.1:1")
+    settings = stack.settings(
+        **PATIENT, namespace=namespace, data_dir=tmp_path, index="faiss", milvus_uri="http://127.0.0.1:1"
+    )
     asyncio.run(prepare(settings, packed))
     return settings
 
@@ -93,10 +95,15 @@ def asked() -> RecallRequest:
     return RecallRequest(request_id=uuid.uuid4().hex, user_id=uuid.uuid4().hex, k=1000, timeout_ms=20_000)
 
 
-async def listed(settings: Settings) -> set[str]:
-    """What a new user's list holds, of which all is to come from the index: nobody has done anything yet."""
+async def answered(settings: Settings) -> CandidateList:
+    """A new user's list, of which all is to come from the index: nobody has done anything yet."""
     async with RecallClient(settings) as client:
-        answer = await client.ask(asked())
+        return await client.ask(asked())
+
+
+async def listed(settings: Settings) -> set[str]:
+    """What such a list holds, which must be whole."""
+    answer = await answered(settings)
     assert answer.status == "ok", answer
     return set(answer.item_ids)
 
@@ -113,8 +120,8 @@ async def change(settings: Settings, upserts: list[str], deletes: list[str]) -> 
 
 async def until_listed(settings: Settings, wanted: set[str]) -> None:
     end_at = time.monotonic() + WITHIN_S
-    while (found := await listed(settings)) != wanted:
-        assert time.monotonic() < end_at, (found - wanted, wanted - found)
+    while (answer := await answered(settings)).status != "ok" or set(answer.item_ids) != wanted:
+        assert time.monotonic() < end_at, (answer.status, wanted.symmetric_difference(answer.item_ids))
         await asyncio.sleep(0.05)
 
 

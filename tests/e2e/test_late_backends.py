@@ -11,6 +11,7 @@ import pytest
 
 from models.bundle import Bundle
 from models.datasets.generated import generate
+from tests.conftest import PATIENT
 from tests.e2e.conftest import fit_small, prepare
 from tests.e2e.traffic import Traffic, ask
 from workers.local.discover import with_local_stack
@@ -42,7 +43,7 @@ def own_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
 
 @pytest.fixture
 def settings(own_stack: LocalStack, namespace: str, bundle: Bundle) -> Settings:
-    settings = with_local_stack(load_settings(namespace=namespace, data_dir=own_stack.data_dir))
+    settings = with_local_stack(load_settings(**PATIENT, namespace=namespace, data_dir=own_stack.data_dir))
     asyncio.run(prepare(settings, bundle))
     return settings
 

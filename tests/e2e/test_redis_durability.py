@@ -18,7 +18,7 @@ import pytest
 from models.datasets.generated import generate
 from schemas import codec
 from schemas.activity import UserActivity
-from tests.conftest import Stack
+from tests.conftest import PATIENT, Stack
 from tests.e2e.conftest import fit_small, prepare
 from workers.kafka_client import group_lag, produce
 from workers.local.process import end
@@ -32,7 +32,7 @@ WITHIN_S = 240.0
 
 @pytest.fixture
 def settings(stack: Stack, namespace: str, tmp_path: Path) -> Settings:
-    settings = stack.settings(namespace=namespace, data_dir=tmp_path)
+    settings = stack.settings(**PATIENT, namespace=namespace, data_dir=tmp_path)
     bundle = fit_small(generate(items=100, users=60, events=2500), tmp_path / "bundles")
     asyncio.run(prepare(settings, bundle))
     return settings

@@ -15,7 +15,7 @@ from tests.backends.backend import Backend
 from tests.backends.registry import backend, chosen
 from tests.backends.served import DATASET
 from tests.chaos.proxy import Proxy
-from tests.conftest import Stack
+from tests.conftest import PATIENT_MS, Stack
 from tests.e2e.conftest import load, prepare
 from tests.e2e.traffic import ask
 from workers.errors import DependencyTimeout
@@ -58,6 +58,7 @@ async def test_a_worker_answers_without_its_model_server_and_with_it(
     assert parts.port is not None
     proxy = Proxy(port, parts.port)
     overrides |= {"tower_url": f"{parts.scheme}://127.0.0.1:{port}"}
+    overrides |= {"store_timeout_ms": PATIENT_MS, "index_timeout_ms": PATIENT_MS}
     settings = stack.settings(namespace=namespace, data_dir=tmp_path, **overrides)
     await prepare(settings, bundle)
     workers = WorkerProcesses(settings)

@@ -17,7 +17,7 @@ import pytest
 
 from models.bundle import Bundle
 from models.datasets.generated import generate
-from tests.conftest import Stack
+from tests.conftest import PATIENT_MS, Stack
 from tests.e2e.conftest import fit_small, prepare
 from tests.e2e.test_supervision import ENDS_WITHIN_S, children, until_started
 from tests.e2e.traffic import Traffic
@@ -70,7 +70,9 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture
 def settings(stack: Stack, namespace: str, tmp_path: Path, packed: Bundle) -> Settings:
-    settings = stack.settings(namespace=namespace, data_dir=tmp_path, stuck_after_ms=STUCK_AFTER_MS)
+    settings = stack.settings(
+        namespace=namespace, data_dir=tmp_path, stuck_after_ms=STUCK_AFTER_MS, store_timeout_ms=PATIENT_MS
+    )
     asyncio.run(prepare(settings, packed))
     return settings
 

@@ -15,7 +15,7 @@ import pytest
 
 from models.bundle import Bundle
 from models.datasets.generated import generate
-from tests.conftest import Stack
+from tests.conftest import PATIENT, Stack
 from tests.e2e.conftest import fit_small, prepare
 from tests.e2e.traffic import Traffic, ask
 from workers.errors import RecallError
@@ -33,7 +33,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture
 def settings(stack: Stack, namespace: str, tmp_path: Path, packed: Bundle) -> Settings:
-    settings = stack.settings(namespace=namespace, data_dir=tmp_path)
+    settings = stack.settings(**PATIENT, namespace=namespace, data_dir=tmp_path)
     asyncio.run(prepare(settings, packed))
     return settings
 
