@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -43,8 +44,14 @@ from workers.towers.onnx import OnnxTower
 
 ITEMS = 60
 PATIENT = StepTimeouts(store_ms=5000, tower_ms=5000, index_ms=5000)  # a busy machine is no finding
-SHORT = StepTimeouts(store_ms=400, tower_ms=400, index_ms=400)  # where something never answers
+SHORT_MS = 400  # where something never answers
+STEPS = {"users": "store_ms", "tower": "tower_ms", "index": "index_ms"}
 DATASET = generate(items=ITEMS, users=60, events=2500)
+
+
+def short(part: str) -> StepTimeouts:
+    """Patient but with this part, which never answers."""
+    return replace(PATIENT, **{STEPS[part]: SHORT_MS})
 
 
 class System:
@@ -195,8 +202,10 @@ class Broken:
 
     def __init__(self, *, name: str = "test", hangs: bool = False) -> None:
         self._name, self._hangs = name, hangs
+        self.asked = 0
 
     async def _fail(self, *_: object) -> None:
+        self.asked += 1
         if self._hangs:
             await asyncio.Event().wait()
         raise DependencyUnavailable(self._name, "it is broken")

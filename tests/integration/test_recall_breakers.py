@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import structlog
 
-from tests.integration.recall_system import SHORT, System, ask
+from tests.integration.recall_system import System, ask, short
 from workers.breaker import LONGEST_PAUSE_S, STRIKES
 from workers.dependencies import Dependencies
 from workers.errors import DependencyError, DependencyUnavailable, RowRefused
@@ -14,6 +14,7 @@ from workers.metrics import Metrics
 from workers.pipelines.recall import RecallPipeline
 
 WITHIN_S = 20.0
+DEADLINE_MS = 250  # it ends a step before the step's own limit does
 PARTS = [("users", "redis"), ("tower", "tower"), ("index", "milvus")]
 CAPPED: dict[str, dict[str, object]] = {"default": {"at_most": {"genres": 4}}}
 REASONS = {"redis": "features_unavailable", "tower": "model_unavailable", "milvus": "index_unavailable"}
@@ -48,8 +49,8 @@ class Case:
         self.metrics = Metrics()
         self.dependencies = Dependencies("recall", self.metrics)
         self.part = Faulty(getattr(system, part), dependency)
-        parts = {part: self.part}
-        self.pipeline: RecallPipeline = system.pipeline(**parts, dependencies=self.dependencies, timeouts=SHORT)
+        parts, timeouts = {part: self.part}, short(part)
+        self.pipeline: RecallPipeline = system.pipeline(**parts, dependencies=self.dependencies, timeouts=timeouts)
 
     def is_open(self) -> bool:
         labels = {"kind": "recall", "dependency": self.dependency}
@@ -110,7 +111,8 @@ async def test_without_a_probe_a_call_now_and_then_finds_out(case: Case) -> None
 async def test_a_scene_with_caps_is_no_word_of_redis_where_it_looks_nothing_up(system: System) -> None:
     case = Case(system, "users", "redis")
     await system.pipeline(scenes=CAPPED).run([ask("nobody")])  # what is popular is in memory from now on
-    case.pipeline = system.pipeline(users=case.part, scenes=CAPPED, dependencies=case.dependencies, timeouts=SHORT)
+    parts = {"users": case.part, "dependencies": case.dependencies}
+    case.pipeline = system.pipeline(**parts, scenes=CAPPED, timeouts=short("users"))
     case.part.fault = "hangs"
     await case.until_open()
 
@@ -133,10 +135,10 @@ async def test_values_that_are_refused_are_no_reason(case: Case) -> None:
 async def test_a_deadline_is_no_reason_unless_the_probe_gets_no_answer_either(case: Case) -> None:
     case.part.fault = "hangs"
     for _ in range(STRIKES + 1):
-        await case.pipeline.run([ask(timeout_ms=120)])
+        await case.pipeline.run([ask(timeout_ms=DEADLINE_MS)])
     assert not case.is_open()
     case.dependencies.breaker(case.dependency).probed(answered=False)
-    await case.until_open(timeout_ms=120)
+    await case.until_open(timeout_ms=DEADLINE_MS)
 
 
 async def test_who_needs_no_search_does_not_learn_that_there_is_none(system: System) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import Stack
-from tests.integration.recall_system import PATIENT, SHORT, Broken, System, ask
+from tests.integration.recall_system import PATIENT, Broken, System, ask, short
 from workers.clock import SystemClock
 from workers.dependencies import Dependencies
 from workers.errors import DependencyUnavailable, RowRefused
@@ -49,7 +49,7 @@ async def test_a_batch_is_the_same_as_its_requests_one_by_one(system: System) ->
 async def test_a_broken_part_gives_a_degraded_answer_in_time(
     system: System, part: str, reason: str, hangs: bool
 ) -> None:
-    pipeline = system.pipeline(**{part: Broken(hangs=hangs)}, timeouts=SHORT if hangs else PATIENT)
+    pipeline = system.pipeline(**{part: Broken(hangs=hangs)}, timeouts=short(part) if hangs else PATIENT)
     known, unknown = await pipeline.run([ask(), ask("nobody")])
     for answer in (known, unknown):  # late: `expired`
         assert (answer.status, answer.reasons) == ("degraded", [reason])

@@ -1,7 +1,6 @@
 """What a scene makes of a list: its sources, quotas, caps and seen rule; deeper searches, reuse, and last lists."""
 
 import asyncio
-import time
 from collections import Counter
 
 import numpy as np
@@ -11,7 +10,7 @@ from schemas import codec
 from schemas.items import ItemUpdate
 from schemas.recall import CandidateList, FilterClause
 from schemas.records import ItemRecord, UserRecord, hash64_each
-from tests.integration.recall_system import ITEMS, SHORT, Broken, System, ask
+from tests.integration.recall_system import ITEMS, Broken, System, ask, short
 from workers.breaker import STRIKES
 from workers.clock import SystemClock
 from workers.dependencies import Dependencies
@@ -306,16 +305,16 @@ async def test_a_list_by_anchors_says_which_backend_it_lacks(
 async def test_a_redis_that_hangs_is_not_held_against_the_index(system: System) -> None:
     dependencies, hangs = Dependencies("recall", Metrics()), Broken(name="redis", hangs=True)
     parts = {"users": hangs, "items": VectorCache(hangs, system.bundle.dim), "dependencies": dependencies}
-    pipeline = system.pipeline(scenes=MORE, timeouts=SHORT, **parts)
+    pipeline = system.pipeline(scenes=MORE, timeouts=short("users"), **parts)
     for _ in range(STRIKES):
         (answer,) = await pipeline.run([ask(scene="more", anchor_items=["film-7"])])
         assert answer.reasons == ["features_unavailable"]
     assert dependencies.breaker("milvus").open_since_s is None
     assert dependencies.breaker("redis").open_since_s is not None
     dependencies.breaker("redis").probed(answered=False)
-    began_s = time.perf_counter()
+    asked = hangs.asked
     (answer,) = await pipeline.run([ask(scene="more", anchor_items=["film-7"])])
-    assert time.perf_counter() - began_s < SHORT.store_ms / 1000, "nobody waits for it any more"
+    assert hangs.asked == asked, "nobody waits for it any more"
     assert answer.reasons == ["features_unavailable"]
 
 
@@ -351,7 +350,7 @@ async def test_a_list_that_there_was_no_time_to_fill_is_not_said_to_be_all_there
                 await asyncio.Event().wait()
             return hits
 
-    (answer,) = await system.pipeline(index=Slow(system), timeouts=SHORT).run([ask("fan", k=60)])
+    (answer,) = await system.pipeline(index=Slow(system), timeouts=short("index")).run([ask("fan", k=60)])
     assert (answer.status, answer.reasons) == ("degraded", ["index_unavailable"])
     assert 0 < len(answer.item_ids) < 60, "what the first search has found is kept"
 
