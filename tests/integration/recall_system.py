@@ -70,7 +70,7 @@ class System:
         self.popular = PopularLists(self.counts, self.facts, [])
         self.index = MemoryItemIndex(Collection("c", dim, bundle.metric, bundle.version))
         inputs, outputs = signature.user_inputs(bundle.encoding, dim), signature.user_outputs(dim)
-        self.tower = OnnxTower(bundle.user_tower, inputs, outputs, 1000)
+        self.tower = OnnxTower(bundle.user_tower, inputs, outputs, PATIENT.tower_ms)
 
     async def fill(self) -> None:
         """The catalogue is in; `known` has liked film-3; film-5 is the most popular, then film-3, then others."""
