@@ -23,6 +23,8 @@ from hypothesis import settings as hypothesis_settings
 
 from tests.backends.backend import Backend
 from tests.backends.registry import backend
+from workers.local.process import free_ports
+from workers.local.redis import Redis
 from workers.local.state import running
 from workers.settings import Settings, load_settings
 
@@ -117,6 +119,17 @@ def _running(data_dir: Path) -> Stack:
         pytest.fail(f"no stack runs in {data_dir}")
     kafka, redis, milvus = (state.services[name].address for name in ("kafka", "redis", "milvus"))
     return Stack(kafka, redis, milvus, data_dir)
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[Redis]:
+    """A Redis server of the test's own, to be hurt."""
+    server = Redis(tmp_path / "redis", tmp_path / "redis.log", tmp_path / "cache")
+    server.ports = free_ports(1)
+    server.start()
+    server.wait_ready()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from tests.conftest import PATIENT, Stack
 from tests.e2e.conftest import fit_small, load, prepare
 from workers.client import RecallClient
 from workers.kafka_client import group_lag
-from workers.local.process import end, free_ports
+from workers.local.process import end
 from workers.local.redis import Redis
 from workers.local.workers import environment
 from workers.pipelines.activity import ActivityPipeline
@@ -50,19 +50,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Redis]:
-    """A Redis of the test's own, to be emptied."""
-    server = Redis(tmp_path / "redis", tmp_path / "redis.log", tmp_path / "cache")
-    server.ports = free_ports(1)
-    server.start()
-    server.wait_ready()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def settings(stack: Stack, server: Redis, namespace: str, tmp_path: Path, bundle: Bundle) -> Settings:
-    settings = stack.settings(**PATIENT, namespace=namespace, data_dir=tmp_path, redis_url=server.address)
+def settings(stack: Stack, own_redis: Redis, namespace: str, tmp_path: Path, bundle: Bundle) -> Settings:
+    settings = stack.settings(**PATIENT, namespace=namespace, data_dir=tmp_path, redis_url=own_redis.address)
     asyncio.run(prepare(settings, bundle))
     return settings
 

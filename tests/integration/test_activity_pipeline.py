@@ -2,8 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from schemas.records import (
     seen_items,
 )
 from workers.errors import DependencyError, DependencyUnavailable
-from workers.local.process import free_ports
 from workers.local.redis import Redis
 from workers.pipelines.activity import COMPACT_ABOVE_BYTES, MAX_TRIES, ActivityEvent, ActivityPipeline
 from workers.ports import Applied, StoredUser, UserChange, UserTable
@@ -42,17 +40,6 @@ async def table(settings: Settings) -> AsyncIterator[RedisUserTable]:
     table = RedisUserTable(connect(settings), settings)
     yield table
     await table.close()
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Redis]:
-    """A Redis server of the test's own, to be hurt."""
-    server = Redis(tmp_path / "redis", tmp_path / "redis.log", tmp_path / "cache")
-    server.ports = free_ports(1)
-    server.start()
-    server.wait_ready()
-    yield server
-    server.stop()
 
 
 def pipeline_on(table: UserTable) -> ActivityPipeline:
@@ -302,8 +289,8 @@ async def test_the_last_try_counts_and_then_it_is_a_dependency_error(table: Redi
         await pipeline_on(Overtaken(table, first=MAX_TRIES)).run([did("b", 1, 1)])
 
 
-async def test_a_killed_server_is_waited_for_and_nothing_is_lost(server: Redis, namespace: str) -> None:
-    settings = load_settings(redis_url=server.address, namespace=namespace)
+async def test_a_killed_server_is_waited_for_and_nothing_is_lost(own_redis: Redis, namespace: str) -> None:
+    settings = load_settings(redis_url=own_redis.address, namespace=namespace)
     table = RedisUserTable(connect(settings), settings)
     rng = random.Random(5)
     events = made_up(rng, users=20, most=MAX_HISTORY_ROWS)
@@ -311,19 +298,19 @@ async def test_a_killed_server_is_waited_for_and_nothing_is_lost(server: Redis, 
     await pipeline_on(expected).run(events)
     half = len(events) // 2
     await run_all(pipeline_on(table), events[:half], rng)
-    server.kill()
+    own_redis.kill()
     async with asyncio.timeout(2 * settings.store_timeout_ms / 1000):
         with pytest.raises(DependencyError):
             await pipeline_on(table).run(events[half:])
-    server.start()
-    server.wait_ready()
+    own_redis.start()
+    own_redis.wait_ready()
     await run_all(pipeline_on(table), events[half - 50 :], rng)
     assert await facts(table, users_of(events)) == await facts(expected, users_of(events))
     await table.close()
 
 
-async def test_a_full_server_is_a_dependency_error_until_it_has_room(server: Redis, namespace: str) -> None:
-    settings = load_settings(redis_url=server.address, namespace=namespace)
+async def test_a_full_server_is_a_dependency_error_until_it_has_room(own_redis: Redis, namespace: str) -> None:
+    settings = load_settings(redis_url=own_redis.address, namespace=namespace)
     client = connect(settings)
     table = RedisUserTable(client, settings)
     events = [did("a", 1, 1), did("b", 1, 1)]

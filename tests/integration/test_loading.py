@@ -20,7 +20,6 @@ from tests.integration.test_activity_pipeline import (
     forgotten,
     made_up,
     pipeline_on,
-    server,
     users_of,
 )
 from workers.activity_files import open_activities
@@ -34,8 +33,6 @@ from workers.settings import Settings, load_settings
 from workers.stores.connect import connect
 from workers.stores.user_memory import MemoryUserTable
 from workers.stores.user_redis import RedisUserTable
-
-__all__ = ["server"]  # a fixture
 
 
 @pytest.fixture
@@ -186,22 +183,22 @@ def test_a_user_whose_record_cannot_be_read_is_left_alone(settings: Settings, tm
         assert runner.run(table.records(["odd"])) == [odd]
 
 
-def test_a_server_that_comes_back_is_waited_for(server: Redis, namespace: str, tmp_path: Path) -> None:
-    settings = load_settings(redis_url=server.address, namespace=namespace)
+def test_a_server_that_comes_back_is_waited_for(own_redis: Redis, namespace: str, tmp_path: Path) -> None:
+    settings = load_settings(redis_url=own_redis.address, namespace=namespace)
     events = made_up(random.Random(4), users=20, most=MAX_HISTORY_ROWS)
     path = written(tmp_path / "a", events)
-    server.kill()
+    own_redis.kill()
     with ThreadPoolExecutor() as pool:
         loaded = pool.submit(load, settings, path)
-        server.start()
-        server.wait_ready()
+        own_redis.start()
+        own_redis.wait_ready()
         assert loaded.result().loaded.outcomes == {"accepted": len(events)}
     assert stored(settings, users_of(events)) == replayed(events)
 
 
-def test_one_that_does_not_is_given_up(server: Redis, namespace: str, tmp_path: Path) -> None:
-    settings = load_settings(redis_url=server.address, namespace=namespace)
-    server.kill()
+def test_one_that_does_not_is_given_up(own_redis: Redis, namespace: str, tmp_path: Path) -> None:
+    settings = load_settings(redis_url=own_redis.address, namespace=namespace)
+    own_redis.kill()
     with pytest.raises(RecallError, match=r"redis: .*; 0 activities are taken in, and count once when loaded again"):
         load(settings, written(tmp_path / "a", [did("a", 1, 1)]), patience_s=0.0)
 

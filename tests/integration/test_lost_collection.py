@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from tests.conftest import PATIENT_MS, Stack
-from tests.integration.test_activity_pipeline import server
 from workers.app import _forget_what_is_gone
 from workers.dependencies import Dependencies
 from workers.errors import DependencyError
@@ -23,8 +22,6 @@ from workers.stores.connect import connect, ping
 from workers.stores.markers_redis import RedisMarkers
 from workers.stores.same_redis import SameRedis
 from workers.worker import Worker
-
-__all__ = ["server"]  # a fixture
 
 DURABLE_MS = 4321  # nobody else sleeps for so long
 WITHIN_S = 20
@@ -78,11 +75,11 @@ class Lost:
 
 
 @pytest.fixture
-async def lost(server: Redis, stack: Stack, namespace: str, tmp_path: Path) -> AsyncIterator[Lost]:
+async def lost(own_redis: Redis, stack: Stack, namespace: str, tmp_path: Path) -> AsyncIterator[Lost]:
     settings = stack.settings(
         namespace=namespace,
         data_dir=tmp_path,
-        redis_url=server.address,
+        redis_url=own_redis.address,
         redis_durability_ms=DURABLE_MS,
         store_timeout_ms=PATIENT_MS,
         index_timeout_ms=PATIENT_MS,
@@ -112,12 +109,12 @@ async def test_nothing_is_made_before_what_is_forgotten_lasts(lost: Lost, held: 
     assert lost.ends == 0
 
 
-async def test_a_redis_that_is_another_one_by_then_ends_the_worker(lost: Lost, held: Held, server: Redis) -> None:
+async def test_a_redis_that_is_another_one_by_then_ends_the_worker(lost: Lost, held: Held, own_redis: Redis) -> None:
     forgetting = lost.forget()
     await until(lambda: held.waiting == 1 or forgetting.done())
-    server.kill()
-    server.start()
-    await asyncio.to_thread(server.wait_ready)
+    own_redis.kill()
+    own_redis.start()
+    await asyncio.to_thread(own_redis.wait_ready)
     async with asyncio.timeout(WITHIN_S):
         while not await answers(lost):  # broken connections of the pool are used up
             await asyncio.sleep(0.01)

@@ -10,7 +10,6 @@ from schemas import codec
 from schemas.items import ItemUpdate
 from schemas.records import ItemRecord, hash64
 from tests.conftest import PATIENT_MS
-from tests.integration.test_activity_pipeline import server
 from workers.cancelling import cancel
 from workers.dependencies import Dependencies
 from workers.local.redis import Redis
@@ -26,8 +25,6 @@ from workers.stores.item_facts import ItemFacts
 from workers.stores.item_redis import RedisItemTable
 from workers.stores.popular_redis import RedisPopularTable
 
-__all__ = ["server"]  # a fixture
-
 DEFINITION = "0" * 16
 WITHIN_S = 60
 
@@ -35,8 +32,8 @@ WITHIN_S = 60
 class Counted:
     """Two items, and how often they were counted."""
 
-    def __init__(self, server: Redis, namespace: str) -> None:
-        settings = load_settings(redis_url=server.address, namespace=namespace, store_timeout_ms=PATIENT_MS)
+    def __init__(self, own_redis: Redis, namespace: str) -> None:
+        settings = load_settings(redis_url=own_redis.address, namespace=namespace, store_timeout_ms=PATIENT_MS)
         self.client = connect(settings)
         self.items = RedisItemTable(self.client, settings, "items_v", 4)
         self.table = RedisPopularTable(self.client, settings, DEFINITION)
@@ -54,8 +51,8 @@ class Counted:
 
 
 @pytest.fixture
-async def counted(server: Redis, namespace: str) -> AsyncIterator[Counted]:
-    counted = Counted(server, namespace)
+async def counted(own_redis: Redis, namespace: str) -> AsyncIterator[Counted]:
+    counted = Counted(own_redis, namespace)
     for n, name in enumerate("ab"):
         update = ItemUpdate(item_id=name, op="upsert", timestamp_ms=1)
         await counted.items.write([ItemRecord(name, 0, n, update=codec.encode_event(update))], [None])
@@ -70,16 +67,16 @@ async def until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_lists_are_read_anew_once_redis_is_back(counted: Counted, server: Redis) -> None:
+async def test_lists_are_read_anew_once_redis_is_back(counted: Counted, own_redis: Redis) -> None:
     dependencies = counted.dependencies
     renewing = asyncio.create_task(_repeat(counted.lists.refresh, partial(counted.lists.due, 0.01), dependencies))
     try:
         await until(lambda: counted.best() == ["a"])
-        server.kill()
+        own_redis.kill()
         await until(lambda: dependencies.missing() is not None)
         assert counted.best() == ["a"]
-        server.start()
-        await asyncio.to_thread(server.wait_ready)
+        own_redis.start()
+        await asyncio.to_thread(own_redis.wait_ready)
         await counted.count("b", 9)
         await until(lambda: counted.best() == ["b", "a"] and dependencies.missing() is None)
         assert not renewing.done()
