@@ -274,6 +274,7 @@ class RecallAgent:
     async def _shorten(self, batch: Batch, record: Any, answer: CandidateList) -> None:
         """An answer that is too large is sent without its list, and its request is a dead letter."""
         context, short = self._context, _without_list(answer)
+        batch.owe(record)  # it is tried for as long as it takes
         await context.outbox.send_all(context.settings.topic("recall-candidates"), [self._message(record, short)])
         self._count([short])
         line = f"the answer is larger than {codec.MAX_VALUE_BYTES} bytes"

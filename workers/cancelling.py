@@ -28,18 +28,17 @@ async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
     It is not waited for then: a call of redis-py ends by itself, at its own timeout.
     """
     task = asyncio.create_task(work)
+    task.add_done_callback(_heard)
     try:
         await asyncio.wait({task}, timeout=seconds)
     finally:
-        if not task.done():
-            task.add_done_callback(_heard)
-            task.cancel()
+        task.cancel()  # nothing happens when it is done
     if not task.done():
         raise TimeoutError
     return task.result()
 
 
 def _heard(task: "asyncio.Task[Any]") -> None:
-    """What it raises is nobody's any more."""
+    """What it raises may be nobody's any more."""
     if not task.cancelled():
         task.exception()

@@ -139,6 +139,8 @@ class GivingUp:
             ],
             told,
         )
+        for record, _ in left.values():
+            batch.owe(record)
 
     def _count(self, written: Problems) -> None:
         codes = Counter(str(problem.code) for _, problem in written)

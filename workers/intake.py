@@ -99,9 +99,8 @@ class Intake:
             self._next += 1
         while self._waiting and self._displaces():
             self._displaced.append(self._out(self._waiting.popitem(last=False)[1]))
-        if entries:
-            many = len(entries) >= self.policy.max_batch  # there may be more where these came from
-            self._next_poll_ms = 0 if many else self._clock.now_ms() + self.policy.poll_every_ms
+        many = len(entries) >= self.policy.max_batch  # there may be more where these came from
+        self._next_poll_ms = 0 if many else self._clock.now_ms() + self.policy.poll_every_ms
 
     def shed(self) -> list[Entry]:
         """Those that cannot be in time any more, and those displaced: to be refused. Tell `refused` when they are."""

@@ -1,7 +1,6 @@
 """A catalogue as item updates, and the wait until the active view has taken it in."""
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 
@@ -9,7 +8,7 @@ from schemas import codec
 from schemas.items import ItemUpdate
 from workers import views
 from workers.errors import ConfigurationError, RecallError
-from workers.kafka_client import Message, group_lag
+from workers.kafka_client import Message, group_standing
 from workers.settings import Settings
 from workers.stores import keys
 
@@ -31,10 +30,13 @@ async def wait_for_items(
     if view is None:
         raise ConfigurationError("no bundle is active, so nobody takes items in; make one: recall model fit")
     group = settings.group(keys.items_group(view.collection))
-    least, since_s = math.inf, 0.0
-    while lag := await group_lag(settings, group, settings.topic("item-updates")):
-        if lag < least:
-            least, since_s = lag, time.monotonic()
+    before, since_s = -1, 0.0
+    while True:
+        lag, committed = await group_standing(settings, group, settings.topic("item-updates"))
+        if not lag:
+            return
+        if committed != before:
+            before, since_s = committed, time.monotonic()
         elif time.monotonic() > since_s + within_s:
             raise RecallError(f"{lag} item updates are still waiting; is an items worker running? (`recall status`)")
         waiting(lag)

@@ -173,6 +173,11 @@ async def _committed(admin: Any, group: str, partitions: Sequence[TopicPartition
 
 async def group_lag(settings: Settings, group: str, topic: str) -> int:
     """Records of a topic that a group has not committed yet: its whole content when the group never committed."""
+    return (await group_standing(settings, group, topic))[0]
+
+
+async def group_standing(settings: Settings, group: str, topic: str) -> tuple[int, int]:
+    """The same, and the sum of its committed offsets, which rises while records are taken in."""
     admin = admin_client(settings)
     consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap)
     async with connected(settings, admin, consumer):
@@ -185,4 +190,5 @@ async def group_lag(settings: Settings, group: str, topic: str) -> int:
         committed = {partition: entry.offset for partition, entry in offsets.items() if entry.offset >= 0}
         begins = await consumer.beginning_offsets(partitions)
         ends = await consumer.end_offsets(partitions)
-    return sum(ends[partition] - committed.get(partition, begins[partition]) for partition in partitions)
+    lag = sum(ends[partition] - committed.get(partition, begins[partition]) for partition in partitions)
+    return lag, sum(committed.values())

@@ -111,8 +111,10 @@ class Positions:
             return {n: Extent(committed[n], first[each], end[each]) for n, each in assigned.items()}
 
         topic = next(iter(assigned.values())).topic
-        of = len(consumer._thread._ensure_consumer().partitions_for_topic(topic) or ())
+        client = consumer._thread._ensure_consumer()
+        of = len(client.partitions_for_topic(topic) or ())
         if of <= max(assigned):  # of its own metadata, which may come later than the group's leader's assignment
+            await consumer._thread.call_thread(client._client.force_metadata_update)
             raise DependencyUnavailable("kafka", f"{topic} is not known yet")
         return await refill.begin(sorted(assigned), of, extents)
 

@@ -194,7 +194,7 @@ class Consumer(driver.Consumer):
             self.wake.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.wake.wait(), 0.05)
-        if self.flight.unfinished():
+        if self.flight.unfinished(owed=False):
             log.warning("stopped before all batches were done", running=self.flight.counts[0])
         await asyncio.sleep(max(0.0, min(self.flight.unsettled_s(), end - time.monotonic())))
         for _ in range(10):

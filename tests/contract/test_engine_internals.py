@@ -2,8 +2,10 @@
 
 import asyncio
 import inspect
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -15,6 +17,7 @@ from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder, MessageAccumulator
 from aiokafka.producer.sender import Sender
 from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.structs import ConsumerRecord
 from faust import App, Schema
 from faust.tables.recovery import Recovery
 from faust.transport import drivers
@@ -207,6 +210,30 @@ async def test_in_a_rebalance_a_worker_that_ends_drains_leaves_and_lets_its_conn
             await stopping
     assert steps == (["drained", "left", "closed"] if ends else ["closed"])
     await cancel(stopping)
+
+
+@pytest.mark.parametrize("owed", [True, False])
+async def test_a_drain_waits_for_work_and_a_moment_only_for_what_a_late_partition_is_owed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owed: bool
+) -> None:
+    monkeypatch.setattr(transport, "OWED_WITHIN_S", 0.01)
+    consumer: Any = create_app("recall-requests", load_settings(data_dir=tmp_path), BatchPolicy()).consumer
+    monkeypatch.setattr(consumer, "commit_and_end_transactions", partial(asyncio.sleep, 0))
+    record = ConsumerRecord("t", 0, 0, 0, 1, b"u", b"", None, 1, 1, ())
+    consumer.flight.add({("t", 0): [record]})
+    batch = consumer.flight.take()
+    batch.started = True
+    batch.hold(record)
+    batch.done()
+    assert batch.start(record)
+    if owed:
+        batch.owe(record)
+    draining = asyncio.create_task(consumer._drain())
+    await asyncio.wait({draining}, timeout=1)
+    assert draining.done() == owed
+    batch.done(record)
+    async with asyncio.timeout(5):
+        await draining
 
 
 def test_leaving_the_group() -> None:

@@ -18,9 +18,8 @@ from workers.stores.item_facts import ItemFact, ItemFacts
 DEPTH = 1000  # items of a list
 SEGMENTS_AT_ONCE = 8  # of a refresh, in turn: so a field with a thousand values costs no more than one with eight
 MAX_FILTERED = 256
-LEAST = (
-    2.0**-60
-)  # beside the best of its list: what counts for less is left out, and so there is room below the last one
+LEAST = 2.0**-60
+"""Beside the best of its list: what counts for less is left out, so that there is room below the last one."""
 
 Best = tuple[list[str], Float32]
 """Item ids, best first, equal scores by id, no item twice, and float32[N] scores: parts of the most popular item's.
