@@ -41,7 +41,7 @@ class Second(Kafka):
 
     def command(self) -> tuple[list[str], dict[str, str]]:
         [port], controller = self.ports, self.first.ports[1]
-        text = PROPERTIES.format(port=port, controller=controller, logs=self.data / "logs")
+        text = PROPERTIES.format(port=port, controller=controller)
         for what, instead in (
             ("process.roles=broker,controller", "process.roles=broker"),
             ("node.id=1", "node.id=2"),

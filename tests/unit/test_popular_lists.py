@@ -228,6 +228,13 @@ async def test_a_segment_that_stood_still_for_long_is_listed(world: World) -> No
     assert np.isfinite(scores).all()
 
 
+async def test_what_is_deleted_weighs_nothing_beside_the_others(world: World) -> None:
+    await world.count("M", {"x": 2**80, "y": 4, "w": 1})
+    await world.put("x", 1, gone=True)
+    await world.lists.refresh()
+    assert world.best("M")[:2] == ["y", "w"]
+
+
 async def test_what_counts_for_next_to_nothing_beside_the_best_is_left_out(world: World) -> None:
     await world.count("M", {"x": 2**80, "y": 2**80, "w": 1})
     await world.lists.refresh()

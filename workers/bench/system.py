@@ -4,13 +4,14 @@ import os
 import platform
 import resource
 import time
-import urllib.request
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
+
+from workers.local.ready import open_page
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PACKAGES = ("faust-streaming", "aiokafka", "redis", "pymilvus", "onnxruntime", "orjson", "numpy")
@@ -62,7 +63,7 @@ class Scrape:
 
 def scrape(pid: int, web_port: int) -> Scrape:
     """Read a worker's /metrics and its CPU time."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{web_port}/metrics", timeout=10) as page:
+    with open_page(f"http://127.0.0.1:{web_port}/metrics", timeout=10) as page:
         text = page.read().decode()
     values = {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value

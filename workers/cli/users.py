@@ -1,6 +1,7 @@
 """`recall users forget USER...` and `recall users load FILE`."""
 
 import asyncio
+import codecs
 import sys
 import time
 from collections.abc import Sequence
@@ -72,8 +73,9 @@ def _listed(file: Path) -> list[str]:
     try:
         with ExitStack() as opened:
             stream = sys.stdin.buffer if file == STDIN else opened.enter_context(file.open("rb"))
-            keys = ((number, line.rstrip(b"\r\n")) for number, line in enumerate(stream, 1))
-            return [_id(key, f"{name}:{number}") for number, key in keys if key]
+            keys = [line.rstrip(b"\r\n") for line in stream]
+            keys[:1] = [key.removeprefix(codecs.BOM_UTF8) for key in keys[:1]]  # else nobody would be forgotten for it
+            return [_id(key, f"{name}:{number}") for number, key in enumerate(keys, 1) if key]
     except OSError as error:
         raise RecallError(f"{name}: {error.strerror}") from error
 

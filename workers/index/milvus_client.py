@@ -35,7 +35,8 @@ class MilvusClient:
         uri = settings.milvus_uri
         try:
             parts = urlsplit(uri if "://" in uri else f"http://{uri}")
-            address = f"{parts.hostname}:{parts.port or 19530}"
+            host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname  # IPv6
+            address = f"{host}:{parts.port or 19530}"
         except ValueError:  # its text may hold a part of a password: not to be shown
             raise ConfigurationError(f"milvus_uri: {self._uri} is not http://host:port or https://host:port") from None
         if parts.scheme not in {"http", "https", "tcp"} or not parts.hostname:

@@ -19,6 +19,7 @@ ENDPOINTS = {
     "kafka-log": "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4",
 }
 DOWNLOAD_MB = 44
+CONFIGURATION = "server.properties"
 CHECKSUMS = Path(__file__).with_name("kafka_jars.sha256")
 JAVA_OPTIONS = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dlog4j2.level=WARN")
 
@@ -31,7 +32,7 @@ listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
 advertised.listeners=PLAINTEXT://127.0.0.1:{port}
 controller.listener.names=CONTROLLER
 listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
-log.dirs={logs}
+log.dirs=logs
 auto.create.topics.enable=false
 num.partitions=4
 offsets.topic.replication.factor=1
@@ -91,18 +92,18 @@ class Kafka(Service):
             raise RecallError(f"{damaged[0]} in {self.cache} is not what was published: its checksum differs")
 
     def command(self) -> tuple[list[str], dict[str, str]]:
-        """Write server.properties; format the data folder at the first start."""
-        logs = self.data / "logs"
-        properties = self.data / "server.properties"
-        properties.write_text(PROPERTIES.format(port=self.ports[0], controller=self.ports[1], logs=logs))
-        if not (logs / "meta.properties").exists():
+        """Write server.properties; format the data folder at the first start.
+
+        Names are relative to that folder, where Java runs: its own could have letters that Java reads as others.
+        """
+        properties = PROPERTIES.format(port=self.ports[0], controller=self.ports[1])
+        (self.data / CONFIGURATION).write_text(properties)
+        if not (self.data / "logs" / "meta.properties").exists():
             cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")  # may begin with a hyphen
-            storage = self._java(
-                "kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", "-c", str(properties)
-            )
+            storage = self._java("kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", "-c", CONFIGURATION)
             if spawn(storage, self.log, self.data).wait() != 0:
                 raise RecallError(f"Kafka's data folder cannot be formatted:\n{tail(self.log)}")
-        return self._java("kafka.Kafka", str(properties)), dict(os.environ)
+        return self._java("kafka.Kafka", CONFIGURATION), dict(os.environ)
 
     def probe(self) -> bool:
         """Whether the broker answers a metadata request."""

@@ -31,9 +31,10 @@ def milvus_answers(target: str) -> bool:
     """One health check."""
     import grpc
 
+    from workers.grpc_options import OPTIONS
     from workers.index.milvus_protocol import milvus_pb2, milvus_pb2_grpc
 
-    with grpc.insecure_channel(target) as channel:
+    with grpc.insecure_channel(target, options=OPTIONS) as channel:
         try:
             state = milvus_pb2_grpc.MilvusServiceStub(channel).CheckHealth(milvus_pb2.CheckHealthRequest(), timeout=1)
         except grpc.RpcError:

@@ -12,10 +12,14 @@ from workers.local.workers import WorkerProcesses
 READING = "reading"  # says a worker that is not ready because it reads what an emptied Redis has lost
 
 
-def health(worker: WorkerState, host: str = "127.0.0.1") -> str:
+open_page = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+"""Of a worker: a proxy of the environment would know nothing of this machine."""
+
+
+def health(worker: WorkerState) -> str:
     """`ready`, `starting` with what is missing, or `down`."""
     try:
-        with urllib.request.urlopen(f"http://{host}:{worker.web_port}/readyz", timeout=1) as page:
+        with open_page(f"http://{worker.web_host}:{worker.web_port}/readyz", timeout=1) as page:
             return "ready" if page.status == 200 else "starting"
     except urllib.error.HTTPError as error:
         return f"starting: {error.read().decode(errors='replace').strip()}"

@@ -23,6 +23,7 @@ class WorkerState(msgspec.Struct, kw_only=True):
     kind: str
     pid: int
     web_port: int
+    web_host: str = "127.0.0.1"
     restarts: int = 0
 
 

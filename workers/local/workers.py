@@ -64,6 +64,7 @@ class _Child:
 
     kind: str
     web_port: int
+    web_host: str
     process: "subprocess.Popen[bytes] | None" = None
     backoff: Backoff = field(default_factory=Backoff)
     start_at_s: float = 0.0
@@ -73,7 +74,8 @@ class _Child:
     def state(self) -> WorkerState:
         """As others see it."""
         pid = 0 if self.process is None else self.process.pid
-        return WorkerState(kind=self.kind, pid=pid, web_port=self.web_port, restarts=self.restarts)
+        where = {"web_port": self.web_port, "web_host": self.web_host}
+        return WorkerState(kind=self.kind, pid=pid, restarts=self.restarts, **where)
 
 
 class WorkerProcesses:
@@ -97,7 +99,8 @@ class WorkerProcesses:
         first = self._settings.web_port
         count = len(self._kinds)
         ports = [first + n for n in range(count)] if first else free_ports(count)
-        self._children = [_Child(kind, port) for kind, port in zip(self._kinds, ports, strict=True)]
+        host = asked_at(self._settings.web_bind)
+        self._children = [_Child(kind, port, host) for kind, port in zip(self._kinds, ports, strict=True)]
         for child in self._children:
             self._start(child)
 
@@ -174,6 +177,12 @@ def environment(settings: Settings) -> dict[str, str]:
     for name in settings.model_fields_set:
         found[f"RECALL_{name.upper()}"] = settings.text(name)
     return found
+
+
+def asked_at(web_bind: str) -> str:
+    """Where this machine finds in a URL what listens there."""
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(web_bind, web_bind)  # noqa: S104  # all of them
+    return f"[{host}]" if ":" in host else host
 
 
 def _how(code: int) -> str:

@@ -118,10 +118,9 @@ class ItemsPipeline:
         if not batch:
             return ItemsResult([])
         async with self._one_at_a_time:
-            return await self._run(batch, self.intent)
+            return await self._run(batch)
 
-    async def _run(self, batch: Sequence[ItemEvent], done: str | None) -> ItemsResult:
-        """`done`: the intent to take back in the end; None = somebody else is to look after these items."""
+    async def _run(self, batch: Sequence[ItemEvent]) -> ItemsResult:
         watch = Stopwatch(self._observe)
         # 1. records, and which event of each item counts
         stored, refused = await self._records(batch)
@@ -165,7 +164,7 @@ class ItemsPipeline:
 
         # 5. item table, and its feed
         expected = [stored.get(hash64(record.item_id)) for record in records]
-        written = await self._table.write(records, expected, done)
+        written = await self._table.write(records, expected, self.intent)
         watch.lap_ms("table")
         result = _result(batch, order)
         overtaken = [position for position, done in zip(order.winners, written, strict=True) if not done]
@@ -271,13 +270,13 @@ class ItemsPipeline:
 
         What stands in the table now and our events are run together: whichever counts is written again, all of it. Even
         so a vector of ours may come late again, if we are no longer the owner of the partition: the intent is left for
-        who is.
+        who is, also if this fails and the batch comes again, which takes back another one.
         """
+        self.intent = uuid.uuid4().hex
         events = [batch[position] for position in overtaken]
         stored = await self._table.read(hash64_each([event.item_id for event in events]))
         others = [standing(record) for record in stored if record is not None]
-        again = await self._run([*others, *events], None)
-        self.intent = uuid.uuid4().hex
+        again = await self._run([*others, *events])
         for position, error in zip(overtaken, again.errors[len(others) :], strict=True):
             result.errors[position] = error
 

@@ -114,9 +114,11 @@ class PopularLists:
     async def _list(self, top: PopularItems) -> _List:
         await asyncio.sleep(0)  # between lists others have their turn on the event loop
         facts = await self._facts.read(top.hashes)
-        scores = (top.scores / top.scores[:1]).astype(np.float32)
-        found = zip(facts, scores.tolist(), strict=True)
-        live = [(fact, score) for fact, score in found if fact is not None and score >= LEAST]
+        pairs = zip(facts, top.scores.tolist(), strict=True)
+        there = [(fact, score) for fact, score in pairs if fact is not None and score > 0]
+        scores = np.array([score for _, score in there])
+        scores = (scores / scores[:1]).astype(np.float32)  # beside the best that there is
+        live = [(fact, score) for (fact, _), score in zip(there, scores.tolist(), strict=True) if score >= LEAST]
         live.sort(key=lambda item: (-item[1], item[0].item_id))
         return _List([fact for fact, _ in live], np.array([score for _, score in live], dtype=np.float32))
 
