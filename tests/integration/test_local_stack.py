@@ -231,6 +231,19 @@ def test_endpoints_of_a_running_stack_fill_only_what_was_not_set(tmp_path: Path)
     assert (own.milvus_uri, own.kafka_bootstrap, own.redis_cluster) == ("http://127.0.0.1:3", "127.0.0.1:1", False)
 
 
+def test_kafka_starts_again_in_a_folder_of_any_name(tmp_path: Path) -> None:
+    kafka = Kafka(tmp_path / "für, alle\\n", tmp_path / "log", cache_dir())
+    kafka.prepare(print)
+    kafka.ports = free_ports(kafka.port_count)
+    for _ in range(2):
+        kafka.start()
+        try:
+            kafka.wait_ready()
+        finally:
+            kafka.stop()
+    assert {each.name for each in tmp_path.iterdir()} == {"für, alle\\n", "log"}
+
+
 @pytest.fixture
 def cached_kafka(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kafka:
     """Kafka with a copy of the cache, on a machine without network."""
