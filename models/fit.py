@@ -98,7 +98,7 @@ def fit(
     indexed = content_embedding(
         factors.item, targets, np.ones(len(targets)), rows, encoding, factors.unit_length, CONTENT_SCALE
     )
-    history = content_embedding(factors.history, counts, counts.astype(np.float64), rows, encoding, False, 1.0)
+    history = history_embedding(factors.history, counts, rows, encoding)
     user = graphs.UserTower(
         code_weight=code_weight,
         position_weight=position_weight,
@@ -152,6 +152,16 @@ def fit_factors(samples: Samples, options: FitOptions, progress: Progress) -> Fa
         solved = polish(samples, solved, options.seed, lambda part: progress("polishing", 0.5 + 0.45 * part))
     history, dense, item = (np.pad(table, ((0, 0), (0, options.dim - rank))) for table in solved)
     return Factors(history, dense, item, unit_length=wanted)
+
+
+def history_embedding(table: Float32, counts: NDArray[np.int64], rows: Inputs, encoding: Encoding) -> graphs.Embedding:
+    """Learned history vectors by how often each item stands in histories, content for the others.
+
+    A row of zeros was not learned: its item is beyond KEPT_HISTORY_ITEMS, or stands in the past of no target. It would
+    mean nothing to the user tower, and pull the content of all others to nothing, too.
+    """
+    learned = np.where(table.any(axis=1), counts, 0)
+    return content_embedding(table, learned, learned.astype(np.float64), rows, encoding, False, 1.0)
 
 
 def content_embedding(

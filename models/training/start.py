@@ -17,6 +17,7 @@ from models.fit import (
     dense_scale,
     field_weights,
     fit_factors,
+    history_embedding,
     history_weights,
 )
 from models.graphs import Embedding, FieldWeights
@@ -65,7 +66,7 @@ def towers(
     indexed = content_embedding(
         factors.item, start.targets, np.ones(len(start.targets)), rows, encoding, True, CONTENT_SCALE
     )
-    history = content_embedding(factors.history, counts, counts.astype(np.float64), rows, encoding, False, 1.0)
+    history = history_embedding(factors.history, counts, rows, encoding)
     with torch.no_grad():
         for content, embedding in ((item.indexed_content, indexed), (item.history_content, history)):
             content.set_scales(rows)
@@ -89,7 +90,9 @@ def _user_tower(start: Start, users: Inputs, encoding: Encoding, shape: Architec
     dense = start.factors.dense / start.dense_scale[:, None]
     user.aggregates.copy_(torch.from_numpy(dense[AGGREGATES]))
     _fill(user.linear, field_weights(dense, encoding), dense[0])
-    size = float(np.sqrt(np.square(start.factors.history[start.seen > 0]).mean())) or 1.0
+    history = start.factors.history
+    learned = history[history.any(axis=1)]  # rows of zeros stand for content, which is as long as these
+    size = float(np.sqrt(np.square(learned).mean())) if len(learned) else 1.0
     user.vector_scale.fill_(1 / size)
     user.pooled_scale.fill_(1 / (4 * size))
     user.log_temperature.fill_(np.log(TEMPERATURE))

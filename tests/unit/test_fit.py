@@ -115,6 +115,43 @@ def test_an_item_nobody_has_seen_is_placed_by_its_content_and_moves_a_user(tmp_p
     assert user(history[0]) @ new[0] > user(None) @ new[0], "towards items like the one that was liked"
 
 
+def test_an_item_that_stands_in_no_history_of_the_fit_is_placed_by_its_content(tmp_path: Path) -> None:
+    """Viewed behind its user's last purchase, or by somebody who bought nothing: it stands in the past of no target."""
+    dataset = generate_marketplace(200, 80, 2000)
+    late_ms = int(dataset.timestamp_ms.max()) + 1000
+    facts = dataset.attributes[int(np.argmax(np.bincount(dataset.item)))]
+    names = {"behind": dataset.user_ids[0], "beside": "looks only"}
+    views = [
+        UserActivity(event_id=item, user_id=user, action="view", timestamp_ms=late_ms, item_id=item)
+        for item, user in names.items()
+    ]
+    log = EventLog.from_activities([*dataset.activities(range(len(dataset.user))), *views])
+    added = [ItemUpdate(item_id=item, op="upsert", timestamp_ms=late_ms, attributes=facts) for item in names]
+    path = builtin_spec("marketplace")
+    known = Catalogue.from_updates([*dataset.items(), *added])
+    bundle = fit(log, known, load_spec(path), path.read_text(), tmp_path, FitOptions(dim=32), lambda *_: None)
+    _, history = Towers(bundle).embed_items(
+        tensors.item_inputs([*names, "nobody touched it"], [facts] * 3, bundle.encoding)
+    )
+    assert np.linalg.norm(history[2]) > 1e-3
+    np.testing.assert_allclose(history, history[[2, 2, 2]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("polish", [False, True], ids=["closed form", "polished"])
+def test_of_more_items_than_get_a_factor_of_their_own_the_others_have_their_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, polish: bool
+) -> None:
+    monkeypatch.setattr("models.fit.MAX_HISTORY_ITEMS", 60)
+    monkeypatch.setattr("models.fit.KEPT_HISTORY_ITEMS", 40)
+    dataset = generate_marketplace(200, 80, 2000)
+    bundle = fitted(dataset, tmp_path, dim=32, polish=polish)
+    known = dataset.catalogue(dataset.test_ms)
+    rows = tensors.item_inputs(known.item_ids, known.attributes, bundle.encoding)
+    _, history = Towers(bundle).embed_items(rows)
+    assert (rows["item_code"] > 0).all()
+    assert np.linalg.norm(history, axis=1).min() > 1e-4
+
+
 @pytest.mark.parametrize("polish", [False, True], ids=["closed form", "polished"])
 def test_the_unit_of_a_number_does_not_matter(tmp_path: Path, polish: bool) -> None:
     """Income in millions, or in single coins: the fit must not let it outweigh everything else."""
