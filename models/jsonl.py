@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from schemas import codec
-from schemas.activity import MAX_TIMESTAMP_MS, UserActivity
+from schemas.activity import UserActivity
 from schemas.codec import DecodeError
 from schemas.items import ItemUpdate
 
@@ -16,9 +16,9 @@ class JsonLinesError(ValueError):
     """A file or a line that cannot be read; one line that names both."""
 
 
-def read_activities(path: Path) -> Iterator[UserActivity]:
-    """Every activity of a file. Raises JsonLinesError at the first bad line."""
-    return _read(path, lambda line: codec.decode_activity(line, record_timestamp_ms=MAX_TIMESTAMP_MS))
+def read_activities(path: Path, now_ms: Callable[[], int]) -> Iterator[UserActivity]:
+    """Every activity of a file, as if it were produced now. Raises JsonLinesError at the first bad line."""
+    return _read(path, lambda line: codec.decode_activity(line, record_timestamp_ms=now_ms()))
 
 
 def read_items(path: Path) -> Iterator[ItemUpdate]:

@@ -18,6 +18,7 @@ from models.jsonl import JsonLinesError, read_activities, read_items
 from schemas.activity import UserActivity
 from schemas.codec import DecodeError
 from schemas.items import ItemUpdate
+from workers.clock import SystemClock
 from workers.errors import RecallError
 from workers.pipelines.activity_event import ActivityEvent, decode_activity
 from workers.pipelines.item_order import decode_item
@@ -131,7 +132,7 @@ class FileEvents:
     async def activity(self) -> AsyncIterator[Sequence[ActivityEvent]]:
         """In the order of the lines."""
         try:
-            for events in _batches(read_activities(self._activity)):
+            for events in _batches(read_activities(self._activity, SystemClock().now_ms)):
                 yield events
                 await asyncio.sleep(0)  # Ctrl-C comes through
         except JsonLinesError as error:

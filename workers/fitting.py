@@ -18,6 +18,7 @@ from models.fit import FitError, FitOptions, fit
 from models.jsonl import JsonLinesError, read_activities, read_items
 from models.spec import Spec, SpecError, builtin_spec, load_spec
 from models.tensors import Inputs
+from workers.clock import SystemClock
 from workers.errors import ConfigurationError, RecallError
 from workers.extractors import resolve, with_code
 from workers.ports import Float32
@@ -77,7 +78,7 @@ def read_source(data: str | None, items: Path | None, activity: Path | None, spe
         if items is None or activity is None or spec is None:
             raise ConfigurationError("either --data NAME, or all of --items FILE, --activity FILE and --spec FILE")
         catalogue = Catalogue.from_updates(read_items(items))
-        log = EventLog.from_activities(read_activities(activity))
+        log = EventLog.from_activities(read_activities(activity, SystemClock().now_ms))
         return Source(log, lambda _: catalogue, load_spec(spec), spec.read_text(), None)
     except SpecError as error:
         raise ConfigurationError(str(error)) from error

@@ -7,7 +7,7 @@ import os
 import time
 
 from tests.e2e.cli import Done, Place, case
-from tests.e2e.cli_cases import SPEC
+from tests.e2e.cli_cases import EVENT, FIT, SPEC
 from tests.e2e.cli_cases_bundles import ROOT
 from tests.e2e.cli_cases_live import Ready
 
@@ -80,6 +80,13 @@ def _(idle: Place) -> list[Done]:
 @case("`model dataset`", "a bad line")
 def _(idle: Place) -> list[Done]:
     return idle.each([*DATASET, "--items", "items.jsonl", "--activity", "bad.jsonl", *FEATURES])
+
+
+@case("`model fit`, `model dataset`", "an activity more than 5 minutes ahead")
+def _(idle: Place) -> list[Done]:
+    ahead_ms = time.time_ns() // 1_000_000 + 400_000
+    (idle.folder / "activity.jsonl").write_bytes(EVENT.replace(b":1}", b":%d}" % ahead_ms))
+    return idle.each(FIT, [*DATASET, *FILES, *FEATURES])
 
 
 @case("`model dataset`", "no event is a positive")
