@@ -41,8 +41,8 @@ def polish(
     """History, dense and item factors after one epoch; user and item vectors are meant to be scaled to length 1."""
     rng = np.random.default_rng(seed)
     history, dense, item = factors
-    joint = np.sqrt((history**2).mean()) / 0.1
-    item = item / np.sqrt((item**2).mean()) * 0.1 + 1e-3 * rng.standard_normal(item.shape)
+    joint = (_size(history) or _size(dense) or 1.0) / 0.1  # history is all zero where nobody has a past
+    item = item / _size(item) * 0.1 + 1e-3 * rng.standard_normal(item.shape)
     parameters = [history / joint, dense / joint, item, np.array([np.log(options.temperature)])]
     parameters = [parameter.astype(np.float32) for parameter in parameters]
     adam = _Adam(parameters, options)
@@ -61,6 +61,12 @@ def polish(
     return parameters[0], parameters[1], unit(parameters[2])[0]
 
 
+def _size(table: Float32) -> np.float32:
+    """The root mean square, in float32."""
+    size: np.float32 = np.sqrt((table**2).mean())
+    return size
+
+
 def unit(rows: Float32) -> tuple[Float32, Float32]:
     """Rows scaled to length 1, and float32[n, 1], their lengths."""
     length = np.sqrt((rows * rows).sum(1, keepdims=True)) + 1e-6
@@ -76,7 +82,8 @@ class _Negatives:
         self._cumulative = probability.cumsum()
         self._count = count
         self._rng = rng
-        self.log_q = np.log(-np.expm1(count * np.log1p(-probability)) + 1e-12).astype(np.float32)
+        with np.errstate(divide="ignore"):  # an only item is drawn for certain: log1p(-1) is -inf
+            self.log_q = np.log(-np.expm1(count * np.log1p(-probability)) + 1e-12).astype(np.float32)
 
     def draw(self) -> NDArray[np.int64]:
         found = np.searchsorted(self._cumulative, self._rng.random(self._count))

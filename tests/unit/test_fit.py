@@ -228,3 +228,27 @@ def test_one_user_one_item_is_enough(tmp_path: Path) -> None:
     catalogue = Catalogue.from_updates([ItemUpdate(item_id="x", op="upsert", timestamp_ms=1)])
     bundle = fit(log, catalogue, load_spec(path), path.read_text(), tmp_path, FitOptions(), lambda *_: None)
     assert bundle.manifest.figures["positives"] == 1
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("users", [1, 1100], ids=["one user", "more than a batch of them"])
+def test_towers_are_polished_also_where_nobody_has_a_past(tmp_path: Path, users: int) -> None:
+    path = builtin_spec("movielens")
+    items = ("x", "y", "z")[:users]
+    log = EventLog.from_activities(
+        UserActivity(
+            event_id="e", user_id=f"u{n}", action="rate", timestamp_ms=n, item_id=items[n % len(items)], value=5
+        )
+        for n in range(users)
+    )
+    catalogue = Catalogue.from_updates([ItemUpdate(item_id=item, op="upsert", timestamp_ms=1) for item in items])
+    options = FitOptions(polish=True)
+    bundle = fit(log, catalogue, load_spec(path), path.read_text(), tmp_path, options, lambda *_: None)
+    towers, encoding = Towers(bundle), bundle.encoding
+    found, history = towers.embed_items(tensors.item_inputs([*items, "new"], [{}] * (len(items) + 1), encoding))
+    features = tensors.log_features(log, np.array([0]), np.array([tensors.EVERYTHING_MS]), encoding)
+    none = np.zeros((1, 50, bundle.dim), np.float32)
+    user = towers.embed_users(tensors.user_inputs(features, none, np.array([10**6]), [None], encoding))
+    assert np.isfinite(found).all()
+    assert np.isfinite(history).all()
+    assert np.linalg.norm(user) == pytest.approx(1, abs=1e-3)
