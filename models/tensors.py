@@ -22,20 +22,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from models.columns import RequestColumns, UserFeatures
 from models.event_log import EventLog
 from models.extractors import Extract, Watch, extracted, unwatched
+from models.profiles import profiles_at, visible_profile
 from models.spec import ContextField, Field, Spec, is_value
-from schemas.records import HISTORY_ROW, MAX_HISTORY_ROWS, ProfileField, RecordFormatError, UserRecord, hash64
+from schemas.records import (
+    HISTORY_ROW,
+    MAX_HISTORY_ROWS,
+    RecordFormatError,
+    UserRecord,
+    encode_value,
+    hash64,
+    profile_keeps,
+)
 
 Inputs = dict[str, NDArray[Any]]
 EVERYTHING_MS = np.iinfo(np.int64).max
 MAX_VALUES = 1000  # of a field's vocabulary: each is a column of the fit
-_encode_value = msgspec.msgpack.Encoder(order="deterministic").encode
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ def user_features(
     hidden = ((items != 0) & ~visible).sum(axis=1)
     counts = np.array([user.count for user in users], dtype=np.int64) - hidden
     profiles = [
-        _visible_profile(user.profile, int(b), encoding.spec) for user, b in zip(users, visible_before_ms, strict=True)
+        visible_profile(user.profile, int(b), encoding.spec) for user, b in zip(users, visible_before_ms, strict=True)
     ]
     return _assemble(
         *_newest(items, codes, times, visible & (items != 0), encoding.spec.history.length),
@@ -119,7 +126,7 @@ def log_features(
     items = np.append(log.item, np.uint64(0))[rows]
     codes = np.append(event_codes(log.action, log.value, spec), 0)[rows]
     times = np.append(log.timestamp_ms, 0)[rows]
-    profiles = _profiles_at(log, user, limit_ms, spec)
+    profiles = profiles_at(log, user, limit_ms, spec)
     return _assemble(
         *_newest(items, codes, times, valid & (items != 0), spec.history.length),
         counts=with_item[end] - with_item[offsets[user]],
@@ -264,9 +271,12 @@ class ValueCounts:
             counts.update(category_name(e) for e in _elements(spec.context[name].default))  # has a code at all events
 
     def add(self, section: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Take in facts of a section: profile changes, contexts, or attributes of items."""
+        """Take in facts of a section: profile changes, without what no record keeps, contexts, or items' attributes."""
         for name, counts in self._counts[section].items():
-            counts.update(category_name(e) for row in rows for e in _elements(row.get(name)))
+            values = [row.get(name) for row in rows]
+            if section == "profile":
+                values = [value for value in values if profile_keeps(name, encode_value(value))]
+            counts.update(category_name(e) for value in values for e in _elements(value))
 
     def vocabularies(self, item_ids: Sequence[str]) -> Vocabularies:
         """The values so far, sorted; of more than MAX_VALUES of a field, the most frequent."""
@@ -345,11 +355,6 @@ def _steps(times_ms: NDArray[np.int64], spec: Spec) -> NDArray[np.int64]:
     return times_ms // spec.history.time_resolution_ms
 
 
-def _visible_profile(profile: Sequence[ProfileField], before_ms: int, spec: Spec) -> dict[str, Any]:
-    step_ms = spec.history.time_resolution_ms
-    return {name: value for name, value, time_ms in profile if time_ms // step_ms < before_ms // step_ms}
-
-
 def _last_before(
     users: NDArray[np.int64],
     times_ms: NDArray[np.int64],
@@ -362,22 +367,6 @@ def _last_before(
     step = np.int64(ranks.max(initial=0) + 2)
     wanted = np.searchsorted(np.unique(times_ms), limit_ms)
     return np.maximum(np.searchsorted(users * step + ranks, user * step + wanted), offsets[user])
-
-
-def _profiles_at(
-    log: EventLog, user: NDArray[np.int64], limit_ms: NDArray[np.int64], spec: Spec
-) -> list[dict[str, Any]]:
-    """Profile of each request: the newest value of each field before its time; of equal times the greater encoded."""
-    changes: dict[int, list[tuple[int, bytes, str, Any]]] = {}
-    for who, time_ms, attributes in log.profiles:
-        fields = [(name, value) for name, value in attributes.items() if name in spec.profile]
-        changes.setdefault(who, []).extend((time_ms, _encode_value(value), name, value) for name, value in fields)
-    for entries in changes.values():
-        entries.sort(key=lambda entry: entry[:2])
-    return [
-        {name: value for time_ms, _, name, value in changes.get(who, ()) if time_ms < limit}
-        for who, limit in zip(user.tolist(), limit_ms.tolist(), strict=True)
-    ]
 
 
 def category_name(value: Any) -> str:

@@ -31,7 +31,7 @@ Item record, big-endian, 27 bytes of head:
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,6 +47,7 @@ FORGET_SLICE = slice(25, 33)  # forget_taken_ms
 MAX_HISTORY_ROWS = 64  # L of promise 2
 MAX_SEEN_ITEMS = 2000
 MAX_PROFILE_FIELDS = 64
+MAX_PROFILE_VALUE_BYTES = 1024  # of an encoded value, and of a field's name
 
 HISTORY_ROW = np.dtype(
     [("timestamp_ms", ">u8"), ("event", ">u8"), ("item", ">u8"), ("action", ">u8"), ("value", ">f4")]
@@ -64,8 +65,8 @@ _ITEM_HEAD = struct.Struct(">BBIQqHHB")
 _ITEM_FENCE = struct.Struct(">IQ")
 _ITEM_SIZES = struct.Struct(">HH")  # length of the id, dimension: the part of the head that finds the vector
 _ITEM_SIZES_AT = 22
-_pack_profile = msgspec.msgpack.Encoder(order="deterministic").encode  # the order of keys in a value tells nothing
-_NO_PROFILE = _pack_profile(())
+encode_value = msgspec.msgpack.Encoder(order="deterministic").encode  # the order of keys in a value tells nothing
+_NO_PROFILE = encode_value(())
 _unpack_profile = msgspec.msgpack.Decoder(list[tuple[str, Any, int]]).decode
 
 ProfileField = tuple[str, Any, int]
@@ -93,6 +94,18 @@ def among(hashes: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.b
     if not len(known):
         return np.zeros(len(hashes), dtype=np.bool_)
     return np.equal(known.take(known.searchsorted(hashes), mode="clip"), hashes)
+
+
+def profile_keeps(name: str, encoded: bytes) -> bool:
+    """Whether a profile has room for a field of this name and encoded value: the record is bounded."""
+    return len(encoded) <= MAX_PROFILE_VALUE_BYTES and len(name.encode()) <= MAX_PROFILE_VALUE_BYTES
+
+
+def newest_fields(times_ms: Mapping[str, int]) -> list[str]:
+    """The fields that a profile keeps of these, sorted: the newest MAX_PROFILE_FIELDS by (time, name)."""
+    if len(times_ms) <= MAX_PROFILE_FIELDS:
+        return sorted(times_ms)
+    return sorted(sorted(times_ms, key=lambda name: (times_ms[name], name))[-MAX_PROFILE_FIELDS:])
 
 
 def compact_seen(raw: bytes) -> bytes:
@@ -158,7 +171,7 @@ class UserRecord:
         rows = len(self.history) // HISTORY_ROW.itemsize
         forgotten = (self.forgotten_ms, self.forget_taken_ms)
         head = _USER_HEAD.pack(RECORD_FORMAT, self.token, self.count, *forgotten, self.floor, rows)
-        return head + self.history + _pack_profile(self.profile)
+        return head + self.history + encode_value(self.profile)
 
     @classmethod
     def decode(cls, data: bytes) -> "UserRecord":

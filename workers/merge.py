@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-import msgspec
-
 from schemas.activity import UserActivity
 from schemas.records import (
     HISTORY_ROW,
     MAX_HISTORY_ROWS,
-    MAX_PROFILE_FIELDS,
     ProfileField,
     UserRecord,
+    encode_value,
     hash64,
+    newest_fields,
+    profile_keeps,
 )
 
 ROW_BYTES = HISTORY_ROW.itemsize
@@ -29,11 +29,9 @@ PAIR_BYTES = 16  # (timestamp_ms, event hash), the head of a row
 EVENT = slice(8, 16)
 ITEM = slice(16, 24)
 NO_ITEM = bytes(8)
-MAX_PROFILE_VALUE_BYTES = 1024
 
 _pack_row = struct.Struct(">QQQQf").pack
 _pack_seen = struct.Struct("<QQ").pack
-_encode_value = msgspec.msgpack.Encoder(order="deterministic").encode
 _action_hash = lru_cache(maxsize=1024)(hash64)
 
 
@@ -159,13 +157,13 @@ def _merge_profile(
     profile: tuple[ProfileField, ...], attributes: dict[str, Any], timestamp_ms: int
 ) -> tuple[ProfileField, ...]:
     """The newest value of each field; of equal times the greater encoded one, so that order does not matter."""
-    fields = {name: (known_ms, _encode_value(value), value) for name, value, known_ms in profile}
+    fields = {name: (known_ms, encode_value(value), value) for name, value, known_ms in profile}
     for name, value in attributes.items():
-        encoded = _encode_value(value)
-        if len(encoded) > MAX_PROFILE_VALUE_BYTES or len(name.encode()) > MAX_PROFILE_VALUE_BYTES:
-            continue  # the record is bounded: what does not fit is left out
+        encoded = encode_value(value)
+        if not profile_keeps(name, encoded):
+            continue
         known = fields.get(name)
         if known is None or (timestamp_ms, encoded) > known[:2]:
             fields[name] = (timestamp_ms, encoded, value)
-    newest = sorted(fields, key=lambda name: (fields[name][0], name))[-MAX_PROFILE_FIELDS:]
-    return tuple((name, fields[name][2], fields[name][0]) for name in sorted(newest))
+    newest = newest_fields({name: field[0] for name, field in fields.items()})
+    return tuple((name, fields[name][2], fields[name][0]) for name in newest)

@@ -13,13 +13,14 @@ from schemas.activity import UserActivity
 from schemas.records import (
     MAX_HISTORY_ROWS,
     MAX_PROFILE_FIELDS,
+    MAX_PROFILE_VALUE_BYTES,
     MAX_SEEN_ITEMS,
     UserRecord,
     compact_seen,
     hash64,
     seen_items,
 )
-from workers.merge import MAX_PROFILE_VALUE_BYTES, forget, merge
+from workers.merge import forget, merge
 
 ALL = frozenset[str]()
 

@@ -123,6 +123,15 @@ def test_a_vocabulary_holds_the_most_frequent_values() -> None:
     assert vocabulary[:200] == [f"g{n:04}" for n in range(200)]
 
 
+def test_a_vocabulary_has_no_value_that_no_record_keeps() -> None:
+    values = ["M", "F" * 1100, ["x"] * 600, "F" * 1021, "F" * 1022]  # each with three bytes before it
+    log = EventLog.from_activities(
+        UserActivity(event_id=f"e{n}", user_id="u", action="profile", timestamp_ms=n, attributes={"gender": value})
+        for n, value in enumerate(values)
+    )
+    assert tensors.build_vocabularies(log, [], [], SPEC).values["profile.gender"] == ["F" * 1021, "M"]
+
+
 def test_item_inputs() -> None:
     inputs = tensors.item_inputs(["b", "zzz"], [{"genres": ["War"], "year": 1926}, {}], ENCODING)
     assert inputs["item_code"].tolist() == [2, 0]
@@ -177,9 +186,12 @@ def test_an_empty_log_has_no_history() -> None:
 
 
 def test_events_without_an_item_and_ties_are_seen_alike() -> None:
-    """A quarter of the events are searches; many share their time; the profile changes twice in one millisecond."""
+    """A quarter of the events are searches; many share their time; the profile changes twice in one millisecond.
+
+    Values of more than 1 KiB are among its changes, which no record keeps.
+    """
     rng = random.Random(3)
-    genders = [{"gender": value} for value in ("M", "F", "X")]
+    genders = [{"gender": value} for value in ("M", "F", "X", "F" * 1100)]
     events = [
         UserActivity(
             event_id=f"e{n}",
@@ -188,12 +200,35 @@ def test_events_without_an_item_and_ties_are_seen_alike() -> None:
             timestamp_ms=1000 * (n // 3),
             item_id=f"i{n}" if n % 4 else None,
             value=float(rng.randint(1, 5)) if n % 4 else None,
-            attributes=genders[n % 3] if n < 12 else None,
+            attributes=genders[rng.randrange(4)] if n < 50 else None,
         )
         for n in range(150)
     ]
     rng.shuffle(events)
-    before_ms = np.arange(0, 60_000, 700)
+    assert_seen_alike(events, np.arange(0, 60_000, 700))
+
+
+def test_a_field_that_newer_ones_push_out_of_the_record_is_not_seen() -> None:
+    """Nor is one with a name of more than 1 KiB, nor does it push out others."""
+    others = [{f"{letter}{n:02}": n for n in range(32)} for letter in "ab"]
+    changes = [
+        {"gender": "M"},
+        others[0],
+        {"n" * 1025: 1},
+        others[1],
+        {"gender": "F"},
+        {"gender": "M", "z": "z" * 1100},
+    ]
+    events = [
+        UserActivity(event_id=f"e{n}", user_id="u", action="profile", timestamp_ms=1000 * n, attributes=change)
+        for n, change in enumerate(changes)
+    ]
+    straight = assert_seen_alike(events, 1000 * np.arange(1, 7))
+    assert straight["profile_gender"].tolist() == [2, 2, 2, 0, 1, 2]
+
+
+def assert_seen_alike(events: list[UserActivity], before_ms: np.ndarray) -> dict[str, np.ndarray]:
+    """What a log of a user's events shows at these times is what a record of the earlier ones shows; the columns."""
     log = EventLog.from_activities(events)
     straight = columns(tensors.log_features(log, np.zeros(len(before_ms), dtype=np.int64), before_ms, ENCODING))
     for n, limit_ms in enumerate(before_ms.tolist()):
@@ -202,3 +237,4 @@ def test_events_without_an_item_and_ties_are_seen_alike() -> None:
         live = columns(features(record(*visible) if visible else None, before_ms=limit_ms))
         for name, column in live.items():
             np.testing.assert_array_equal(column, straight[name][n : n + 1], err_msg=f"{name} before {limit_ms}")
+    return straight
