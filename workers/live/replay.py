@@ -128,9 +128,12 @@ async def replay(
                 done += 1
                 progress(done / total)
 
-    async with asyncio.TaskGroup() as group:
-        for user, steps in plan.items():
-            group.create_task(one_user(user, steps))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for user, steps in plan.items():
+                group.create_task(one_user(user, steps))
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from errors
     return result
 
 
