@@ -28,6 +28,7 @@ FEATURES = "features.toml"
 VOCABULARIES = "vocabularies.json"
 FILES = (USER_TOWER, ITEM_TOWER, FEATURES, VOCABULARIES)
 MAX_DIM = 4096
+LEAVE_ONE_OUT = "leave-one-out"  # the figure `protocol` of a bundle that was trained so; one without it is temporal
 
 Metric = Literal["IP", "COSINE", "L2"]
 
@@ -123,6 +124,16 @@ def load_bundle(path: Path, extractors: Mapping[str, Extract] | None = None) -> 
     if spec.hash != manifest.spec_hash:
         raise BundleError(f"{path / FEATURES} is not the spec that the towers were made for")
     return Bundle(path, manifest, Encoding(spec, Vocabularies(words.values, words.item_ids), extractors or {}))
+
+
+def require_time(bundle: Bundle) -> None:
+    """Raises BundleError for one that was trained by leave-one-out: it is neither served nor asked about a time.
+
+    It was trained on what any window of time asks for, and its newest event is at a place in a history, not at a time.
+    """
+    if bundle.manifest.figures.get("protocol") == LEAVE_ONE_OUT:
+        alone = f"it is for `recall model evaluate --protocol {LEAVE_ONE_OUT}` alone"
+        raise BundleError(f"{bundle.version} was trained by leave-one-out, on places and no times: {alone}")
 
 
 def encode_vocabularies(vocabularies: Vocabularies) -> bytes:

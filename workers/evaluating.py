@@ -76,7 +76,9 @@ def evaluate(source: Source, question: Question, told: Told, settings: Settings)
     if not len(setting.window.item):
         raise RecallError("the window holds no target event: there is nothing to evaluate")
     newest_ms = int(setting.training.log.timestamp_ms.max(initial=0))
-    bundles = [load_before(path, newest_ms, settings) for path in question.bundles]
+    bundles = [
+        load_before(path, newest_ms, settings, leave_one_out=question.leave_one_out) for path in question.bundles
+    ]
     reference = _reference(question, [bundle.version for bundle in bundles])
     _check_stream(source, question, reference)
     rankings: dict[str, Ranking] = {}

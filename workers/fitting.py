@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from models import datasets, signature
-from models.bundle import Bundle, BundleError, load_bundle
+from models.bundle import Bundle, BundleError, load_bundle, require_time
 from models.datasets import Dataset
 from models.evaluation import leave_one_out, protocol
 from models.evaluation.leave_one_out import LeaveOneOut
@@ -150,10 +150,15 @@ def fit_bundle(source: Source, job: Job, folder: Path, say: Say) -> Bundle:
         raise RecallError(str(error)) from error
 
 
-def load_before(path: Path, newest_ms: int, settings: Settings) -> Bundle:
-    """A bundle that was fitted on nothing later than that, as far as it says so. Raises ConfigurationError."""
+def load_before(path: Path, newest_ms: int, settings: Settings, *, leave_one_out: bool = False) -> Bundle:
+    """A bundle that was fitted on nothing later than that, as far as it says so. Raises ConfigurationError.
+
+    `leave_one_out`: the window has places and no times.
+    """
     try:
         bundle = with_code(load_bundle(path), settings)
+        if not leave_one_out:
+            require_time(bundle)
     except BundleError as error:
         raise ConfigurationError(str(error)) from error
     fitted_until = bundle.manifest.figures.get("newest_event_ms")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from models.bundle import Bundle, write_bundle
+from models.bundle import LEAVE_ONE_OUT, Bundle, write_bundle
 from models.event_log import Catalogue, EventLog
 from models.fit import DIMS, FitError
 from models.spec import Spec
@@ -85,6 +85,7 @@ def train(
         metric="IP",
         figures=_figures([each.report for each in found], validations, data.samples, catalogue, options)
         | {
+            "protocol": "temporal" if options.leave_one_out is None else LEAVE_ONE_OUT,
             "newest_event_ms": int(log.timestamp_ms.max()),
             "train_s": round(sum(each.report.train_s for each in found), 2),
             "parity": difference,

@@ -16,6 +16,7 @@ from models.signature import HISTORY_EMBEDDING, ITEM_EMBEDDING
 from tests import own_towers
 from tests.e2e.cli import Done, Place, case
 from tests.e2e.cli_cases_live import Ready
+from tests.e2e.conftest import of_leave_one_out
 from tests.own_towers import FEATURES, Edit, write_towers
 from workers import views
 
@@ -89,6 +90,14 @@ def _(idle: Place, packed: Bundle) -> list[Done]:
     copy = shutil.copytree(packed.path, idle.folder / "copy")
     (copy / "item_tower.onnx").write_bytes(b"other")
     return idle.each(["model", "activate", "copy"], ["model", "activate", "copy", "--json"])
+
+
+@case("`model activate`", "the bundle was trained by leave-one-out")
+def _(idle: Place, packed: Bundle) -> list[Done]:
+    of_leave_one_out(shutil.copytree(packed.path, idle.data / "bundles" / packed.version))
+    found = idle.each(["model", "activate", packed.version])
+    assert not (idle.data / "active.json").exists()
+    return found
 
 
 # verify

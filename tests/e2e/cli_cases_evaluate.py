@@ -1,9 +1,11 @@
 """Situations of docs/cli.md of `recall model evaluate`. See `test_cli_table.py`."""
 
 import json
+from pathlib import Path
 
 from tests.e2e.cli import Done, Place, case
-from tests.e2e.cli_cases import FIT, SPEC
+from tests.e2e.cli_cases import FIT, SPEC, fitted
+from tests.e2e.conftest import of_leave_one_out
 
 FILES = ("--items", "items.jsonl", "--activity", "activity.jsonl", "--spec", str(SPEC))
 EVALUATE = ("model", "evaluate", *FILES, "--baselines", "popularity")
@@ -58,6 +60,11 @@ def _(idle: Place) -> list[Done]:
 def _(idle: Place) -> list[Done]:
     version = json.loads(idle.recall(*FIT, "--no-activate", "--json").out)["version"]
     return idle.each([*EVALUATE, version])
+
+
+@case("`model evaluate`", "the bundle was trained by leave-one-out")
+def _(idle: Place) -> list[Done]:
+    return idle.each([*EVALUATE, str(of_leave_one_out(Path(fitted(idle))))])
 
 
 @case("`model evaluate`", "no target event in the window")

@@ -8,11 +8,13 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
 from tests.e2e.cli import Done, Place, Running, case, processes_of
-from tests.e2e.cli_cases import FIT, write_events
+from tests.e2e.cli_cases import FIT, fitted, write_events
+from tests.e2e.conftest import of_leave_one_out
 from workers.local.process import free_ports
 from workers.local.state import ServiceState, StackState, running, write_state
 
@@ -193,6 +195,11 @@ def _(idle: Place) -> list[Done]:
 @case("`demo`", "`--bundle` is of another spec than the data set")
 def _(idle: Place) -> list[Done]:
     return idle.each(["demo", "--data", "marketplace", "--bundle", _fitted(idle)])
+
+
+@case("`demo`", "`--bundle` was trained by leave-one-out")
+def _(idle: Place) -> list[Done]:
+    return idle.each(["demo", "--data", "generated", "--bundle", str(of_leave_one_out(Path(fitted(idle))))])
 
 
 @case("`demo`", "nobody listens at `tower_url`")

@@ -1,6 +1,7 @@
 """A live system for end-to-end tests: a bundle fitted on generated data, one worker of each kind, the catalogue in."""
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from models.bundle import Bundle
+from models.bundle import LEAVE_ONE_OUT, MANIFEST, Bundle
 from models.datasets import Dataset
 from models.datasets.generated import generate
 from models.fit import FitOptions, fit
@@ -60,6 +61,14 @@ def fit_small(dataset: Dataset, folder: Path) -> Bundle:
     spec = builtin_spec(dataset.spec)
     log, catalogue = dataset.log.before(dataset.test_ms), dataset.catalogue(dataset.test_ms)
     return fit(log, catalogue, load_spec(spec), spec.read_text(), folder, FitOptions(dim=32), lambda *_: None)
+
+
+def of_leave_one_out(bundle: Path) -> Path:
+    """The same bundle, which says that it was trained so: making one needs PyTorch."""
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["figures"]["protocol"] = LEAVE_ONE_OUT
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    return bundle
 
 
 async def prepare(settings: Settings, bundle: Bundle) -> None:

@@ -56,6 +56,7 @@ def test_figures_say_how_it_was_made(films: Trained) -> None:
     figures = films.bundle.manifest.figures
     assert [len(each) for each in figures["losses"]] == [figures["epochs"]] * 2
     assert figures["members"] == 2
+    assert figures["protocol"] == "temporal"
     assert len(figures["validations"]) == 2
     assert figures["epochs"] == 1 + int(np.argmax(figures["validations"]))
     assert figures["parity"] <= parity.TOLERANCE

@@ -39,6 +39,7 @@ def test_what_is_left_out_is_not_trained_on_and_foretold_afterwards(members: int
     figures = bundle.manifest.figures
     assert figures["positives"] == len(left.log) == len(DATASET.log) - 2 * len(split.foretold)
     assert bundle.spec.target.at_least is None, "any rating is a target"
+    assert figures["protocol"] == "leave-one-out"
     assert len(figures["validations"]) == 2
     assert figures["epochs"] == 1 + int(np.argmax(figures["validations"])), "those of the best epoch are kept"
     assert [len(each) for each in figures["losses"]] == [2] * members, "and nothing is trained anew"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models.bundle import load_bundle
 from models.datasets.generated import generate
 from models.evaluation import protocol
 from models.evaluation.chart import draw
@@ -18,11 +19,12 @@ from models.evaluation.two_tower import TowerRanker
 from models.evaluation.window import time_window
 from models.spec import builtin_spec, load_spec
 from models.tensors import Encoding, Inputs, Vocabularies
+from tests.e2e.conftest import of_leave_one_out
 from workers.cli import model_evaluate
 from workers.cli.model_evaluate_print import print_table
 from workers.errors import ConfigurationError, RecallError
 from workers.evaluating import Question, evaluate
-from workers.fitting import Job, Source, exact_ranks, fit_bundle
+from workers.fitting import Job, Source, exact_ranks, fit_bundle, leave_out
 from workers.live.told import Told
 from workers.settings import Settings
 
@@ -161,6 +163,19 @@ def test_a_bundle_of_real_time_is_refused_where_time_is_a_place(tmp_path: Path) 
     bundle = fit_bundle(SOURCE, job, tmp_path, lambda _: None)
     with pytest.raises(ConfigurationError, match="was fitted on events up to"):
         evaluate(SOURCE, question(bundles=[bundle.path], leave_one_out=True), QUIET, SETTINGS)
+
+
+def test_a_bundle_of_places_is_refused_where_time_is_real(tmp_path: Path) -> None:
+    """Its newest event is no later than any window begins, whatever it was trained on: a place is a small number."""
+    left, _ = leave_out(SOURCE, validation=True)
+    job = Job(dim=64, polish=False, seed=0, until_ms=None, evaluate=False)
+    path = of_leave_one_out(fit_bundle(left, job, tmp_path, lambda _: None).path)
+    assert load_bundle(path).manifest.figures["newest_event_ms"] < DATA.timestamp_ms.min()
+    for changes in ({}, {"validation": True}):
+        with pytest.raises(ConfigurationError, match="was trained by leave-one-out"):
+            evaluate(SOURCE, question(bundles=[path], baselines=(), **changes), QUIET, SETTINGS)
+    found = evaluate(SOURCE, question(bundles=[path], baselines=(), leave_one_out=True), QUIET, SETTINGS)
+    assert found["reference"] == path.name
 
 
 def test_nothing_to_ask_is_an_error() -> None:

@@ -16,11 +16,12 @@ def activate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make a bundle the active one; its files are checked."""
-    from models.bundle import BundleError, load_bundle
+    from models.bundle import BundleError, load_bundle, require_time
 
     settings = load_settings()
     try:
         found = load_bundle(existing_bundle(bundle, settings))
+        require_time(found)
     except BundleError as error:
         raise ConfigurationError(str(error)) from error
     result = {"version": found.version, "path": str(found.path.absolute())}
