@@ -80,7 +80,7 @@ def evaluate(source: Source, question: Question, told: Told, settings: Settings)
         load_before(path, newest_ms, settings, leave_one_out=question.leave_one_out) for path in question.bundles
     ]
     reference = _reference(question, [bundle.version for bundle in bundles])
-    _check_stream(source, question, reference)
+    _check_ways(source, question, reference)
     rankings: dict[str, Ranking] = {}
     seconds: dict[str, dict[str, float]] = {}
     streams: dict[str, dict[str, Any]] = {}
@@ -111,7 +111,11 @@ def evaluate(source: Source, question: Question, told: Told, settings: Settings)
     return setting.described | found | ({"streams": streams} if streams else {})
 
 
-def _check_stream(source: Source, question: Question, reference: str) -> None:
+def _check_ways(source: Source, question: Question, reference: str) -> None:
+    """Whether the reference can be asked in the other ways too. Raises ConfigurationError."""
+    if question.delays and question.leave_one_out:
+        line = "--delay needs the temporal protocol: leave-one-out has places, and no time to be late by"
+        raise ConfigurationError(line)
     if question.streams and (source.dataset is None or question.leave_one_out):
         raise ConfigurationError("--through stream needs --data and the temporal protocol: it replays a data set")
     if question.streams and reference in BASELINES:

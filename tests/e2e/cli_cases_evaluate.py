@@ -36,6 +36,12 @@ def _(idle: Place) -> list[Done]:
     return idle.each([*EVALUATE, "--delay", "soon"])
 
 
+@case("`model evaluate`", "`--delay` with `--protocol leave-one-out`")
+def _(idle: Place) -> list[Done]:
+    command = [*EVALUATE, "--protocol", "leave-one-out"]
+    return idle.each([*command, "--delay", "10s"], [*command, "--delay", "nightly"])
+
+
 @case("`model evaluate`", "`--chart` in a folder that is not there")
 def _(idle: Place) -> list[Done]:
     return idle.each([*EVALUATE, "--chart", "nowhere/chart.png"])

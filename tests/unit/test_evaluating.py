@@ -34,6 +34,7 @@ SPEC = load_spec(PATH)
 SOURCE = Source(DATA.log, DATA.catalogue, SPEC, PATH.read_text(), DATA.test_ms, DATA.validation_ms)
 NONE = Vocabularies({}, [])
 SETTINGS = Settings()
+STREAM = {"stream": "FLAT"}
 QUIET = Told(lambda *_: None, lambda _: None, lambda: False)
 
 
@@ -149,13 +150,17 @@ def test_the_chart_is_a_png(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"leave_one_out": True}, "needs --data and the temporal protocol"),
-        ({"reference": "popularity"}, "popularity has no towers to serve"),
+        ({"streams": STREAM, "leave_one_out": True}, "needs --data and the temporal protocol"),
+        ({"streams": STREAM, "reference": "popularity"}, "popularity has no towers to serve"),
+        ({"delays": {"60s": Delay(60_000)}, "leave_one_out": True}, "--delay needs the temporal protocol"),
+        ({"delays": {"nightly": Delay(nightly=True)}, "leave_one_out": True}, "--delay needs the temporal protocol"),
     ],
 )
-def test_only_towers_and_only_a_window_of_time_go_through_the_stream(changes: dict[str, Any], line: str) -> None:
+def test_only_a_window_of_time_is_asked_late_or_through_the_stream_and_that_only_of_towers(
+    changes: dict[str, Any], line: str
+) -> None:
     with pytest.raises(ConfigurationError, match=line):
-        evaluate(replace(SOURCE, dataset=DATA), question(streams={"stream": "FLAT"}, **changes), QUIET, SETTINGS)
+        evaluate(replace(SOURCE, dataset=DATA), question(**changes), QUIET, SETTINGS)
 
 
 def test_a_bundle_of_real_time_is_refused_where_time_is_a_place(tmp_path: Path) -> None:
