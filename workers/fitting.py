@@ -91,6 +91,19 @@ def with_extractors(source: Source, settings: Settings) -> Source:
     return replace(source, extractors=resolve(settings.extractors, source.spec))
 
 
+def fitted_until(source: Source, until_ms: int | None, *, evaluate: bool) -> int | None:
+    """What is fitted on happened before that time, by `--until-ms` and `--evaluate`; None = it is everything.
+
+    Raises ConfigurationError when the report of `--evaluate` would be on what was fitted on.
+    """
+    if not evaluate or source.test_ms is None:
+        return until_ms
+    if until_ms is not None and until_ms > source.test_ms:
+        begins = f"--until-ms {until_ms} is later than {source.test_ms}, where the test window of --evaluate begins"
+        raise ConfigurationError(f"{begins}: it would report on what was fitted on")
+    return source.test_ms if until_ms is None else until_ms
+
+
 def leave_out(source: Source, *, validation: bool) -> tuple[Source, LeaveOneOut]:
     """What leave-one-out fits on, any value a target, and its split. Raises ConfigurationError."""
     try:

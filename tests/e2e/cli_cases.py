@@ -130,6 +130,16 @@ def _(idle: Place) -> list[Done]:
     return idle.each(["model", "fit", "--data", "generated", "--dim", "33"])
 
 
+@case("`model fit`", "`--evaluate` with files")
+def _(idle: Place) -> list[Done]:
+    return idle.each([*FIT, "--evaluate"])
+
+
+@case("`model fit`", "`--evaluate` with an `--until-ms` within the test window")
+def _(idle: Place) -> list[Done]:
+    return idle.each(["model", "fit", "--data", "generated", "--evaluate", "--until-ms", "9999999999999"])
+
+
 @case("`model train`", "neither `--data` nor files")
 def _(idle: Place) -> list[Done]:
     return idle.each(["model", "train"], ["model", "train", "--items", "items.jsonl"])

@@ -24,7 +24,7 @@ from workers.cli import model_evaluate
 from workers.cli.model_evaluate_print import print_table
 from workers.errors import ConfigurationError, RecallError
 from workers.evaluating import Question, evaluate
-from workers.fitting import Job, Source, exact_ranks, fit_bundle, leave_out
+from workers.fitting import Job, Source, exact_ranks, fit_bundle, fitted_until, leave_out
 from workers.live.told import Told
 from workers.settings import Settings
 
@@ -181,6 +181,16 @@ def test_a_bundle_of_places_is_refused_where_time_is_real(tmp_path: Path) -> Non
             evaluate(SOURCE, question(bundles=[path], baselines=(), **changes), QUIET, SETTINGS)
     found = evaluate(SOURCE, question(bundles=[path], baselines=(), leave_one_out=True), QUIET, SETTINGS)
     assert found["reference"] == path.name
+
+
+def test_what_is_reported_on_is_not_fitted_on() -> None:
+    assert fitted_until(SOURCE, None, evaluate=True) == DATA.test_ms
+    assert fitted_until(SOURCE, DATA.validation_ms, evaluate=True) == DATA.validation_ms
+    assert fitted_until(SOURCE, DATA.test_ms, evaluate=True) == DATA.test_ms
+    with pytest.raises(ConfigurationError, match=f"--until-ms {DATA.test_ms + 1} is later than {DATA.test_ms}.*--eval"):
+        fitted_until(SOURCE, DATA.test_ms + 1, evaluate=True)
+    assert fitted_until(SOURCE, DATA.test_ms + 1, evaluate=False) == DATA.test_ms + 1
+    assert fitted_until(SOURCE, None, evaluate=False) is None
 
 
 def test_nothing_to_ask_is_an_error() -> None:

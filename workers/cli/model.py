@@ -39,7 +39,7 @@ def fit(
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy is loaded: one thread is as fast here, and repeatable
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from models.fit import DIMS
-    from workers.fitting import Job, read_source, run_fit, with_extractors
+    from workers.fitting import Job, fitted_until, read_source, run_fit, with_extractors
 
     if dim not in DIMS:
         raise ConfigurationError(f"--dim: {dim} is not one of {', '.join(map(str, DIMS))}")
@@ -50,7 +50,7 @@ def fit(
         started = time.perf_counter()
         source = with_extractors(read_source(data, items, activity, spec, working.say), settings)
         decode_s = time.perf_counter() - started
-        cut_ms = until_ms if until_ms is not None else (source.test_ms if evaluate else None)
+        cut_ms = fitted_until(source, until_ms, evaluate=evaluate)
         job = Job(dim=dim, polish=polish, seed=seed, until_ms=cut_ms, evaluate=evaluate)
         result = run_fit(source, job, settings, working.update)
     result = {"decode_s": round(decode_s, 2)} | result

@@ -81,7 +81,7 @@ def train(
     with Working("loading PyTorch") as working:
         import torch
 
-        from workers.fitting import read_source, with_extractors
+        from workers.fitting import fitted_until, read_source, with_extractors
         from workers.training import TrainingJob, processors, run_train
 
         cuda = torch.cuda.is_available()
@@ -99,7 +99,7 @@ def train(
             threads=threads or processors(),
             validate=not no_validation,
             resume=resume,
-            until_ms=until_ms if until_ms is not None else (source.test_ms if evaluate else None),
+            until_ms=fitted_until(source, until_ms, evaluate=evaluate),
             evaluate=evaluate,
             leave_one_out=leave_one_out,
         )
