@@ -55,10 +55,13 @@ class TrainingJob:
     leave_one_out: bool = False
 
 
-def run_train(source: Source, job: TrainingJob, settings: Settings, say: Say) -> dict[str, Any]:
-    """Train, and evaluate when that is asked for. Raises RecallError, ConfigurationError."""
+def run_train(source: Source, job: TrainingJob, settings: Settings, checkpoints: Path, say: Say) -> dict[str, Any]:
+    """Train, and evaluate when that is asked for. Raises RecallError, ConfigurationError.
+
+    `checkpoints` is a folder that no other training has (`held_checkpoints`); it is deleted at the end.
+    """
     folder = bundles_folder(settings)
-    bundle = train_bundle(source, job, folder, settings.data_dir / "training", say)
+    bundle = train_bundle(source, job, folder, checkpoints, say)
     result: dict[str, Any] = {"version": bundle.version, "path": str(bundle.path), "dim": bundle.dim}
     result |= {name: bundle.manifest.figures[name] for name in FIGURES}
     if job.evaluate and source.test_ms is not None:

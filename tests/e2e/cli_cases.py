@@ -1,15 +1,19 @@
 """Situations of docs/cli.md in which nothing runs: what makes them true, and the commands. See `test_cli_table.py`."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.cli import Done, Place, case
+from workers.checkpoints import held_checkpoints
 from workers.local.process import free_ports
+from workers.settings import load_settings
 
-SPEC = Path(__file__).parents[2] / "models" / "specs" / "movielens.toml"
+ROOT = Path(__file__).parents[2]
+SPEC = ROOT / "models" / "specs" / "movielens.toml"
 EVENT = b'{"event_id":"e","user_id":"u","action":"rate","timestamp_ms":1}\n'
 ITEM = b'{"item_id":"i","op":"upsert","timestamp_ms":1}\n'
 FIT = ("model", "fit", "--items", "items.jsonl", "--activity", "activity.jsonl", "--spec", str(SPEC), "--dim", "32")
@@ -169,6 +173,25 @@ def _(idle: Place) -> list[Done]:
 @case("`model train`", "PyTorch is not installed")
 def _(idle: Place) -> list[Done]:
     return idle.each(["model", "train", *FIT[2:-2]])
+
+
+def with_torch(idle: Place) -> Place:
+    """PyTorch seems to be installed: for what is refused before it is loaded."""
+    (idle.folder / "seeming" / "torch").mkdir(parents=True)
+    (idle.folder / "seeming" / "torch" / "__init__.py").write_text("raise ImportError('it is not wanted')")
+    return idle.with_(PYTHONPATH=os.pathsep.join([str(idle.folder / "seeming"), str(ROOT)]))
+
+
+@case("`model train`", "another process trains in the data folder")
+def _(idle: Place) -> list[Done]:
+    with held_checkpoints(load_settings(data_dir=idle.data)):
+        return with_torch(idle).each(["model", "train", *FIT[2:-2]], ["model", "train", *FIT[2:-2], "--resume"])
+
+
+@case("`model train`", "the folder cannot be written")
+def _(idle: Place) -> list[Done]:
+    idle.data.write_text("a file")
+    return with_torch(idle).each(["model", "train", *FIT[2:-2]])
 
 
 def fitted(idle: Place) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated
 import orjson
 import typer
 
+from workers.checkpoints import held_checkpoints
 from workers.cli.console import Working
 from workers.cli.data_sets import DataSet
 from workers.cli.model import activate, print_result
@@ -78,7 +79,7 @@ def train(
     if find_spec("torch") is None:
         raise ExtraMissing("training", "train")
     settings = load_settings()
-    with Working("loading PyTorch") as working:
+    with held_checkpoints(settings) as checkpoints, Working("loading PyTorch") as working:
         import torch
 
         from workers.fitting import fitted_until, read_source, with_extractors
@@ -103,7 +104,7 @@ def train(
             evaluate=evaluate,
             leave_one_out=leave_one_out,
         )
-        result = run_train(source, job, settings, working.update)
+        result = run_train(source, job, settings, checkpoints, working.update)
     activated = not no_activate and not leave_one_out
     if activated:
         activate(settings, result)

@@ -5,7 +5,6 @@ from there on and not from what is committed; until it has read all that the top
 """
 
 import asyncio
-import fcntl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from workers.filters import Filter
 from workers.index import snapshot
 from workers.index.schema import Collection
 from workers.index.snapshot import Snapshot, Unfit
+from workers.locks import locked
 from workers.ports import Float32, Hits, IndexRows, ItemIndex, UInt64
 from workers.settings import Settings
 
@@ -172,17 +172,8 @@ class SearchedIndex:
 def held_alone(settings: Settings) -> Iterator[None]:
     """While it lasts, no other process on this data folder does so in this namespace. Raises ConfigurationError."""
     folder = settings.data_dir / FOLDER
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / f"{settings.key('items')}.lock").open("ab")
-    except OSError as error:
-        raise ConfigurationError(f"{folder} cannot be written: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            line = f"index = {settings.index!r}: another process holds the items of {folder}, and there is one for all"
-            raise ConfigurationError(line) from None
+    line = f"index = {settings.index!r}: another process holds the items of {folder}, and there is one for all"
+    with locked(folder / f"{settings.key('items')}.lock", ConfigurationError(line)):
         yield
 
 
