@@ -145,7 +145,7 @@ class RecallPipeline:
         search_ms += await self._deepen(rows, lists, attempt, watch)
         for row, shortlist in zip(rows, lists, strict=True):
             if _cut_short(row, shortlist):
-                row.fail(Reason.INDEX_UNAVAILABLE)  # there is more, but there was no time to search for it
+                row.fail(Reason.INDEX_UNAVAILABLE)  # there is more, deeper than it was searched
         for row in fresh:
             if row.key is not None and not row.failures:
                 self._parts.results.put(row.key, row)
@@ -245,13 +245,20 @@ class RecallPipeline:
         return embeddings
 
     async def _deepen(self, rows: Sequence[Row], lists: list[Shortlist], attempt: Attempts, watch: Stopwatch) -> float:
-        """Search again, as deep as it takes, where a list is short although there is more. Returns milliseconds."""
+        """Search again, as deep as it takes, where a list is short although there is more. Returns milliseconds.
+
+        Rows for which there is no time have the reason added, those with caps too: deeper there may be what fits.
+        """
         short = [
             n
             for n, (row, shortlist) in enumerate(zip(rows, lists, strict=True))
-            if len(shortlist.chosen.item_ids) < row.asked.k and not all(found.whole for found in row.found.values())
+            if len(shortlist.chosen.item_ids) < row.asked.k and _goes_deeper(row)
         ]
-        if not short or attempt.left_s() <= 0:
+        if not short:
+            return 0.0
+        if attempt.left_s() <= 0:
+            for n in short:
+                rows[n].fail(Reason.INDEX_UNAVAILABLE)
             return 0.0
         watch.lap_ms("select")
         deeper = [rows[n] for n in short]
@@ -338,6 +345,12 @@ def _cut_short(row: Row, shortlist: Shortlist) -> bool:
     """Whether it has fewer than it asks for although there are more; what caps leave out is not looked for."""
     short = len(shortlist.chosen.item_ids) < row.asked.k
     return short and not row.asked.plan.caps and not all(found.whole for found in row.found.values())
+
+
+def _goes_deeper(row: Row) -> bool:
+    """Whether a source may have more. With caps not one that an equal request has searched as deep as they ever go."""
+    deepest = _full_depth(row) if row.asked.plan.caps else EVERYTHING
+    return any(not found.whole and len(found.item_ids) < deepest for found in row.found.values())
 
 
 def _first_depth(row: Row) -> int:
