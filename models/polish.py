@@ -42,8 +42,8 @@ def polish(
     rng = np.random.default_rng(seed)
     history, dense, item = factors
     joint = (_size(history) or _size(dense) or 1.0) / 0.1  # history is all zero where nobody has a past
-    item = item / _size(item) * 0.1 + 1e-3 * rng.standard_normal(item.shape)
-    parameters = [history / joint, dense / joint, item, np.array([np.log(options.temperature)])]
+    start = item / _size(item) * 0.1 + 1e-3 * rng.standard_normal(item.shape)
+    parameters = [history / joint, dense / joint, start, np.array([np.log(options.temperature)])]
     parameters = [parameter.astype(np.float32) for parameter in parameters]
     adam = _Adam(parameters, options)
     draw = _Negatives(samples.item, len(item), options.negatives, rng)

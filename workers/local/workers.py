@@ -74,8 +74,9 @@ class _Child:
     def state(self) -> WorkerState:
         """As others see it."""
         pid = 0 if self.process is None else self.process.pid
-        where = {"web_port": self.web_port, "web_host": self.web_host}
-        return WorkerState(kind=self.kind, pid=pid, restarts=self.restarts, **where)
+        return WorkerState(
+            kind=self.kind, pid=pid, web_port=self.web_port, web_host=self.web_host, restarts=self.restarts
+        )
 
 
 class WorkerProcesses:
