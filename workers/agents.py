@@ -17,6 +17,7 @@ from schemas import codec
 from schemas.codec import DecodeError, ErrorCode
 from schemas.recall import REPLY_PARTITION, CandidateList, Reason, Status
 from workers.dependencies import Dependencies
+from workers.engine import serve
 from workers.errors import InvalidInput
 from workers.giving_up import Gate, GivingUp, Problem
 from workers.inflight import Batch, Record
@@ -32,7 +33,7 @@ from workers.retry import until_done
 from workers.runners import Runners
 from workers.settings import AgentKind, Settings
 from workers.stopwatch import Stopwatch
-from workers.transport import batch_topic, serve
+from workers.transport import batch_topic
 from workers.waiting import WaitingPolicy, WaitingRoom
 
 MAX_COPIED_HEADERS_BYTES = 4096

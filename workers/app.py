@@ -28,6 +28,7 @@ from workers.clock import SystemClock
 from workers.dependencies import Dependencies
 from workers.doctor import start
 from workers.ending import or_end_process, stopping_on_signals
+from workers.engine import leave_and_end, run_until
 from workers.errors import ConfigurationError
 from workers.health import Condition, HealthServer, all_of
 from workers.index.in_process import HeldIndex
@@ -63,11 +64,7 @@ from workers.stores.same_redis import SameRedis
 from workers.stores.user_redis import GROUP as ACTIVITY_GROUP
 from workers.stores.user_redis import RedisUserTable
 from workers.towers.opening import open_tower
-from workers.transport import (
-    create_app,
-    leave_and_end,
-    run_until,
-)
+from workers.transport import create_app
 from workers.watchdog import Watchdog
 from workers.winners import WinnersAgain
 from workers.worker import Worker

@@ -18,9 +18,8 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any
 
 import aiokafka
 import faust
@@ -32,10 +31,9 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage
 
 from workers import kafka_patches
-from workers.cancelling import cancel
-from workers.ending import end_process, or_end_process
+from workers.ending import end_process
 from workers.errors import DependencyError
-from workers.inflight import Backlog, Batch, BatchPolicy, InFlight
+from workers.inflight import Backlog, BatchPolicy, InFlight
 from workers.positions import Positions, say_made_anew
 from workers.refill import Refill
 from workers.settings import Settings
@@ -46,8 +44,7 @@ SCHEME = "recall"
 POLL_S = 1.0
 OWED_WITHIN_S = 1.0  # a group waits for every drain, and a partition without a leader may take nothing for minutes
 STOP_WITHIN_S = 7.0
-EXIT_AFTER_S = 9.5
-ASK_WITHIN_S = 1.0  # before a commit, or before the end
+ASK_WITHIN_S = 1.0  # before a commit, and for a rebalance before the end
 SESSION_TIMEOUT_S = 10.0
 FETCH_WAIT_MS = 200  # the broker holds a fetch for so long, and what follows it on the connection: asking for offsets
 METADATA_AGE_S = 10.0  # so late a worker learns of partitions that were added
@@ -79,6 +76,8 @@ class Consumer(driver.Consumer):
         self._refused = False  # the last commit, by `may_commit`
         self._resumed = False  # since the last assignment
         self._drained = asyncio.Event()  # the process is ending, and what it had in hand is done and committed
+        self._rebalanced = asyncio.Event()  # no rebalance is under way that began since the process is ending
+        self._rebalanced.set()
 
     def _new_flight(self) -> InFlight:
         return InFlight(self.policy, self.wake.set)
@@ -185,6 +184,10 @@ class Consumer(driver.Consumer):
         finally:
             if self.app.should_stop:
                 self._drained.set()
+                with contextlib.suppress(
+                    TimeoutError
+                ):  # a rebalance that is cut short would keep the consumer from ending
+                    await asyncio.wait_for(self._rebalanced.wait(), ASK_WITHIN_S)
 
     async def _drain(self) -> None:
         begun = time.monotonic()
@@ -217,17 +220,31 @@ class Consumer(driver.Consumer):
         self._resumed = False
         if revoked:
             log.info("partitions revoked", topic=_topics(revoked), partitions=_numbers(revoked))
-        if self.app.should_stop and revoked:
-            await self._leave_drained()  # Faust closes the connection now, and nothing more could be committed
-        await super().on_partitions_revoked(revoked)
+        if self.app.should_stop:
+            await self._stay_away(
+                had_some=bool(revoked)
+            )  # Faust would close the connection, and nothing could be committed
+        else:
+            await super().on_partitions_revoked(revoked)
         self._renew_flight()
 
-    async def _leave_drained(self) -> None:
-        """Others join or leave while this process ends: it goes when what it has in hand is done, and is not back."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STOP_WITHIN_S):
-                await self._drained.wait()
-                await self.leave()
+    async def _stay_away(self, *, had_some: bool) -> None:
+        """Others join or leave while this process ends: it joins no more, and leaves when the consumer is stopped.
+
+        The group waits for that, so until then no longer than what is in hand takes.
+        """
+        coordinator = self._thread._ensure_consumer()._coordinator
+        self._rebalanced.clear()
+
+        async def not_again(_: Any) -> bool:  # in the consumer's thread, where the rebalance has come that far
+            self.loop.call_soon_threadsafe(self._rebalanced.set)
+            await asyncio.wait([coordinator._closing])
+            return False
+
+        coordinator._do_rejoin_group = not_again
+        if had_some:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._drained.wait(), STOP_WITHIN_S)
 
     async def leave(self) -> None:
         """Tell the group: who takes over need not wait for the session's end."""
@@ -351,48 +368,6 @@ def batch_topic(app: Any, name: str) -> Any:
     return app.topic(name, schema=_BatchSchema(), key_type=None, value_type=None)
 
 
-async def serve(stream: Any, handle: Callable[[Batch], Awaitable[None]], backlog: Backlog | None = None) -> None:
-    """Run `handle` for every batch, as many at once as the policy allows. It must finish or hold each record.
-
-    What is held belongs to the agent's `backlog`, which has a say in when to poll. An exception ends the process.
-    """
-    consumer = stream.app.consumer
-    consumer.backlog = backlog
-    running: set[asyncio.Task[None]] = set()
-    async for batch in stream.noack():
-        if batch.void:  # a rebalance took its partitions while it lay in the agent's queue
-            continue
-        batch.started = True
-        task = asyncio.create_task(or_end_process(handle(batch), partial(leave_and_end, stream.app)))
-        running.add(task)
-        task.add_done_callback(running.discard)
-
-
-async def leave_and_end(app: Any) -> NoReturn:
-    """End at once, offsets uncommitted, but leave the group."""
-    try:
-        async with asyncio.timeout(ASK_WITHIN_S):
-            await app.consumer.leave()
-    finally:
-        end_process()
-
-
 def producer_of(app: Any) -> aiokafka.AIOKafkaProducer:
     """The producer inside a started app."""
     return app.producer._producer
-
-
-async def run_until(app: Any, stopping: asyncio.Event) -> None:
-    """Start the app and run it until `stopping` is set; then drain, commit, stop. A crash ends the process."""
-    await app.start()
-    ends = [asyncio.create_task(event.wait()) for event in (stopping, app._crashed, app._stopped)]
-    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    await cancel(*ends)
-    if app._crashed.is_set() or not stopping.is_set():
-        log.error("the engine stopped by itself; ending without a commit", reason=repr(app.crash_reason))
-        end_process()
-    try:
-        await asyncio.wait_for(app.stop(), EXIT_AFTER_S)
-    except TimeoutError:
-        log.exception("the engine did not stop in time; ending without a further commit")
-        end_process()

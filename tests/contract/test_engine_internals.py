@@ -5,6 +5,7 @@ import inspect
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +29,6 @@ from faust.types.tuples import ConsumerMessage
 from mode.threads import ServiceThread
 
 from workers import transport
-from workers.cancelling import cancel
 from workers.inflight import BatchPolicy
 from workers.settings import load_settings
 from workers.transport import Consumer, Producer, create_app
@@ -164,52 +164,50 @@ def test_the_producers_sender() -> None:
     assert drained == ["self", "ignore_nodes", "muted_partitions"]
 
 
-async def test_a_worker_without_partitions_that_ends_waits_for_nothing_in_a_rebalance(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def rebalancing(consumer: Any) -> Any:
+    """The coordinator of a consumer that is about to join again."""
+    coordinator = SimpleNamespace(_closing=asyncio.get_running_loop().create_future())
+    consumer._thread._consumer = SimpleNamespace(_coordinator=coordinator)
+    return coordinator
+
+
+async def test_a_worker_without_partitions_that_ends_waits_for_nothing_in_a_rebalance(tmp_path: Path) -> None:
     app = create_app("recall-requests", load_settings(data_dir=tmp_path), BatchPolicy())
-    monkeypatch.setattr(app, "on_rebalance_end", lambda: None)
-    consumer = app.consumer
+    rebalancing(app.consumer)
     app._stopped.set()
     async with asyncio.timeout(3):
-        await consumer.on_partitions_revoked(set())
+        await app.consumer.on_partitions_revoked(set())
 
 
 @pytest.mark.parametrize("ends", [True, False])
-async def test_in_a_rebalance_a_worker_that_ends_drains_leaves_and_lets_its_connection_go_in_this_order(
+async def test_in_a_rebalance_a_worker_that_ends_drains_first_and_does_not_join_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool
 ) -> None:
     """A drain that does not end keeps the rebalance waiting for so long and no longer."""
-    app = create_app("recall-requests", load_settings(data_dir=tmp_path), BatchPolicy())
-    monkeypatch.setattr(app, "on_rebalance_end", lambda: None)
-    consumer, steps, finished = app.consumer, list[str](), asyncio.Event()
-
-    async def drain() -> None:
-        await finished.wait()
-        steps.append("drained")
-
-    async def leave() -> None:
-        steps.append("left")
-
-    monkeypatch.setattr(consumer, "_drain", drain)
-    monkeypatch.setattr(consumer, "leave", leave)
-    monkeypatch.setattr(consumer, "close", lambda: steps.append("closed"))
+    consumer: Any = create_app("recall-requests", load_settings(data_dir=tmp_path), BatchPolicy()).consumer
+    coordinator, finished = rebalancing(consumer), asyncio.Event()
+    monkeypatch.setattr(consumer, "_drain", finished.wait)
     if not ends:
         monkeypatch.setattr(transport, "STOP_WITHIN_S", 0.05)
-    app._stopped.set()
+    consumer.app._stopped.set()
     revoking = asyncio.create_task(consumer.on_partitions_revoked({TopicPartition("t", 0)}))
     stopping = asyncio.create_task(consumer.wait_empty())
     if ends:
         for _ in range(20):
             await asyncio.sleep(0)
-        assert steps == []
+        assert not revoking.done()
         finished.set()
     async with asyncio.timeout(10):
         await revoking
-        if ends:
-            await stopping
-    assert steps == (["drained", "left", "closed"] if ends else ["closed"])
-    await cancel(stopping)
+    assert not stopping.done(), "the rebalance has not come to where it would join"
+    finished.set()
+    joining = asyncio.create_task(coordinator._do_rejoin_group(None))
+    async with asyncio.timeout(10):
+        await stopping
+    assert not joining.done()
+    coordinator._closing.set_result(None)
+    async with asyncio.timeout(10):
+        assert await joining is False
 
 
 @pytest.mark.parametrize("owed", [True, False])
@@ -238,6 +236,9 @@ async def test_a_drain_waits_for_work_and_a_moment_only_for_what_a_late_partitio
 
 def test_leaving_the_group() -> None:
     assert "self._coordinator = GroupCoordinator(" in inspect.getsource(AIOKafkaConsumer)
+    joining = inspect.getsource(GroupCoordinator.ensure_active_group)
+    assert "success = await self._do_rejoin_group(subscription)" in joining
+    assert "self._closing.set_result(None)" in inspect.getsource(GroupCoordinator.close)
     leave = inspect.getsource(GroupCoordinator._maybe_leave_group)
     assert "LeaveGroupRequest(self.group_id, self.member_id)" in leave
     assert "return self._consumer" in inspect.getsource(driver.AIOKafkaConsumerThread._ensure_consumer)

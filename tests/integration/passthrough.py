@@ -20,6 +20,7 @@ from schemas.recall import RecallRequest
 from workers import logs
 from workers.clock import SystemClock
 from workers.ending import stopping_on_signals
+from workers.engine import leave_and_end, run_until, serve
 from workers.errors import DependencyUnavailable
 from workers.inflight import Batch, BatchPolicy
 from workers.intake import Entry, Intake
@@ -27,7 +28,7 @@ from workers.pipelines.recall import Incoming
 from workers.publisher import Outgoing, Publisher
 from workers.runners import Runners
 from workers.settings import load_settings
-from workers.transport import batch_topic, create_app, leave_and_end, run_until, serve
+from workers.transport import batch_topic, create_app
 
 
 async def main(group: str, source: str, target: str, work_ms: float, how: str) -> int:

@@ -14,10 +14,11 @@ from workers import topics
 from workers.cli.main import main
 from workers.dead_letter_topic import read_dead_letters
 from workers.dead_letters import dead_letter
+from workers.engine import serve
 from workers.inflight import Batch, BatchPolicy
 from workers.publisher import Outgoing, Publisher
 from workers.settings import Settings
-from workers.transport import MAX_REQUEST_BYTES, batch_topic, create_app, serve
+from workers.transport import MAX_REQUEST_BYTES, batch_topic, create_app
 
 NOW_MS = 1_795_518_423_628
 HEADERS = (("trace", b"\xff\x00"), ("none", None))

@@ -13,13 +13,14 @@ from pydantic import SecretStr
 from workers import topics
 from workers import worker as composition
 from workers.dependencies import Dependencies
+from workers.engine import serve
 from workers.health import Condition, HealthServer
 from workers.index.opening import Indexes
 from workers.inflight import BatchPolicy
 from workers.local.process import free_ports
 from workers.metrics import Metrics
 from workers.settings import Settings
-from workers.transport import batch_topic, create_app, serve
+from workers.transport import batch_topic, create_app
 from workers.worker import Worker
 
 TURNS_WITHIN_S = 30.0

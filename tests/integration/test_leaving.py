@@ -11,9 +11,11 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 
 from workers import topics
+from workers.cancelling import cancel
+from workers.engine import serve
 from workers.inflight import Batch, BatchPolicy
 from workers.settings import Settings
-from workers.transport import batch_topic, create_app, serve
+from workers.transport import batch_topic, create_app
 
 PARTITIONS = 2
 WITHIN_S = 60
@@ -77,21 +79,27 @@ async def test_who_ends_in_a_rebalance_has_done_what_it_had_in_hand_and_left(
     monkeypatch.setattr("workers.transport.STOP_WITHIN_S", WITHIN_S)
     first, second = group.member(waits=True), group.member(waits=False)
     await group.send(b"0", b"1")
-    with structlog.testing.capture_logs() as lines:
-        await first.start()
-        await asyncio.wait_for(group.begun.wait(), WITHIN_S)
-        stopping = asyncio.create_task(first.stop())  # its batch is in hand
-        await second.start()  # whose joining takes the partitions away
-        async with asyncio.timeout(WITHIN_S):
-            while not any(line["event"] == "partitions revoked" for line in lines):
-                await asyncio.sleep(0.01)
-        assert not stopping.done()
+    tasks = []
+    try:
+        with structlog.testing.capture_logs() as lines:
+            await first.start()
+            await asyncio.wait_for(group.begun.wait(), WITHIN_S)
+            stopping = asyncio.create_task(first.stop())  # its batch is in hand
+            starting = asyncio.create_task(second.start())  # whose joining takes the partitions away
+            tasks += [stopping, starting]
+            async with asyncio.timeout(WITHIN_S):
+                while not any(line["event"] == "partitions revoked" for line in lines):
+                    await asyncio.sleep(0.01)
+            assert not stopping.done()
+            group.release.set()
+            await asyncio.wait_for(asyncio.gather(stopping, starting), SOON_S)
+            assert await group.members() == 1
+            await group.send(b"2", b"3")
+            async with asyncio.timeout(WITHIN_S):
+                while len(set(group.taken)) < 2 * PARTITIONS:
+                    await asyncio.sleep(0.01)
+    finally:
         group.release.set()
-        await asyncio.wait_for(stopping, SOON_S)
-        assert await group.members() == 1
-        await group.send(b"2", b"3")
-        async with asyncio.timeout(WITHIN_S):
-            while len(set(group.taken)) < 2 * PARTITIONS:
-                await asyncio.sleep(0.01)
-    await second.stop()
+        await cancel(*tasks)
+        await asyncio.gather(first.stop(), second.stop())
     assert sorted(group.taken) == [b"0", b"1", b"2", b"3"], "what it had in hand was committed: nothing comes twice"

@@ -8,9 +8,10 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 
 from workers import topics
+from workers.engine import serve
 from workers.inflight import Batch, BatchPolicy
 from workers.settings import Settings
-from workers.transport import Consumer, batch_topic, create_app, serve
+from workers.transport import Consumer, batch_topic, create_app
 
 RECORDS = 40
 

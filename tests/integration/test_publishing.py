@@ -20,6 +20,7 @@ from workers import topics
 from workers.agents import Context, RecallAgent
 from workers.clock import SystemClock
 from workers.dependencies import Dependencies
+from workers.engine import serve
 from workers.index.memory import MemoryItemIndex
 from workers.index.schema import Collection
 from workers.inflight import BatchPolicy, InFlight
@@ -28,7 +29,7 @@ from workers.ports import IndexRows
 from workers.publisher import Outgoing, Publisher
 from workers.settings import Settings
 from workers.towers.onnx import OnnxTower
-from workers.transport import MAX_REQUEST_BYTES, batch_topic, create_app, serve
+from workers.transport import MAX_REQUEST_BYTES, batch_topic, create_app
 
 
 @pytest.fixture

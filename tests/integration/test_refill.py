@@ -13,6 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, RecordsToDelete
 from tests.conftest import PATIENT_MS
 from workers import topics
 from workers.dependencies import Dependencies
+from workers.engine import serve
 from workers.errors import StoreLost
 from workers.inflight import Batch, BatchPolicy
 from workers.metrics import Metrics
@@ -23,7 +24,7 @@ from workers.stores import keys
 from workers.stores.connect import connect
 from workers.stores.markers_redis import RedisMarkers
 from workers.stores.popular_memory import MemoryPopularTable
-from workers.transport import batch_topic, create_app, serve
+from workers.transport import batch_topic, create_app
 
 GROUP = "filler"
 LAST = b"99"

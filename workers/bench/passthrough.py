@@ -18,10 +18,11 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from workers import logs
 from workers.bench.system import own_cpu_s
 from workers.ending import stopping_on_signals
+from workers.engine import run_until, serve
 from workers.inflight import Batch, BatchPolicy
 from workers.publisher import Outgoing, Publisher
 from workers.settings import Settings, load_settings
-from workers.transport import batch_topic, create_app, run_until, serve
+from workers.transport import batch_topic, create_app
 
 COMMIT_EVERY_S = 0.5
 
