@@ -14,6 +14,7 @@ from schemas.recall import DEFAULT_TIMEOUT_MS, CandidateList, RecallRequest
 from workers.cancelling import cancel
 from workers.errors import DependencyTimeout, DependencyUnavailable
 from workers.kafka_client import connected, no_answer, require_topics
+from workers.kafka_login import connection
 from workers.settings import Settings
 
 Headers = Sequence[tuple[str, bytes]]
@@ -39,11 +40,11 @@ class RecallClient:
 
     async def __aenter__(self) -> "RecallClient":
         """Connect and stand at the end of the answers' topic. Raises DependencyUnavailable, ConfigurationError."""
-        settings, bootstrap = self._settings, self._settings.kafka_bootstrap
+        settings, where = self._settings, connection(self._settings)
         answers = settings.topic("recall-candidates")
         await require_topics(settings, answers, settings.topic("recall-requests"))
-        self._producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", enable_idempotence=True)
-        self._consumer = AIOKafkaConsumer(answers, bootstrap_servers=bootstrap, enable_auto_commit=False, group_id=None)
+        self._producer = AIOKafkaProducer(**where, acks="all", enable_idempotence=True)
+        self._consumer = AIOKafkaConsumer(answers, **where, enable_auto_commit=False, group_id=None)
         async with AsyncExitStack() as opened:
             await opened.enter_async_context(connected(settings, self._consumer, self._producer))
             await self._consumer.seek_to_end()  # without a group: of every partition of the topic

@@ -16,6 +16,7 @@ from aiokafka.errors import (
 
 from workers import kafka_patches
 from workers.errors import ConfigurationError, DependencyUnavailable, InvalidInput
+from workers.kafka_login import connection, refusal
 from workers.settings import Settings
 
 Message = tuple[bytes | None, bytes | None, Sequence[tuple[str, bytes]]]
@@ -44,20 +45,20 @@ async def connected(settings: Settings, *clients: Any) -> AsyncIterator[None]:
                     await client.start()
             yield
     except (KafkaConnectionError, TimeoutError) as error:
-        raise no_answer(settings) from error
+        raise await _no_answer(settings) from error
     except KafkaError as error:
         raise DependencyUnavailable("kafka", f"{settings.kafka_bootstrap}: {error or type(error).__name__}") from error
 
 
 def admin_client(settings: Settings) -> Any:
     """A client for topics, groups and their settings, to be made inside a running event loop."""
-    return AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap, request_timeout_ms=ADMIN_TIMEOUT_MS)
+    return AIOKafkaAdminClient(**connection(settings), request_timeout_ms=ADMIN_TIMEOUT_MS)
 
 
 def producer_client(settings: Settings) -> AIOKafkaProducer:
     """A producer whose records are acknowledged by all in-sync replicas, to be made inside a running event loop."""
     return AIOKafkaProducer(
-        bootstrap_servers=settings.kafka_bootstrap,
+        **connection(settings),
         acks="all",
         enable_idempotence=True,
         linger_ms=5,
@@ -69,7 +70,7 @@ def producer_client(settings: Settings) -> AIOKafkaProducer:
 def reader_client(settings: Settings) -> AIOKafkaConsumer:
     """A consumer without a group: it reads from the earliest record on, and commits nothing."""
     return AIOKafkaConsumer(
-        bootstrap_servers=settings.kafka_bootstrap,
+        **connection(settings),
         group_id=None,
         auto_offset_reset="earliest",
         enable_auto_commit=False,
@@ -79,6 +80,12 @@ def reader_client(settings: Settings) -> AIOKafkaConsumer:
 def no_answer(settings: Settings) -> DependencyUnavailable:
     """What every command says when no broker answers."""
     return DependencyUnavailable("kafka", f"{settings.kafka_bootstrap} does not answer; is the stack up?")
+
+
+async def _no_answer(settings: Settings) -> DependencyUnavailable:
+    """The same, or why we are not let in."""
+    why = None if settings.kafka_security_protocol == "PLAINTEXT" else await refusal(settings)
+    return no_answer(settings) if why is None else DependencyUnavailable("kafka", why)
 
 
 async def _stop(client: Any) -> None:
@@ -179,7 +186,7 @@ async def group_lag(settings: Settings, group: str, topic: str) -> int:
 async def group_standing(settings: Settings, group: str, topic: str) -> tuple[int, int]:
     """The same, and the sum of its committed offsets, which rises while records are taken in."""
     admin = admin_client(settings)
-    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap)
+    consumer = AIOKafkaConsumer(**connection(settings))
     async with connected(settings, admin, consumer):
         described = await admin.describe_topics([topic])
         partitions = [TopicPartition(topic, entry["partition"]) for entry in described[0]["partitions"]]

@@ -17,6 +17,7 @@ from aiokafka.protocol.admin import ApiVersionRequest
 from workers.clock import Skew
 from workers.errors import ConfigurationError, DependencyUnavailable
 from workers.kafka_client import admin_client, connected
+from workers.kafka_login import connection
 from workers.settings import Settings
 
 FETCH = 1  # the call whose versions tell releases apart
@@ -83,7 +84,7 @@ def _topic(partitions: list[dict[str, Any]], configs: Mapping[str, str] | None) 
 
 async def _release(settings: Settings) -> str:
     """No call tells the release; the newest version of a call that the broker knows does so roughly."""
-    client = AIOKafkaClient(bootstrap_servers=settings.kafka_bootstrap, request_timeout_ms=RELEASE_WITHIN_MS)
+    client = AIOKafkaClient(**connection(settings), request_timeout_ms=RELEASE_WITHIN_MS)
     try:
         await client.bootstrap()
         response = await client.send(client.get_random_node(), ApiVersionRequest())
@@ -101,7 +102,7 @@ async def newest_ahead_ms(settings: Settings, topics: Collection[str]) -> float 
     A record is always older than now: what is left above zero is a clock ahead of ours. Raises DependencyUnavailable.
     """
     admin = admin_client(settings)
-    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap, max_partition_fetch_bytes=1)
+    consumer = AIOKafkaConsumer(**connection(settings), max_partition_fetch_bytes=1)
     async with connected(settings, admin, consumer):
         found = await describe_topics(admin, topics)
         partitions = [TopicPartition(name, n) for name, topic in found.items() for n in range(topic.partitions)]
@@ -129,7 +130,7 @@ async def probe_clocks(settings: Settings) -> list[Skew]:
     Raises DependencyUnavailable, ConfigurationError when the topic may not be made.
     """
     admin = admin_client(settings)
-    producer = AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap, acks=1)
+    producer = AIOKafkaProducer(**connection(settings), acks=1)
     topic = settings.topic(f"recall-doctor-{uuid.uuid4().hex[:12]}")
     async with connected(settings, admin, producer):
         described = (await admin.describe_cluster())["brokers"]

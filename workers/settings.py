@@ -31,6 +31,13 @@ TOML = "recall.toml"
 URLS = ("redis_url", "milvus_uri", "tower_url")  # may hold a password
 TOWER_SCHEMES = ("http", "https", "grpc", "grpcs")
 MILVUS_TLS = ("milvus_ca_path", "milvus_cert_path", "milvus_key_path", "milvus_server_name")
+KAFKA_TLS = ("kafka_ca_path", "kafka_cert_path", "kafka_key_path")
+KAFKA_OWN: dict[str, object] = {  # likewise of Kafka
+    "kafka_security_protocol": "PLAINTEXT",
+    "kafka_user": "",
+    "kafka_password": SecretStr(""),
+    **dict.fromkeys(KAFKA_TLS, ""),
+}
 MILVUS_OWN: dict[str, object] = {  # what is said of a Milvus beside its address, as it is where nothing is said
     "milvus_token": SecretStr(""),
     "milvus_user": "",
@@ -44,6 +51,8 @@ SceneName = Annotated[str, Field(min_length=1, max_length=64)]
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 LocalMilvus = Literal["auto", "server", "lite"]
 IndexType = Literal["auto", "FLAT", "HNSW", "IVF_FLAT"]
+SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 AGENT_KINDS: tuple[AgentKind, ...] = ("activity", "items", "recall")
 
 
@@ -58,6 +67,13 @@ class Settings(BaseSettings):
     data_dir: Path = Path(".recall")
 
     kafka_bootstrap: str = "127.0.0.1:9092"
+    kafka_security_protocol: SecurityProtocol = "PLAINTEXT"
+    kafka_sasl_mechanism: SaslMechanism = "SCRAM-SHA-512"  # of SASL_..., with
+    kafka_user: str = ""
+    kafka_password: SecretStr = SecretStr("")
+    kafka_ca_path: str = ""  # whose certificates the brokers' are checked against; empty: the usual ones
+    kafka_cert_path: str = ""  # of this client, for brokers that ask for one, with
+    kafka_key_path: str = ""
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     redis_cluster: bool = False
     milvus_uri: str = "http://127.0.0.1:19530"  # or a file, `items.db`: Milvus Lite, for workers in one process
@@ -170,6 +186,21 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _let_in_by_kafka(self) -> "Settings":
+        protocol = self.kafka_security_protocol
+        named = [bool(self.kafka_user), bool(self.kafka_password.get_secret_value())]
+        if protocol.startswith("SASL") and not all(named):
+            raise ValueError(f"kafka_security_protocol {protocol} needs kafka_user and kafka_password")
+        if any(named) and not protocol.startswith("SASL"):
+            raise ValueError("kafka_user and kafka_password are of use only with kafka_security_protocol SASL_...")
+        if bool(self.kafka_cert_path) is not bool(self.kafka_key_path):
+            raise ValueError("kafka_cert_path and kafka_key_path go together")
+        encrypting = [name for name in KAFKA_TLS if getattr(self, name)]
+        if encrypting and not protocol.endswith("SSL"):
+            raise ValueError(f"{encrypting[0]} is of use only with kafka_security_protocol SSL or SASL_SSL")
+        return self
+
+    @model_validator(mode="after")
     def _one_login(self) -> "Settings":
         if self.milvus_token.get_secret_value() and self.milvus_user:
             raise ValueError("milvus_token and milvus_user exclude each other")
@@ -219,7 +250,7 @@ class Settings(BaseSettings):
 
     def secrets(self) -> list[str]:
         """What must never be shown: passwords and tokens, as they were given and decoded."""
-        tokens = (self.milvus_token, self.milvus_password, self.tower_token)
+        tokens = (self.milvus_token, self.milvus_password, self.tower_token, self.kafka_password)
         found = [token.get_secret_value() for token in tokens]
         found += [secret for source in self.sources.values() for secret in source.secrets()]
         urls = [source.url.get_secret_value() for source in self.sources.values()]

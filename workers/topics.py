@@ -148,4 +148,5 @@ def differences(settings: Settings, topic: str, found: Mapping[str, str]) -> lis
 def alter_command(settings: Settings, topic: str, entry: str) -> str:
     """The command of Kafka's own tools that sets an entry `name=value` of a topic's configuration."""
     command = f"kafka-configs --alter --entity-type topics --entity-name {topic} --add-config {entry}"
-    return f"{command} --bootstrap-server {settings.kafka_bootstrap}"
+    login = "" if settings.kafka_security_protocol == "PLAINTEXT" else " --command-config client.properties"
+    return f"{command} --bootstrap-server {settings.kafka_bootstrap}{login}"

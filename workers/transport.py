@@ -34,6 +34,7 @@ from workers import kafka_patches
 from workers.ending import end_process
 from workers.errors import DependencyError
 from workers.inflight import Backlog, BatchPolicy, InFlight
+from workers.kafka_login import login
 from workers.positions import Positions, say_made_anew
 from workers.refill import Refill
 from workers.settings import Settings
@@ -221,9 +222,7 @@ class Consumer(driver.Consumer):
         if revoked:
             log.info("partitions revoked", topic=_topics(revoked), partitions=_numbers(revoked))
         if self.app.should_stop:
-            await self._stay_away(
-                had_some=bool(revoked)
-            )  # Faust would close the connection, and nothing could be committed
+            await self._stay_away(had_some=bool(revoked))  # Faust would close the connection before the last commit
         else:
             await super().on_partitions_revoked(revoked)
         self._renew_flight()
@@ -332,6 +331,7 @@ def create_app(group: str, settings: Settings, policy: BatchPolicy, refill: Refi
     app = faust.App(
         group,
         broker=f"{SCHEME}://{settings.kafka_bootstrap}",
+        broker_credentials=_credentials(settings),
         datadir=str(settings.data_dir / "faust"),
         broker_session_timeout=SESSION_TIMEOUT_S,
         broker_heartbeat_interval=1.0,
@@ -357,6 +357,15 @@ def create_app(group: str, settings: Settings, policy: BatchPolicy, refill: Refi
     app.recall_policy, app.recall_refill = policy, refill
     app.recall_before_commit = _nothing_to_ask
     return app
+
+
+def _credentials(settings: Settings) -> faust.SASLCredentials | faust.SSLCredentials | None:
+    found = login(settings)
+    name, context = found.get("sasl_mechanism"), found.get("ssl_context")
+    if name is None:
+        return None if context is None else faust.SSLCredentials(context)
+    user, password = found["sasl_plain_username"], found["sasl_plain_password"]
+    return faust.SASLCredentials(username=user, password=password, ssl_context=context, mechanism=name)
 
 
 async def _nothing_to_ask() -> None:

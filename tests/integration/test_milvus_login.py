@@ -1,7 +1,6 @@
 """A Milvus that wants TLS, a certificate of the client and a login, and keeps items in a database of its own."""
 
 import asyncio
-import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.certificates import certificates
 from workers.errors import ConfigurationError, DependencyError, DependencyUnavailable
 from workers.index.milvus_client import MilvusClient
 from workers.index.milvus_collection import open_index, prepare_index
@@ -32,27 +32,10 @@ class Locked(Milvus):
         return True
 
 
-def openssl(folder: Path, *arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-
-def certificates(folder: Path) -> None:
-    """An authority, and what it has signed for the server and for a client; one of another authority's."""
-    (folder / "names").write_text(f"subjectAltName=DNS:{NAME}\n")
-    for authority in ("ca", "other-ca"):
-        openssl(folder, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{authority}.key", "-out",
-                f"{authority}.pem", "-days", "2", "-subj", f"/CN={authority}")  # fmt: skip
-    for name in ("server", "client"):
-        openssl(folder, "req", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key", "-out", f"{name}.csr",
-                "-subj", f"/CN={name}")  # fmt: skip
-        openssl(folder, "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
-                "-days", "2", "-extfile", "names", "-out", f"{name}.pem")  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certificates")
-    certificates(folder)
+    certificates(folder, f"DNS:{NAME}")
     return folder
 
 

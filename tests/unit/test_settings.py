@@ -156,3 +156,31 @@ def test_every_variable_that_the_source_reads_is_known() -> None:
 def test_no_setting_is_named_like_the_file_of_another() -> None:
     """RECALL_NAME_FILE names a file that holds the value of RECALL_NAME."""
     assert [name for name in Settings.model_fields if name.endswith("_file")] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (
+            {"kafka_security_protocol": "SASL_SSL"},
+            "kafka_security_protocol SASL_SSL needs kafka_user and kafka_password",
+        ),
+        ({"kafka_security_protocol": "SASL_PLAINTEXT", "kafka_user": "a"}, "needs kafka_user and kafka_password"),
+        ({"kafka_user": "a", "kafka_password": "b"}, "of use only with kafka_security_protocol SASL_..."),
+        ({"kafka_security_protocol": "SSL", "kafka_cert_path": "a"}, "kafka_cert_path and kafka_key_path go together"),
+        ({"kafka_ca_path": "a"}, "kafka_ca_path is of use only with kafka_security_protocol SSL or SASL_SSL"),
+        ({"kafka_security_protocol": "TLS"}, "kafka_security_protocol"),
+        ({"kafka_sasl_mechanism": "GSSAPI"}, "kafka_sasl_mechanism"),
+    ],
+)
+def test_what_lets_us_into_kafka_fits_together(given: dict[str, object], line: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(line)) as raised:
+        load_settings(**given)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_password_of_kafka_is_a_secret() -> None:
+    login = {"kafka_security_protocol": "SASL_SSL", "kafka_user": "recall", "kafka_password": "hunter2"}
+    settings = load_settings(**login)
+    assert "hunter2" in settings.secrets()
+    assert "hunter2" not in repr(settings) + settings.shown("kafka_password")

@@ -19,6 +19,7 @@ from workers.cli.console import harmless, reader_gone, stop_printing
 from workers.cli.running import run
 from workers.errors import ConfigurationError
 from workers.kafka_client import ANSWERS_WITHIN_S, connected, require_topics
+from workers.kafka_login import connection
 from workers.local.discover import with_local_stack
 from workers.settings import Settings, load_settings
 
@@ -85,7 +86,7 @@ async def _watch(settings: Settings, watching: Watching, from_beginning: bool) -
     await require_topics(settings, topic)
     consumer = AIOKafkaConsumer(
         topic,
-        bootstrap_servers=settings.kafka_bootstrap,
+        **connection(settings),
         group_id=None,  # every partition
         auto_offset_reset="earliest" if from_beginning else "latest",
         enable_auto_commit=False,

@@ -8,6 +8,7 @@ from aiokafka import AIOKafkaProducer
 from schemas import codec
 from schemas.activity import UserActivity
 from schemas.items import ItemUpdate
+from workers.kafka_login import connection
 from workers.settings import Settings
 
 
@@ -16,9 +17,7 @@ class Sender:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._producer = AIOKafkaProducer(
-            bootstrap_servers=settings.kafka_bootstrap, acks="all", enable_idempotence=True
-        )
+        self._producer = AIOKafkaProducer(**connection(settings), acks="all", enable_idempotence=True)
 
     async def __aenter__(self) -> "Sender":
         """Connect."""

@@ -3,7 +3,7 @@
 from pydantic import SecretStr
 
 from workers.local.state import running
-from workers.settings import MILVUS_OWN, Settings
+from workers.settings import KAFKA_OWN, MILVUS_OWN, Settings
 
 
 def with_local_stack(settings: Settings) -> Settings:
@@ -14,7 +14,7 @@ def with_local_stack(settings: Settings) -> Settings:
 
 def of_own_stack(settings: Settings) -> Settings:
     """Every endpoint from the stack that this process has started in `data_dir`, whatever was set."""
-    return settings.model_copy(update=_endpoints(settings) | MILVUS_OWN | {"redis_cluster": False})
+    return settings.model_copy(update=_endpoints(settings) | KAFKA_OWN | MILVUS_OWN | {"redis_cluster": False})
 
 
 def _endpoints(settings: Settings) -> dict[str, object]:

@@ -14,6 +14,7 @@ from schemas import codec
 from schemas.records import hash64
 from workers.errors import DependencyTimeout
 from workers.kafka_client import admin_client, connected
+from workers.kafka_login import connection
 from workers.pipelines.item_order import ItemEvent, decode_item
 from workers.ports import UInt64
 from workers.reconcile.columns import Winners, partition_and_offset, place
@@ -144,7 +145,7 @@ class ItemTopic:
 async def open_topic(settings: Settings, collection: str) -> AsyncIterator[ItemTopic]:
     """The topic of a view. Raises DependencyError, also in place of every error of Kafka inside."""
     admin = admin_client(settings)
-    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap, group_id=None, enable_auto_commit=False)
+    consumer = AIOKafkaConsumer(**connection(settings), group_id=None, enable_auto_commit=False)
     async with connected(settings, admin, consumer):
         group = settings.group(keys.items_group(collection))
         yield ItemTopic(settings.topic("item-updates"), group, consumer, admin)
