@@ -33,7 +33,7 @@ ADMIN_TIMEOUT_MS = 15_000
 async def connected(settings: Settings, *clients: Any) -> AsyncIterator[None]:
     """Start clients of aiokafka, and stop them in the end.
 
-    Raises DependencyUnavailable when no broker answers in 5 s, and in place of every error of Kafka inside the block.
+    Raises DependencyUnavailable when no broker answers in 5 s or lets us in, and in place of every error of Kafka.
     """
     kafka_patches.apply()
     try:
@@ -83,7 +83,7 @@ def no_answer(settings: Settings) -> DependencyUnavailable:
 
 
 async def _no_answer(settings: Settings) -> DependencyUnavailable:
-    """The same, or why we are not let in."""
+    """The same, or why we are not let in; that takes 3 s at most."""
     why = None if settings.kafka_security_protocol == "PLAINTEXT" else await refusal(settings)
     return no_answer(settings) if why is None else DependencyUnavailable("kafka", why)
 

@@ -1,16 +1,18 @@
 """How brokers are reached: addresses, TLS and a login, as every client of aiokafka takes them."""
 
+import asyncio
 import ssl
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from aiokafka.conn import create_conn
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, UnsupportedSaslMechanismError
 
 from workers.errors import ConfigurationError
 from workers.settings import Settings
 
-ASK_WITHIN_MS = 5000
+ASK_WITHIN_S = 3.0
 
 
 def connection(settings: Settings) -> dict[str, Any]:
@@ -22,11 +24,11 @@ def connection(settings: Settings) -> dict[str, Any]:
 
 
 def login(settings: Settings) -> dict[str, Any]:
-    """The same without the addresses."""
+    """The same without the addresses. Files are read once a process: one that is being renewed ends nobody."""
     protocol = settings.kafka_security_protocol
     arguments: dict[str, Any] = {"security_protocol": protocol}
     if protocol.endswith("SSL"):
-        arguments["ssl_context"] = _context(settings)
+        arguments["ssl_context"] = _context(settings.kafka_ca_path, settings.kafka_cert_path, settings.kafka_key_path)
     if protocol.startswith("SASL"):
         arguments["sasl_mechanism"] = settings.kafka_sasl_mechanism
         arguments["sasl_plain_username"] = settings.kafka_user
@@ -34,40 +36,60 @@ def login(settings: Settings) -> dict[str, Any]:
     return arguments
 
 
-def _context(settings: Settings) -> ssl.SSLContext:
-    for name in ("kafka_ca_path", "kafka_cert_path", "kafka_key_path"):
-        if path := getattr(settings, name):
+@cache
+def _context(ca_path: str, cert_path: str, key_path: str) -> ssl.SSLContext:
+    for name, path in (("kafka_ca_path", ca_path), ("kafka_cert_path", cert_path), ("kafka_key_path", key_path)):
+        if path:
             try:
                 Path(path).read_bytes()
             except OSError as error:
                 raise ConfigurationError(f"{name}: {path}: {error.strerror}") from error
-    name = "kafka_ca_path"
+    at = f"kafka_ca_path: {ca_path}"
     try:
-        context = ssl.create_default_context(cafile=settings.kafka_ca_path or None)
-        name = "kafka_cert_path"
-        if settings.kafka_cert_path:
-            context.load_cert_chain(settings.kafka_cert_path, settings.kafka_key_path, password="")  # else it would ask
+        context = ssl.create_default_context(cafile=ca_path or None)
+        at = f"kafka_cert_path: {cert_path}"
+        if cert_path:
+            context.load_cert_chain(cert_path, key_path, password="")  # without one it would ask for it
     except ssl.SSLError as error:
-        reason = error.reason or "not a file of certificates in PEM"
-        raise ConfigurationError(f"{name}: {getattr(settings, name)}: {reason}") from error
+        raise ConfigurationError(f"{at}: {error.reason or 'no certificates in PEM'}") from error
     return context
 
 
 async def refusal(settings: Settings) -> str | None:
-    """Why the first broker does not let us in, one line; None where it does, or does not answer at all.
+    """Why a broker does not let us in, one line; None where the first that answers does, or none answers at all.
 
     A client that begins says only that it did not get in anywhere.
     """
-    host, _, port = settings.kafka_bootstrap.partition(",")[0].strip().rpartition(":")
+    addresses = [address.strip() for address in settings.kafka_bootstrap.split(",")]
     try:
-        connected = await create_conn(host.strip("[]"), int(port), request_timeout_ms=ASK_WITHIN_MS, **login(settings))
-    except ssl.SSLCertVerificationError as error:
-        return f"{host}:{port}: {error.verify_message}"
-    except ssl.SSLError as error:
-        return f"{host}:{port}: {error.reason or error}"
+        async with asyncio.timeout(ASK_WITHIN_S):
+            for address in addresses:
+                if why := await _refusal(address, settings):
+                    return f"{address}: {why}"
+    except TimeoutError:
+        pass
+    return None
+
+
+async def _refusal(address: str, settings: Settings) -> str | None:
+    host, _, port = address.rpartition(":")
+    within_ms = int(ASK_WITHIN_S * 1000)
+    try:
+        connected = await create_conn(host.strip("[]"), int(port), request_timeout_ms=within_ms, **login(settings))
+    except UnsupportedSaslMechanismError:
+        return f"it does not take {settings.kafka_sasl_mechanism} from kafka_sasl_mechanism"
     except KafkaError as error:
-        return f"{host}:{port}: {error}"
-    except (OSError, TimeoutError):
+        cause = error.__cause__
+        return _reason(cause) if isinstance(cause, ssl.SSLError) else str(error)
+    except ssl.SSLError as error:
+        return _reason(error)
+    except OSError:
         return None
     connected.close()
     return None
+
+
+def _reason(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate: {error.verify_message}"
+    return error.reason or str(error)

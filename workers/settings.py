@@ -32,13 +32,13 @@ URLS = ("redis_url", "milvus_uri", "tower_url")  # may hold a password
 TOWER_SCHEMES = ("http", "https", "grpc", "grpcs")
 MILVUS_TLS = ("milvus_ca_path", "milvus_cert_path", "milvus_key_path", "milvus_server_name")
 KAFKA_TLS = ("kafka_ca_path", "kafka_cert_path", "kafka_key_path")
-KAFKA_OWN: dict[str, object] = {  # likewise of Kafka
+KAFKA_OWN: dict[str, object] = {  # what is said of brokers beside their addresses, as it is where nothing is said
     "kafka_security_protocol": "PLAINTEXT",
     "kafka_user": "",
     "kafka_password": SecretStr(""),
     **dict.fromkeys(KAFKA_TLS, ""),
 }
-MILVUS_OWN: dict[str, object] = {  # what is said of a Milvus beside its address, as it is where nothing is said
+MILVUS_OWN: dict[str, object] = {  # likewise of a Milvus
     "milvus_token": SecretStr(""),
     "milvus_user": "",
     "milvus_password": SecretStr(""),

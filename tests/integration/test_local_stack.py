@@ -227,6 +227,11 @@ def test_endpoints_of_a_running_stack_fill_only_what_was_not_set(tmp_path: Path)
     assert found.kafka_bootstrap == addresses["kafka"]
     assert found.redis_url.get_secret_value() == addresses["redis"]
     assert found.milvus_uri == "http://mine:19530"
+    login = {"kafka_security_protocol": "SASL_SSL", "kafka_user": "a", "kafka_password": "b", "kafka_ca_path": "c"}
+    assert with_local_stack(load_settings(data_dir=tmp_path, **login)).kafka_security_protocol == "PLAINTEXT"
+    elsewhere = with_local_stack(load_settings(data_dir=tmp_path, kafka_bootstrap="mine:9093", **login))
+    assert (elsewhere.kafka_bootstrap, elsewhere.kafka_user, elsewhere.kafka_ca_path) == ("mine:9093", "a", "c")
+    assert of_own_stack(load_settings(data_dir=tmp_path, **login)).kafka_user == ""
     own = of_own_stack(load_settings(data_dir=tmp_path, milvus_uri="http://mine:19530", redis_cluster=True))
     assert (own.milvus_uri, own.kafka_bootstrap, own.redis_cluster) == ("http://127.0.0.1:3", "127.0.0.1:1", False)
 

@@ -37,9 +37,12 @@ async def _backend(settings: Settings, address: str, name: str, check: Check) ->
         reason = str(error).removeprefix(f"{error.dependency}: ").partition("; ")[0].rstrip(".")
     except TimeoutError:
         reason = f"no answer in {TIMEOUT_S:g} s"
+    todo = f"start it, or set {address}"
+    if name == kafka.CHECK and "not answer" not in reason and "no answer" not in reason:
+        todo = "set what it wants: kafka_security_protocol, kafka_user, kafka_password, kafka_ca_path"
     where = settings.shown(address)
     line = reason if where in reason else f"{where}: {reason}"
-    return [Finding(name, Level.DOWN, line, f"start it, or set {address}")]
+    return [Finding(name, Level.DOWN, line, todo)]
 
 
 async def _judged(name: str, check: Check) -> list[Finding]:

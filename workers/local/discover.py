@@ -8,8 +8,8 @@ from workers.settings import KAFKA_OWN, MILVUS_OWN, Settings
 
 def with_local_stack(settings: Settings) -> Settings:
     """Fill every endpoint that was not set explicitly from the stack that runs in `data_dir`, if one runs."""
-    found = _endpoints(settings)
-    return settings.model_copy(update={k: v for k, v in found.items() if k not in settings.model_fields_set})
+    found = {name: value for name, value in _endpoints(settings).items() if name not in settings.model_fields_set}
+    return settings.model_copy(update=found | (KAFKA_OWN if "kafka_bootstrap" in found else {}))
 
 
 def of_own_stack(settings: Settings) -> Settings:
