@@ -19,6 +19,7 @@ from tests.conftest import PATIENT_MS, Stack
 from tests.e2e.conftest import fit_small, load, prepare
 from workers import topics
 from workers.client import RecallClient
+from workers.engine import serve
 from workers.errors import ConfigurationError, DependencyUnavailable
 from workers.inflight import Batch, BatchPolicy
 from workers.kafka_client import admin_client, connected, group_lag, produce
@@ -29,7 +30,7 @@ from workers.local.ready import wait_ready
 from workers.local.stack import cache_dir
 from workers.local.workers import WorkerProcesses, environment
 from workers.settings import Settings
-from workers.transport import batch_topic, create_app, serve
+from workers.transport import batch_topic, create_app
 
 USER, PASSWORD = "recall", "Tower-2-and-more"
 WITHIN_S = 60
