@@ -7,6 +7,8 @@ import random
 import signal
 import socket
 import subprocess
+import sys
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +18,7 @@ PR_SET_PDEATHSIG = 1
 CLUSTER_BUS = 10_000  # a Redis Cluster node also listens at its port + 10000
 HIGHEST_PORT = 65_000 - CLUSTER_BUS
 LOWEST_PORT = 10_000
+MAX_CLAIMS = 256  # of one process, the last ones: whoever was given the others listens by now
 
 
 def spawn(argv: Sequence[str], log: Path, cwd: Path, env: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
@@ -56,6 +59,9 @@ def end(process: "subprocess.Popen[bytes]", patience_s: float) -> int:
     return process.wait()
 
 
+_claims: deque[socket.socket] = deque()
+
+
 def tail(log: Path, lines: int = 15) -> str:
     """The last lines of a log, for an error message."""
     try:
@@ -70,7 +76,8 @@ def tail(log: Path, lines: int = 15) -> str:
 def free_ports(count: int) -> list[int]:
     """Ports on loopback that nobody listens at now, all different.
 
-    None that the kernel gives to connections where there are others: it might, before a server has come to listen.
+    None that the kernel gives to connections where there are others: it might, before a server has come to listen. Nor
+    one that this process or another one of ours was given a while ago: its server may not have come to listen yet.
     """
     end = _lowest_given() - CLUSTER_BUS
     chance = random.SystemRandom()
@@ -87,12 +94,29 @@ def free_ports(count: int) -> list[int]:
                 if error.errno != errno.EADDRINUSE:
                     raise
                 continue
-            if candidate.getsockname()[1] <= HIGHEST_PORT:
-                ports.append(candidate.getsockname()[1])
+            port = candidate.getsockname()[1]
+            if port <= HIGHEST_PORT and _claim(port):
+                ports.append(port)
     finally:
         for held in sockets:
             held.close()
     return ports
+
+
+def _claim(port: int) -> bool:
+    """Whether no process of ours has claimed it. A claim is a name without a file, and goes with its process."""
+    if sys.platform != "linux":  # which alone has such names
+        return True
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0recall-worker port {port}")
+    except OSError:
+        claim.close()
+        return False
+    _claims.append(claim)
+    while len(_claims) > MAX_CLAIMS:
+        _claims.popleft().close()
+    return True
 
 
 def _lowest_given() -> int:
