@@ -9,7 +9,9 @@ from workers.settings import KAFKA_OWN, MILVUS_OWN, Settings
 def with_local_stack(settings: Settings) -> Settings:
     """Fill every endpoint that was not set explicitly from the stack that runs in `data_dir`, if one runs."""
     found = {name: value for name, value in _endpoints(settings).items() if name not in settings.model_fields_set}
-    return settings.model_copy(update=found | (KAFKA_OWN if "kafka_bootstrap" in found else {}))
+    if "kafka_bootstrap" in found:  # which wants none of what was said for other brokers
+        found |= {name: value for name, value in KAFKA_OWN.items() if name in settings.model_fields_set}
+    return settings.model_copy(update=found)
 
 
 def of_own_stack(settings: Settings) -> Settings:
