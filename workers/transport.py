@@ -185,9 +185,7 @@ class Consumer(driver.Consumer):
         finally:
             if self.app.should_stop:
                 self._drained.set()
-                with contextlib.suppress(
-                    TimeoutError
-                ):  # a rebalance that is cut short would keep the consumer from ending
+                with contextlib.suppress(TimeoutError):  # a consumer that is stopped amid a rebalance does not end
                     await asyncio.wait_for(self._rebalanced.wait(), ASK_WITHIN_S)
 
     async def _drain(self) -> None:

@@ -1,7 +1,7 @@
 """A view whose collection is lost: what Redis forgets for it must last before the collection is made anew."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import PATIENT_MS, Stack
+from tests.leaders import until
 from workers.app import _forget_what_is_gone
 from workers.dependencies import Dependencies
 from workers.errors import DependencyError
@@ -91,12 +92,6 @@ async def lost(own_redis: Redis, stack: Stack, namespace: str, tmp_path: Path) -
         assert await lost.markers.mark(0, "")
         yield lost
         await lost.client.aclose()
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WITHIN_S):
-        while not holds():
-            await asyncio.sleep(0.01)
 
 
 async def test_nothing_is_made_before_what_is_forgotten_lasts(lost: Lost, held: Held) -> None:

@@ -1,7 +1,7 @@
 """Popular lists are read anew once Redis is back, and stay as they were until then."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 
 import pytest
@@ -10,6 +10,7 @@ from schemas import codec
 from schemas.items import ItemUpdate
 from schemas.records import ItemRecord, hash64
 from tests.conftest import PATIENT_MS
+from tests.leaders import until
 from workers.cancelling import cancel
 from workers.dependencies import Dependencies
 from workers.local.redis import Redis
@@ -61,24 +62,18 @@ async def counted(own_redis: Redis, namespace: str) -> AsyncIterator[Counted]:
     await counted.client.aclose()
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WITHIN_S):
-        while not holds():
-            await asyncio.sleep(0.01)
-
-
 async def test_lists_are_read_anew_once_redis_is_back(counted: Counted, own_redis: Redis) -> None:
     dependencies = counted.dependencies
     renewing = asyncio.create_task(_repeat(counted.lists.refresh, partial(counted.lists.due, 0.01), dependencies))
     try:
-        await until(lambda: counted.best() == ["a"])
+        await until(lambda: counted.best() == ["a"], WITHIN_S)
         own_redis.kill()
-        await until(lambda: dependencies.missing() is not None)
+        await until(lambda: dependencies.missing() is not None, WITHIN_S)
         assert counted.best() == ["a"]
         own_redis.start()
         await asyncio.to_thread(own_redis.wait_ready)
         await counted.count("b", 9)
-        await until(lambda: counted.best() == ["b", "a"] and dependencies.missing() is None)
+        await until(lambda: counted.best() == ["b", "a"] and dependencies.missing() is None, WITHIN_S)
         assert not renewing.done()
     finally:
         await cancel(renewing)
