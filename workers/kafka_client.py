@@ -1,12 +1,15 @@
 """Kafka beside the stream of a worker: connect within seconds, produce in bulk, how far behind a consumer group is."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+import copy
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.consumer.fetcher import READ_UNCOMMITTED
 from aiokafka.errors import (
     GroupCoordinatorNotAvailableError,
     KafkaConnectionError,
@@ -27,6 +30,9 @@ ANSWERS_WITHIN_S = 5.0  # the client library's own patience is 40 s
 STOPS_WITHIN_S = 5.0
 ASK_AGAIN_S = 0.1
 ADMIN_TIMEOUT_MS = 15_000
+READ_COMMITTED = "read_committed"
+LOOKS_AHEAD_S = 2.0
+LOOKS_AHEAD_BYTES = 16_384  # of each partition: one record is enough
 
 
 @asynccontextmanager
@@ -67,13 +73,18 @@ def producer_client(settings: Settings) -> AIOKafkaProducer:
     )
 
 
-def reader_client(settings: Settings) -> AIOKafkaConsumer:
-    """A consumer without a group: it reads from the earliest record on, and commits nothing."""
+def reader_client(settings: Settings, **options: Any) -> AIOKafkaConsumer:
+    """A consumer without a group: it reads from the earliest record on, and commits nothing.
+
+    Like the workers it reads what transactions have committed; a partition ends for it where the first open one begins.
+    """
     return AIOKafkaConsumer(
         **connection(settings),
         group_id=None,
         auto_offset_reset="earliest",
         enable_auto_commit=False,
+        isolation_level=READ_COMMITTED,
+        **options,
     )
 
 
@@ -185,8 +196,7 @@ async def group_lag(settings: Settings, group: str, topic: str) -> int:
 
 async def group_standing(settings: Settings, group: str, topic: str) -> tuple[int, int]:
     """The same, and the sum of its committed offsets, which rises while records are taken in."""
-    admin = admin_client(settings)
-    consumer = AIOKafkaConsumer(**connection(settings))
+    admin, consumer = admin_client(settings), ahead_client(settings)
     async with connected(settings, admin, consumer):
         described = await admin.describe_topics([topic])
         partitions = [TopicPartition(topic, entry["partition"]) for entry in described[0]["partitions"]]
@@ -195,7 +205,43 @@ async def group_standing(settings: Settings, group: str, topic: str) -> tuple[in
         except GroupCoordinatorNotAvailableError:  # a broker that no group has ever asked
             offsets = {}
         committed = {partition: entry.offset for partition, entry in offsets.items() if entry.offset >= 0}
-        begins = await consumer.beginning_offsets(partitions)
-        ends = await consumer.end_offsets(partitions)
-    lag = sum(ends[partition] - committed.get(partition, begins[partition]) for partition in partitions)
-    return lag, sum(committed.values())
+        stands = await consumer.beginning_offsets(partitions) | committed
+        ends = await log_ends(consumer, partitions)
+        stands = await moved_ahead(consumer, stands, ends)
+    return sum(max(0, ends[partition] - stands[partition]) for partition in partitions), sum(committed.values())
+
+
+async def log_ends(consumer: Any, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+    """Offsets behind the last records, those of open transactions too: `end_offsets` stops at the first of these."""
+    fetcher = copy.copy(consumer._fetcher)
+    fetcher._isolation_level = READ_UNCOMMITTED
+    ends: dict[TopicPartition, int] = await fetcher.end_offsets(partitions, consumer._request_timeout_ms)
+    return ends
+
+
+def ahead_client(settings: Settings) -> AIOKafkaConsumer:
+    """A consumer for `moved_ahead`."""
+    return reader_client(settings, max_partition_fetch_bytes=LOOKS_AHEAD_BYTES)
+
+
+async def moved_ahead(
+    consumer: AIOKafkaConsumer, stands: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]
+) -> dict[TopicPartition, int]:
+    """Where groups stand, moved to the end of each partition that has nothing more to read.
+
+    No consumer is handed the marker behind a transaction, nor what was aborted, so none can commit them. What cannot
+    be found out within two seconds stands where it did.
+    """
+    moved, unsure = dict(stands), {place for place in ends if stands[place] < ends[place]}
+    if unsure:
+        consumer.assign(list(unsure))
+    for place in unsure:
+        consumer.seek(place, stands[place])
+    stop_s = time.monotonic() + LOOKS_AHEAD_S
+    while unsure and time.monotonic() < stop_s:
+        unsure -= (await consumer.getmany(*unsure, timeout_ms=20, max_records=len(unsure))).keys()
+        for place in list(unsure):
+            if await consumer.position(place) >= ends[place]:
+                moved[place] = ends[place]
+                unsure.discard(place)
+    return moved

@@ -9,7 +9,7 @@ from types import TracebackType
 from aiokafka import TopicPartition
 
 from schemas.dead_letter import DeadLetter
-from workers.kafka_client import connected, reader_client
+from workers.kafka_client import connected, log_ends, reader_client
 from workers.settings import Settings
 from workers.topic_standing import read_until
 from workers.topics import partition_count
@@ -48,13 +48,16 @@ class NewerItems:
         self._first_ms = min(self._first_ms, letter.record_timestamp_ms)
 
     async def look(self) -> None:
-        """Read to the end of the topic: at first from the oldest letter on, later what has come since."""
+        """Read to the end of the topic: at first from the oldest letter on, later what has come since.
+
+        Open transactions are waited for: what they bring would stand before what is replayed now. Raises as `fetched`.
+        """
         if not self._newest:
             return
         if not self._looking:
             await self._begin()
         partitions = self._consumer.assignment()
-        async for record in read_until(self._consumer, await self._consumer.end_offsets(partitions)):
+        async for record in read_until(self._consumer, await log_ends(self._consumer, partitions)):
             found = self._newest.get(record.key or b"")
             if found is not None:
                 found[record.partition] = (record.offset, record.timestamp)

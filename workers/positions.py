@@ -13,6 +13,7 @@ import structlog
 from aiokafka.errors import IllegalStateError, KafkaError
 
 from workers.errors import DependencyError, DependencyUnavailable
+from workers.kafka_client import log_ends
 from workers.refill import Extent, Refill, Start
 
 LOOK_EVERY_S = 0.1
@@ -53,7 +54,7 @@ class Positions:
         ends: Mapping[Any, int] = {}
         with contextlib.suppress(KafkaError, TimeoutError):  # it is found out when the partition is fetched
             async with asyncio.timeout(ENDS_WITHIN_S):
-                ends = await consumer.end_offsets([partition for partition, offset in committed.items() if offset])
+                ends = await log_ends(consumer, [partition for partition, offset in committed.items() if offset])
         for partition, end in ends.items():
             if (offset := committed[partition] or 0) > end:
                 say_made_anew(partition, offset)

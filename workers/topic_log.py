@@ -78,6 +78,6 @@ class TopicLog:
         end = self._spans[partition].stop
         while not waiting and await self._consumer.position(partition) < end:
             found = await fetched(self._consumer, partition)
-            waiting.extend(record for record in found[partition] if record.offset < end)
+            waiting.extend(record for record in found.get(partition, ()) if record.offset < end)
         if waiting:
             heapq.heappush(heads, (waiting[0].timestamp, partition.partition, partition))

@@ -1,5 +1,6 @@
 """A topic as it stands when it is opened, read by commands: what it holds, and records that must come soon."""
 
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from workers.settings import Settings
 from workers.topics import partition_count
 
 SILENCE_S = 10.0  # without a record for so long, reading is given up
+LOOK_EVERY_MS = 200
 
 Spans = Mapping[TopicPartition, range]
 """Partition -> the offsets that it holds; may be empty."""
@@ -34,12 +36,20 @@ async def open_standing(settings: Settings, name: str, since_ms: int | None = No
         yield consumer, {p: range(starts[p], ends[p]) for p in partitions}
 
 
-async def fetched(consumer: Any, *partitions: TopicPartition) -> Mapping[TopicPartition, list[Any]]:
-    """The next records of some partitions. Raises DependencyTimeout when nothing comes for ten seconds."""
-    found: Mapping[TopicPartition, list[Any]] = await consumer.getmany(*partitions, timeout_ms=int(SILENCE_S * 1000))
-    if not found:
-        raise DependencyTimeout("kafka", f"{partitions[0].topic} gave nothing for {SILENCE_S:.0f} s")
-    return found
+async def fetched(
+    consumer: Any, *partitions: TopicPartition, at_most: int | None = None
+) -> Mapping[TopicPartition, list[Any]]:
+    """The next records of some partitions; none where the consumer has passed what nobody is handed, as the marker
+    behind a transaction. Raises DependencyTimeout when it gets no further for ten seconds.
+    """
+    before = [await consumer.position(partition) for partition in partitions]
+    stop_s = time.monotonic() + SILENCE_S
+    while time.monotonic() < stop_s:
+        found: Mapping[TopicPartition, list[Any]]
+        found = await consumer.getmany(*partitions, timeout_ms=LOOK_EVERY_MS, max_records=at_most)
+        if found or before != [await consumer.position(partition) for partition in partitions]:
+            return found
+    raise DependencyTimeout("kafka", f"{partitions[0].topic} gave nothing for {SILENCE_S:.0f} s")
 
 
 async def read_until(consumer: Any, ends: Mapping[TopicPartition, int]) -> AsyncIterator[Any]:

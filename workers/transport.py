@@ -34,6 +34,7 @@ from workers import kafka_patches
 from workers.ending import end_process
 from workers.errors import DependencyError
 from workers.inflight import Backlog, BatchPolicy, InFlight
+from workers.kafka_client import READ_COMMITTED
 from workers.kafka_login import login
 from workers.positions import Positions, say_made_anew
 from workers.refill import Refill
@@ -56,9 +57,14 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
     """The thread that fetches and sends heartbeats."""
 
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
-        """Faust's consumer, but for a wait that Faust fixes at 1.5 s: an idle partition would be assigned in 5 s."""
+        """Faust's consumer, but for two things.
+
+        A wait that Faust fixes at 1.5 s: an idle partition would be assigned in 5 s. And what a producer's transaction
+        has not committed is not read.
+        """
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        consumer._isolation_level = READ_COMMITTED
         return consumer
 
 

@@ -264,6 +264,13 @@ def test_a_consumer_takes_how_long_a_fetch_waits_when_it_starts() -> None:
     assert "fetch_max_wait_ms=self._fetch_max_wait_ms" in inspect.getsource(AIOKafkaConsumer.start)
 
 
+def test_a_consumer_takes_what_it_is_to_see_of_transactions_when_it_starts() -> None:
+    assert "isolation_level=self._isolation_level" in inspect.getsource(AIOKafkaConsumer.start)
+    asking = inspect.getsource(fetcher.Fetcher._proc_offset_request)
+    assert "OffsetRequest(-1, self._isolation_level," in asking, "as log_ends of kafka_client.py sets it"
+    assert "self._fetcher.end_offsets(" in inspect.getsource(AIOKafkaConsumer.end_offsets)
+
+
 def test_an_app_bears_resets_and_any_name_of_a_header(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     send = inspect.unwrap(AIOKafkaConnection.send)
     monkeypatch.setattr(AIOKafkaConnection, "send", send)

@@ -1,27 +1,24 @@
 """`item-updates` as a reconciliation reads it: from the beginning to a noted end, or single events. Writes nothing."""
 
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from schemas import codec
 from schemas.records import hash64
-from workers.errors import DependencyTimeout
-from workers.kafka_client import admin_client, connected
-from workers.kafka_login import connection
+from workers.kafka_client import admin_client, ahead_client, connected, moved_ahead, reader_client
 from workers.pipelines.item_order import ItemEvent, decode_item
 from workers.ports import UInt64
 from workers.reconcile.columns import Winners, partition_and_offset, place
 from workers.settings import Settings
 from workers.stores import keys
+from workers.topic_standing import fetched
 
-SILENCE_S = 10.0  # without a record for so long, reading is given up
 RECORDS_AT_ONCE = 8192
 SKIPPED = 2000  # records between two wanted ones that are read over; beyond it the reader jumps
 
@@ -54,22 +51,25 @@ class Read:
 class ItemTopic:
     """The topic, and the group that feeds one view. Opened by `open_topic`; one thing is read at a time."""
 
-    def __init__(self, topic: str, group: str, consumer: Any, admin: Any) -> None:
+    def __init__(self, topic: str, group: str, consumer: Any, ahead: Any, admin: Any) -> None:
         self._topic = topic
         self._group = group
         self._consumer = consumer
+        self._ahead = ahead
         self._admin = admin
 
     async def span(self) -> Span:
         """Where the topic and the group stand now. Where the group never committed, it stands at the beginning."""
         described = await self._admin.describe_topics([self._topic])
         partitions = [TopicPartition(self._topic, entry["partition"]) for entry in described[0]["partitions"]]
-        committed: dict[int, int] = {}
+        committed: dict[TopicPartition, int] = {}
         with suppress(GroupCoordinatorNotAvailableError):  # a broker that no group has ever asked
             offsets = await self._admin.list_consumer_group_offsets(self._group, partitions=partitions)
-            committed = {partition.partition: entry.offset for partition, entry in offsets.items() if entry.offset >= 0}
-        begins = _plain(await self._consumer.beginning_offsets(partitions))
-        return Span(begins | committed, begins, _plain(await self._consumer.end_offsets(partitions)))
+            committed = {partition: entry.offset for partition, entry in offsets.items() if entry.offset >= 0}
+        begins = await self._consumer.beginning_offsets(partitions)
+        ends = await self._consumer.end_offsets(partitions)
+        stands = await moved_ahead(self._ahead, begins | committed, ends)
+        return Span(_plain(stands), _plain(begins), _plain(ends))
 
     async def winners(
         self, span: Span, wanted: Callable[[int], bool], progress: Callable[[int, int], None] = lambda *_: None
@@ -125,13 +125,8 @@ class ItemTopic:
         self._consumer.assign(list(open_))
         for partition in open_:
             self._consumer.seek(partition, starts[partition.partition])
-        heard_s = time.monotonic()
         while open_:
-            found = await self._consumer.getmany(*open_, timeout_ms=500, max_records=RECORDS_AT_ONCE)
-            if found:
-                heard_s = time.monotonic()
-            elif time.monotonic() - heard_s > SILENCE_S:
-                raise DependencyTimeout("kafka", f"{self._topic} gave nothing for {SILENCE_S:.0f} s")
+            found = await fetched(self._consumer, *open_, at_most=RECORDS_AT_ONCE)
             records = [r for partition, many in found.items() for r in many if r.offset < open_[partition]]
             if records:
                 yield records
@@ -144,11 +139,10 @@ class ItemTopic:
 @asynccontextmanager
 async def open_topic(settings: Settings, collection: str) -> AsyncIterator[ItemTopic]:
     """The topic of a view. Raises DependencyError, also in place of every error of Kafka inside."""
-    admin = admin_client(settings)
-    consumer = AIOKafkaConsumer(**connection(settings), group_id=None, enable_auto_commit=False)
-    async with connected(settings, admin, consumer):
+    admin, consumer, ahead = admin_client(settings), reader_client(settings), ahead_client(settings)
+    async with connected(settings, admin, consumer, ahead):
         group = settings.group(keys.items_group(collection))
-        yield ItemTopic(settings.topic("item-updates"), group, consumer, admin)
+        yield ItemTopic(settings.topic("item-updates"), group, consumer, ahead, admin)
 
 
 def _plain(offsets: Mapping[TopicPartition, int]) -> dict[int, int]:
