@@ -108,8 +108,8 @@ class Positions:
         consumer = self._consumer
 
         async def extents() -> dict[int, Extent]:
-            first, end = await consumer._thread.call_thread(self._ends, list(assigned.values()))
-            return {n: Extent(committed[n], first[each], end[each]) for n, each in assigned.items()}
+            first, end, log_end = await consumer._thread.call_thread(self._ends, list(assigned.values()))
+            return {n: Extent(committed[n], first[each], end[each], log_end[each]) for n, each in assigned.items()}
 
         topic = next(iter(assigned.values())).topic
         client = consumer._thread._ensure_consumer()
@@ -119,10 +119,11 @@ class Positions:
             raise DependencyUnavailable("kafka", f"{topic} is not known yet")
         return await refill.begin(sorted(assigned), of, extents)
 
-    async def _ends(self, partitions: Sequence[Any]) -> tuple[Mapping[Any, int], Mapping[Any, int]]:
-        """First offsets, and those behind the last; in the consumer's thread."""
+    async def _ends(self, partitions: Sequence[Any]) -> tuple[Mapping[Any, int], ...]:
+        """First offsets, those behind the last that can be read, and behind the log; in the consumer's thread."""
         consumer = self._consumer._thread._ensure_consumer()
-        return await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
+        first, end = await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
+        return first, end, await log_ends(consumer, partitions)
 
     async def _look(self, refill: Refill) -> None:
         """Tell of partitions that are done up to where they ended when reading began, whatever came since."""

@@ -33,11 +33,17 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """A partition in Kafka: what its group has committed (None = nothing), its first offset, and the end."""
+    """A partition in Kafka: what its group has committed (None = nothing), its first offset, the end of what can be
+    read, and that of the log, which holds the records of open transactions too (None = there is none)."""
 
     committed: int | None
     first: int
     end: int
+    log_end: int | None = None
+
+    def __contains__(self, offset: int) -> bool:
+        """Whether a group may have come that far."""
+        return self.first <= offset <= (self.end if self.log_end is None else self.log_end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +106,7 @@ class Refill:
             starts = {n: _held_from(self._held, n, places[n], start) for n, start in starts.items()}
             others = f"{of - len(partitions)} of {of} partitions, which another process has taken"
             self._elsewhere = others if len(partitions) < of else None
-        moved = {n: starts[n].offset for n, at in expected.items() if not starts[n].offset <= at <= places[n].end}
+        moved = {n: starts[n].offset for n, at in expected.items() if at < starts[n].offset or at not in places[n]}
         if self._counts is not None and moved:
             await self._counts.expect(moved)
         for partition in partitions:
@@ -121,7 +127,7 @@ class Refill:
         if marker is None:
             return Start(place.first, place.end)
         committed = place.committed
-        if committed is None or not place.first <= committed <= place.end:
+        if committed is None or committed not in place:
             return Start(place.first)
         if marker == self._rule and expected is not None and expected < committed:  # Redis has lost its last writes
             # A batch is counted before its records are written: of the last one that is, these may be lost as well.

@@ -241,6 +241,7 @@ CASES = {
     "nothing committed, but a marker": (Extent(None, 10, 100), "rule", 90, Start(10), 90),
     "made anew": (Extent(None, 0, 5), "rule", 90, Start(0), 0),
     "made anew, with its commits": (Extent(90, 0, 5), "rule", 90, Start(0), 0),
+    "done into a transaction that is open": (Extent(97, 10, 95, 100), "rule", 97, Start(97), 97),
     "the worker was away for longer than retention": (Extent(90, 95, 100), "rule", 90, Start(95), 95),
 }
 
