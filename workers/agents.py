@@ -115,7 +115,10 @@ class EventAgent(Generic[E]):
                 problems.append((record, error))
         watch.lap_ms("decode")
         spans = {partition: span for (_, partition), span in batch.spans.items()}
-        result = await until_done(lambda: self._run(events, spans), context.dependencies)
+        try:
+            result = await until_done(lambda: self._unless_over(batch, events, spans), context.dependencies)
+        except _OverError:
+            return
         problems += [(r, error) for r, error in zip(records, result.errors, strict=True) if error is not None]
         held = await context.giving_up.write(batch, [each for each in problems if not batch.repeats(each[0])])
         batch.done(settles_in_ms=context.settings.redis_durability_ms)
@@ -123,6 +126,15 @@ class EventAgent(Generic[E]):
         context.count_batch(len(batch.records), started)
         batch.keep(batch.records[:1])  # a letter that waits keeps no poll in memory
         await context.giving_up.write_later(batch, held)
+
+    async def _unless_over(self, batch: Batch, events: Sequence[E], spans: Spans) -> BatchResult:
+        if batch.over:  # who has its partitions now does it, and it would keep its records until then
+            raise _OverError
+        return await self._run(events, spans)
+
+
+class _OverError(Exception):
+    """The batch is not to be tried again."""
 
 
 class RecallAgent:
@@ -160,7 +172,7 @@ class RecallAgent:
         """
         context = self._context
         name_place(batch)
-        self.gate.took(len(batch.records))
+        self.gate.took(batch)
         rejections: list[tuple[Batch, Any, CandidateList]] = []
         problems: list[tuple[Any, Problem]] = []
         size = self.backlog.policy.max_batch

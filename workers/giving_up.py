@@ -4,9 +4,11 @@ What is held is not committed, nor is anything behind it; a drain does not wait 
 So is what a partition of the dead-letter topic does not take: nothing but its own record waits for a letter.
 """
 
+import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -24,6 +26,7 @@ from workers.publisher import Outgoing, Told, record_bytes
 from workers.settings import AgentKind, Settings
 
 WINDOW_S = 60.0
+LOOK_EVERY_S = 1.0
 MAX_HELD_BYTES = 64_000_000
 
 Problem = DecodeError | InvalidInput
@@ -100,12 +103,21 @@ class GivingUp:
     async def write_later(self, batch: Batch, held: Problems) -> None:
         """After the pause, write and finish records that their batch holds; what a drain gave up is left alone."""
         while held:
-            await self.pause.over()
+            await self._pause_is_over(batch)
+            if batch.given_up:
+                self.held_bytes -= _size_bytes(held)
+                return
             now, later = self._allowed(held)
             started = [(record, problem) for record, problem in now if batch.start(record)]
             await self._send(batch, started)
             self.held_bytes -= _size_bytes(now)
             held = later
+
+    async def _pause_is_over(self, batch: Batch) -> None:
+        """Or the batch is given up, as a rebalance does."""
+        while self.pause.on and not batch.given_up:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.pause.over(), LOOK_EVERY_S)
 
     async def write_or_leave_out(self, batch: Batch, record: Any, problem: Problem) -> None:
         """For an event that was answered: a letter that the cap does not allow is left out."""
@@ -170,6 +182,7 @@ class Gate:
         self._inner = inner
         self._read_on = read_on
         self._taken = 0
+        self._last: Batch | None = None
 
     @property
     def running(self) -> int:
@@ -179,7 +192,7 @@ class Gate:
     def wants_poll(self) -> bool:
         """Whether more may be taken, and is of use."""
         paused = self._giving_up.pause.on
-        if not paused:
+        if not paused or (self._last is not None and self._last.over):  # then it is read again
             self._taken = 0
         elif self._taken >= self._read_on or self._giving_up.held_bytes > MAX_HELD_BYTES:
             return False
@@ -187,9 +200,10 @@ class Gate:
             return False
         return self._inner is None or self._inner.wants_poll()
 
-    def took(self, records: int) -> None:
-        """So many records came."""
-        self._taken += records
+    def took(self, batch: Batch) -> None:
+        """One more has come."""
+        self._taken += len(batch.records)
+        self._last = batch
 
 
 def _size_bytes(problems: Problems) -> int:

@@ -6,7 +6,7 @@ records finish. Offsets need not be consecutive: compaction leaves gaps.
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol, TypeVar
@@ -37,6 +37,7 @@ class BatchPolicy:
     max_poll_records: int = 1024
     max_batch: int = 64
     in_flight: int = 2
+    max_span: int = 2048  # offsets that a batch covers of a partition, whatever was aborted or compacted between them
     max_held_back: int = 262_144  # records taken that may not be committed: each is known by its offset until then
 
 
@@ -147,6 +148,16 @@ class Batch:
         return record.offset < self._flight.repeats_before.get((record.topic, record.partition), 0)
 
     @property
+    def given_up(self) -> bool:
+        """Whether a drain has begun: what nobody has started of it will be polled again."""
+        return self._flight.given_up
+
+    @property
+    def over(self) -> bool:
+        """Whether its assignment is over: whatever is not committed of it will be polled again, here or elsewhere."""
+        return self._flight.over
+
+    @property
     def void(self) -> bool:
         """Whether it was given up before anybody started it: its records will be polled again, here or elsewhere."""
         return not self._flight.is_running(self)
@@ -202,15 +213,16 @@ class InFlight:
         self._unfinished: dict[Batch, None] = {}  # those polled of which a record is not finished, in order
         self._started: set[tuple[str, int, int]] = set()  # held records that are worked on
         self._owed: set[tuple[str, int, int]] = set()  # those done but for what a late partition has yet to take
-        self._given_up = False
+        self.given_up = False  # what nobody has started
+        self.over = False  # all of it
 
     def add(self, polled: Mapping[Partition, Sequence[R]], starts: Mapping[Partition, int] | None = None) -> None:
         """Cut a poll into waiting batches, in log order. `starts`: the positions from which partitions were polled."""
-        merged = _in_log_order([records for records in polled.values() if records])
-        size, at = self._policy.max_batch, dict(starts or {})
-        batches = []
-        for start in range(0, len(merged), size):
-            batch = Batch(self, merged[start : start + size], at)
+        parts = [records for records in polled.values() if records]
+        wide = any(part[-1].offset - part[0].offset >= self._policy.max_span for part in parts)
+        at, batches = dict(starts or {}), []
+        for cut in _cuts(_in_log_order(parts), self._policy, wide=wide):
+            batch = Batch(self, cut, at)
             at |= {partition: end for partition, (_, end) in batch.spans.items()}
             batches.append(batch)
         self._waiting.extend(batches)
@@ -218,7 +230,7 @@ class InFlight:
 
     def take(self) -> Batch | None:
         """The next waiting batch, when a slot is free for it."""
-        if not self._waiting or self._given_up or not self.has_slot():
+        if not self._waiting or self.given_up or not self.has_slot():
             return None
         batch = self._waiting.popleft()
         self._running.add(batch)
@@ -236,9 +248,14 @@ class InFlight:
 
     def drop_waiting(self) -> None:
         """Give up what nobody has started, and whatever is polled from now on; it will be polled again."""
-        self._given_up = True
+        self.given_up = True
         self._waiting.clear()
         self._running = {batch for batch in self._running if batch.started}
+
+    def end(self) -> None:
+        """The assignment is over."""
+        self.drop_waiting()
+        self.over = True
 
     def is_running(self, batch: Batch) -> bool:
         """Whether a batch has a slot."""
@@ -251,7 +268,7 @@ class InFlight:
     def start(self, record: Record) -> bool:
         """See Batch.start."""
         key = (record.topic, record.partition, record.offset)
-        if self._given_up and key not in self._started and key not in self._owed:
+        if self.given_up and key not in self._started and key not in self._owed:
             return False
         self._started.add(key)
         return True
@@ -336,6 +353,18 @@ class InFlight:
     def counts(self) -> tuple[int, int, int]:
         """Batches running, batches waiting, records not committable yet."""
         return len(self._running), len(self._waiting), self._held_back
+
+
+def _cuts(records: Sequence[R], policy: BatchPolicy, *, wide: bool) -> Iterator[Sequence[R]]:
+    """Batches of at most so many records; where offsets are `wide` apart, of at most so many of each partition too."""
+    size, start, first = policy.max_batch, 0, dict[Partition, int]()
+    for n, record in enumerate(records if wide else ()):
+        place = record.topic, record.partition
+        if n - start == size or record.offset - first.setdefault(place, record.offset) >= policy.max_span:
+            yield records[start:n]
+            start, first = n, {place: record.offset}
+    for at in range(start, len(records), size):
+        yield records[at : at + size]
 
 
 def _in_log_order(parts: Sequence[Sequence[R]]) -> Sequence[R]:

@@ -1,21 +1,41 @@
-"""A partition without a leader: aiokafka's producer asks brokers where it is without a pause, and sends to no other one
-until they answer. Kafka's own client asks once in `retry.backoff.ms` and goes on meanwhile; so does aiokafka with this.
+"""A partition without a leader: aiokafka asks brokers where it is without a pause, and its producer sends to no other
+one until they answer. Kafka's own client asks once in `retry.backoff.ms` and goes on meanwhile; so it is with this.
 """
 
 import asyncio
+import time
 from collections.abc import Collection
 from functools import partial, wraps
 from typing import Any
 
+from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.producer.sender import Sender
 
 PAUSE_S = 0.1  # what Kafka's own client waits, between an answer that names no leader and the next question
 
 
 def ask_with_pauses() -> None:
-    """Have every producer that is made from now on do so. May be called twice."""
+    """Have every producer that is made from now on do so, and every consumer. May be called twice."""
     if not hasattr(Sender.__init__, "__wrapped__"):
         Sender.__init__ = _with_pauses(Sender.__init__)
+        Fetcher._get_actions_per_node = _now_and_then(Fetcher._get_actions_per_node)
+
+
+def _now_and_then(actions: Any) -> Any:
+    """What a fetcher is to do next: to ask where partitions are is not among it more often than once in a pause."""
+
+    @wraps(actions)
+    def found(fetcher: Any, assignment: Any) -> tuple[Any, ...]:
+        fetches, resets, timeout_s, asks, resumed = actions(fetcher, assignment)
+        if asks:
+            now_s = time.monotonic()
+            asks = now_s >= getattr(fetcher, "_asks_again_s", 0.0)
+            if asks:
+                fetcher._asks_again_s = now_s + PAUSE_S
+            timeout_s = min(timeout_s, PAUSE_S)
+        return fetches, resets, timeout_s, asks, resumed
+
+    return found
 
 
 def _with_pauses(init: Any) -> Any:

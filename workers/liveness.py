@@ -32,7 +32,8 @@ def liveness(app: Any) -> Liveness:
         return Liveness()
     idle_s = time.monotonic() - consumer.last_poll
     try:
-        assigned = frozenset() if app.rebalancing else consumer.assignment()
+        placed = consumer.positions.placed and not app.rebalancing
+        assigned = consumer.assignment() if placed else frozenset()
     except ConsumerNotStarted:
         return Liveness(idle_s)
     lag = 0

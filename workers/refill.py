@@ -9,7 +9,7 @@ An index that lives in the process is such a store too, which is empty at every 
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import structlog
@@ -23,8 +23,8 @@ from workers.ports import PopularTable
 from workers.stores.markers_redis import RedisMarkers
 
 LOOK_EVERY_S = 1.0
-ONE_BATCH = 2 * BatchPolicy().max_poll_records
-"""In offsets: where a producer has transactions, a marker may stand behind each record."""
+ONE_BATCH = BatchPolicy().max_span
+"""In offsets, which may be of records that a producer's transaction has aborted."""
 DAY_MS = 86_400_000
 EMPTIED = "redis was emptied, or is another one"
 
@@ -87,10 +87,16 @@ class Refill:
         self._since_s = 0.0
 
     async def begin(
-        self, partitions: Sequence[int], of: int, extents: Callable[[], Awaitable[Mapping[int, Extent]]]
+        self,
+        partitions: Sequence[int],
+        of: int,
+        extents: Callable[[], Awaitable[Mapping[int, Extent]]],
+        begun: Collection[int] = (),
+        later: int = 0,
     ) -> dict[int, Start]:
         """Where these partitions, of so many that the topic has, are read from. Raises DependencyError.
 
+        `begun`: others of the same assignment, for which it was asked before; and so many it will be asked for later.
         Counts that do not fit are told what to expect: after a change of the rule, where records are gone that were
         never counted, and where they expect more than the topic holds, because it was made anew.
         """
@@ -104,17 +110,18 @@ class Refill:
         starts = {n: self._start(places[n], markers.get(n), expected.get(n)) for n in partitions}
         if self._held is not None:
             starts = {n: _held_from(self._held, n, places[n], start) for n, start in starts.items()}
-            others = f"{of - len(partitions)} of {of} partitions, which another process has taken"
-            self._elsewhere = others if len(partitions) < of else None
+            others = of - len(partitions) - len(begun) - later
+            self._elsewhere = f"{others} of {of} partitions, which another process has taken" if others else None
         moved = {n: starts[n].offset for n, at in expected.items() if at < starts[n].offset or at not in places[n]}
         if self._counts is not None and moved:
             await self._counts.expect(moved)
         for partition in partitions:
             if markers.get(partition, self._rule) != self._rule:
                 await self._mark(partition)
-        self._begun = True
-        self._filling = {n: start for n, start in starts.items() if start.complete_at is not None}
-        self._say(places, {n for n in partitions if n not in markers})
+        self._begun = not later
+        filling = {n: start for n, start in starts.items() if start.complete_at is not None}
+        self._filling = {n: start for n, start in self._filling.items() if n in begun} | filling
+        self._say(places, filling, {n for n in partitions if n not in markers})
         return starts
 
     def nothing_assigned(self) -> None:
@@ -184,14 +191,14 @@ class Refill:
         if not await self._markers.mark(partition, self._rule):
             raise StoreLost(EMPTIED)
 
-    def _say(self, places: Mapping[int, Extent], unmarked: Set[int]) -> None:
+    def _say(self, places: Mapping[int, Extent], filling: Mapping[int, Start], unmarked: Set[int]) -> None:
         self._since_s = time.monotonic()
-        again = [n for n, start in self._filling.items() if start.offset != start.complete_at]
+        again = [n for n, start in filling.items() if start.offset != start.complete_at]
         if lost := [n for n in again if n in unmarked]:
             records = sum(places[n].end - places[n].first for n in lost)
             log.warning("redis does not have what kafka retains: reading it", partitions=lost, records=records)
         if self._held is not None and again:
-            records = sum(places[n].end - self._filling[n].offset for n in again)
+            records = sum(places[n].end - filling[n].offset for n in again)
             log.info("the index in this process does not have what kafka retains: reading it", records=records)
         if self._elsewhere is not None:
             log.error("an index in the process needs every partition", missing=self._elsewhere)

@@ -18,19 +18,19 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 import aiokafka
 import faust
 import structlog
 import uvloop
-from aiokafka.errors import IllegalStateError
 from faust.transport import drivers
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage
 
-from workers import kafka_patches
+from workers import coordinator, kafka_patches
 from workers.ending import end_process
 from workers.errors import DependencyError
 from workers.inflight import Backlog, BatchPolicy, InFlight
@@ -50,6 +50,8 @@ ASK_WITHIN_S = 1.0  # before a commit, and for a rebalance before the end
 SESSION_TIMEOUT_S = 10.0
 FETCH_WAIT_MS = 200  # the broker holds a fetch for so long, and what follows it on the connection: asking for offsets
 METADATA_AGE_S = 10.0  # so late a worker learns of partitions that were added
+NEVER_S = 10 * 365 * 86_400.0
+PRODUCER_STOPS_WITHIN_S = 1.0
 MAX_REQUEST_BYTES = 1_090_000  # what a topic of ours takes, less a record batch's own overhead
 
 
@@ -128,11 +130,12 @@ class Consumer(driver.Consumer):
         if not self.flow_active or flight is not self.flight:
             # A rebalance began, or came and went, meanwhile. What was fetched may have been fetched after its seek, so
             # positions are put back to what is committed; nothing of this assignment has been delivered yet.
-            with contextlib.suppress(IllegalStateError):  # another one has come, which seeks for itself
-                await self.perform_seek()
+            self.positions.put_back()
             return
         polled, starts = {}, {}
         for partition, fetched in records.items():
+            if not self.positions.may_deliver(partition):
+                continue
             expected = self._read_offset[partition]
             if expected is not None and fetched[0].offset < expected:  # only a reset leads back within an assignment
                 say_made_anew(partition, expected)
@@ -143,8 +146,9 @@ class Consumer(driver.Consumer):
         flight.add(polled, starts)
 
     async def seek_to_committed(self) -> Mapping[Any, int | None]:
-        """Put positions back; the next poll waits until they are where they must be."""
-        return await self.positions.put_back()
+        """Faust is to seek to nothing: the next poll waits until positions are where they must be."""
+        self.positions.put_back()
+        return {}
 
     async def _deliver(self) -> None:
         """Hand waiting batches to the agent while slots are free; wait for a slot when there is none."""
@@ -217,6 +221,16 @@ class Consumer(driver.Consumer):
             await asyncio.sleep(0)
         await self.commit(start_new_transaction=False)
 
+    async def on_start(self) -> None:
+        """Faust's start; from then on the group's coordinator is heard."""
+        await super().on_start()
+        self.add_future(coordinator.hear(self._of_consumer))
+
+    async def _of_consumer(self, ask: Callable[[Any], Awaitable[bool]]) -> bool:
+        """In its thread; True while there is none."""
+        consumer = self._thread._consumer
+        return consumer is None or bool(await self._thread.call_thread(ask, consumer))
+
     async def verify_all_partitions_active(self) -> None:
         """Faust judges liveness by single messages, which do not exist here; see liveness.py."""
 
@@ -224,7 +238,7 @@ class Consumer(driver.Consumer):
         """Faust drains and commits through `wait_empty`; afterwards acknowledgements of this assignment are void."""
         self._resumed = False
         if revoked:
-            log.info("partitions revoked", topic=_topics(revoked), partitions=_numbers(revoked))
+            _say("partitions revoked", revoked)
         if self.app.should_stop:
             await self._stay_away(had_some=bool(revoked))  # Faust would close the connection before the last commit
         else:
@@ -236,26 +250,21 @@ class Consumer(driver.Consumer):
 
         The group waits for that, so until then no longer than what is in hand takes.
         """
-        coordinator = self._thread._ensure_consumer()._coordinator
         self._rebalanced.clear()
-
-        async def not_again(_: Any) -> bool:  # in the consumer's thread, where the rebalance has come that far
-            self.loop.call_soon_threadsafe(self._rebalanced.set)
-            await asyncio.wait([coordinator._closing])
-            return False
-
-        coordinator._do_rejoin_group = not_again
+        reached = partial(self.loop.call_soon_threadsafe, self._rebalanced.set)
+        coordinator.stay_away(self._thread._ensure_consumer(), reached)
         if had_some:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._drained.wait(), STOP_WITHIN_S)
 
     async def leave(self) -> None:
         """Tell the group: who takes over need not wait for the session's end."""
-        await self._thread.call_thread(self._thread._ensure_consumer()._coordinator._maybe_leave_group)
+        await self._thread.call_thread(coordinator.leave, self._thread._ensure_consumer())
 
     def _renew_flight(self) -> None:
-        self.flight.drop_waiting()  # also where nothing was drained, as when the group was lost
+        self.flight.end()  # also where nothing was drained, as when the group was lost
         self.flight = self._new_flight()
+        self.positions.put_back()
 
     async def on_partitions_assigned(self, assigned: Any, generation_id: int = 0) -> None:
         """A new assignment starts from the committed offsets."""
@@ -263,7 +272,7 @@ class Consumer(driver.Consumer):
         if self.app.should_stop:  # the process is about to leave the group
             return
         self._renew_flight()
-        log.info("partitions assigned", topic=_topics(assigned), partitions=_numbers(assigned))
+        _say("partitions assigned", assigned)
         await super().on_partitions_assigned(assigned, generation_id)
 
     def resume_flow(self) -> None:
@@ -276,12 +285,9 @@ class Consumer(driver.Consumer):
         super().resume_flow()
 
 
-def _topics(partitions: Any) -> str:
-    return ",".join(sorted({partition.topic for partition in partitions}))
-
-
-def _numbers(partitions: Any) -> list[int]:
-    return sorted(partition.partition for partition in partitions)
+def _say(event: str, partitions: Any) -> None:
+    topics = ",".join(sorted({each.topic for each in partitions}))
+    log.info(event, topic=topics, partitions=sorted(each.partition for each in partitions))
 
 
 class Producer(driver.Producer):
@@ -298,6 +304,12 @@ class Producer(driver.Producer):
         producer = super()._new_producer(transactional_id)
         producer._message_accumulator._batch_ttl = math.inf
         return producer
+
+    async def on_stop(self) -> None:
+        """Bounded: what a partition without a leader has not taken would be waited for; it is not committed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PRODUCER_STOPS_WITHIN_S):
+                await super().on_stop()
 
     async def flush(self) -> None:
         """Nothing: Faust calls it before each commit, and would wait there for partitions without a leader.
@@ -340,7 +352,7 @@ def create_app(group: str, settings: Settings, policy: BatchPolicy, refill: Refi
         broker_session_timeout=SESSION_TIMEOUT_S,
         broker_heartbeat_interval=1.0,
         broker_request_timeout=30.0,
-        broker_max_poll_interval=86_400.0,  # else a slow batch makes a worker a zombie; liveness is judged by progress
+        broker_max_poll_interval=NEVER_S,  # else one that waits leaves for good; liveness is judged by progress
         broker_max_poll_records=policy.max_poll_records,
         broker_commit_interval=0.5,
         broker_commit_every=1_000_000,

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.client import AIOKafkaClient
+from aiokafka.cluster import ClusterMetadata
 from aiokafka.conn import AIOKafkaConnection
 from aiokafka.consumer import fetcher
-from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.consumer.group_coordinator import CoordinatorGroupRebalance, GroupCoordinator
 from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder, MessageAccumulator
 from aiokafka.producer.sender import Sender
@@ -85,11 +86,58 @@ def test_resuming_is_the_last_step_of_an_assignment_after_the_queues_are_emptied
     assert steps == sorted(steps)
 
 
-def test_a_seek_goes_through_the_thread_that_fetches() -> None:
+async def test_an_assignment_ends_with_a_seek_that_waits_for_nothing(tmp_path: Path) -> None:
+    """Faust gives it a limit, after which the assignment is given up for good."""
     assert "await self.seek_to_committed()" in inspect.getsource(BaseConsumer.perform_seek)
-    assert "self._thread.seek_to_committed()" in inspect.getsource(ThreadDelegateConsumer.seek_to_committed)
-    thread = inspect.getsource(driver.AIOKafkaConsumerThread.seek_to_committed)
-    assert "self.call_thread(self._ensure_consumer().seek_to_committed)" in thread
+    assert "timeout=self.app.conf.broker_request_timeout" in inspect.getsource(Recovery._resume_streams)
+    consumer: Any = create_app("recall-requests", load_settings(data_dir=tmp_path), BatchPolicy()).consumer
+    consumer.positions.placed = True
+    await consumer.perform_seek()
+    assert not consumer.positions.placed
+
+
+def test_where_positions_are_asked_for() -> None:
+    assert "fetch_committed_offsets([partition])" in inspect.getsource(AIOKafkaConsumer.committed)
+    reset = inspect.getsource(AIOKafkaConsumer.seek_to_beginning)
+    assert reset.index("self._fetcher.request_offset_reset(") < reset.index("await "), (
+        "it stands before it is waited for"
+    )
+    assert "self._request_timeout_ms" in reset, "and would be waited for as long"
+    assert "-1 unavailable, None if unknown" in (ClusterMetadata.leader_for_partition.__doc__ or "")
+
+
+async def test_no_member_leaves_its_group_for_having_polled_nothing_for_long(tmp_path: Path) -> None:
+    """It would never join again, since what it waits for is a poll."""
+    assert "idle_time >= self._max_poll_interval" in inspect.getsource(GroupCoordinator.ensure_active_group)
+    app = create_app("recall-requests", load_settings(data_dir=tmp_path), BatchPolicy())
+    assert app.conf.broker_max_poll_interval > 5 * 365 * 86_400
+    joining = inspect.getsource(CoordinatorGroupRebalance.perform_group_join)
+    assert "max_poll_interval" not in joining, "no broker has to take such a number"
+
+
+def test_what_the_coordinator_refuses_waits_for_somebody_to_hear_it() -> None:
+    heard = inspect.getsource(GroupCoordinator.check_errors)
+    assert "self._error_consumed_fut.set_result(None)" in heard
+    assert "raise exc" in heard
+    assert "self._coordination_task = create_task(" in inspect.getsource(GroupCoordinator.__init__)
+    assert "_coordinator" not in inspect.getsource(driver.AIOKafkaConsumerThread._fetch_records), "a poll hears nothing"
+
+
+async def test_a_producer_that_stops_does_not_wait_for_a_leader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "PRODUCER_STOPS_WITHIN_S", 0.01)
+    producer: Any = create_app("recall-requests", load_settings(data_dir=tmp_path), BatchPolicy()).producer
+    producer._producer = SimpleNamespace(stop=asyncio.Event().wait)
+    async with asyncio.timeout(20):
+        await producer.on_stop()
+
+
+def test_what_a_fetcher_does_next() -> None:
+    source = inspect.getsource(fetcher.Fetcher._get_actions_per_node)
+    names = ["fetch_requests", "awaiting_reset", "backoff", "invalid_metadata", "resume_futures"]
+    told = source[source.rindex("return (") :]
+    assert [told.index(name) for name in names] == sorted(told.index(name) for name in names)
 
 
 def test_the_fetching_thread_takes_a_loop_and_closes_it() -> None:

@@ -78,8 +78,9 @@ async def test_an_index_whose_process_has_lost_every_partition_is_not_whole(sett
     ours.took_in({0: (start.offset, EXTENT.end)})
     await refill.complete(0)
     assert refill.missing() is None
-    consumer = SimpleNamespace(assignment=set, _read_offset={})
-    assert await Positions(consumer, refill).settle()
+    positions = Positions(SimpleNamespace(assignment=set), refill)
+    positions.placed = True
+    assert await positions.settle()
     assert refill.missing() == "every partition, which another process has taken"
     await refill.begin([0], 1, extents)
     await refill.complete(0)

@@ -4,19 +4,23 @@ import asyncio
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.admin import NewTopic
+from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError
 
+from tests.integration.test_transport import Flow
 from tests.leaders import until
 from workers import topics
 from workers.dependencies import Dependencies
 from workers.inflight import BatchPolicy
-from workers.kafka_client import connected, reader_client
+from workers.kafka_client import admin_client, connected, reader_client
 from workers.leaderless import PAUSE_S
 from workers.local.kafka import PROPERTIES, Kafka
 from workers.local.process import free_ports, spawn
@@ -121,14 +125,14 @@ class Sending:
         return found
 
 
-async def values(settings: Settings, topic: str, count: int) -> dict[int, list[bytes]]:
+async def values(settings: Settings, topic: str, many: int) -> dict[int, list[bytes]]:
     """What is in the topic, by partition, once there are so many."""
     found: dict[int, list[bytes]] = {}
     reader = reader_client(settings)
     async with connected(settings, reader), asyncio.timeout(SETTLES_WITHIN_S):
         places = [TopicPartition(topic, n) for n in range(settings.partitions)]
         reader.assign(places)
-        while sum(map(len, found.values())) < count:
+        while sum(map(len, found.values())) < many:
             for place, records in (await reader.getmany(timeout_ms=200)).items():
                 found.setdefault(place.partition, []).extend(record.value for record in records)
     return found
@@ -177,3 +181,48 @@ async def test_who_has_no_leader_is_asked_for_with_pauses_and_keeps_nobody_waiti
         found = await values(settings, sending.topic, 2 * ROUNDS * len(home))
         assert found == {partition: [b"%d" % n for n in range(2 * ROUNDS)] for partition in home}, "once, in order"
         await until(lambda: not box.owed_bytes)
+
+
+async def coordinated_by(node: int, admin: Any, namespace: str) -> str:
+    """A group of which that broker is the coordinator."""
+    async with asyncio.timeout(SETTLES_WITHIN_S):
+        for n in count():
+            with suppress(GroupCoordinatorNotAvailableError):  # groups are asked about for the first time
+                if await admin.find_coordinator(group := f"{namespace}.{n}") == node:
+                    return group
+            await asyncio.sleep(0.05)
+    raise AssertionError
+
+
+async def test_an_input_partition_without_a_leader_keeps_no_other_one_waiting(
+    brokers: tuple[Kafka, Second], tmp_path: Path
+) -> None:
+    """Of a group that has committed nothing, whose member begins meanwhile."""
+    first, second = brokers
+    settings = load_settings(kafka_bootstrap=first.address, namespace="inputs", data_dir=tmp_path / "data")
+    flow = Flow(settings, tmp_path)
+    admin = admin_client(settings)
+    async with connected(settings, admin, flow.producer):
+        places = {flow.source: {0: [1], 1: [2], 2: [1], 3: [2]}, flow.target: {n: [1] for n in range(4)}}
+        await admin.create_topics([NewTopic(name, -1, -1, replica_assignments=nodes) for name, nodes in places.items()])
+        flow.group = await coordinated_by(1, admin, "inputs")
+        async with asyncio.timeout(SETTLES_WITHIN_S):
+            for partition in range(4):
+                await flow.producer.send_and_wait(flow.source, b"%d" % partition, key=b"u", partition=partition)
+        second.kill()
+        leaders: set[int] = set()
+        async with asyncio.timeout(SETTLES_WITHIN_S):
+            while leaders != {1, -1}:
+                with suppress(KafkaError):  # the one that is gone is asked too
+                    (topic,) = await admin.describe_topics([flow.source])
+                    leaders = {partition["leader"] for partition in topic["partitions"]}
+                await asyncio.sleep(0.05)
+        worker = flow.spawn()
+        try:
+            await flow.until(lambda values: set(values) == {b"0", b"2"})
+            second.start()
+            await flow.until(lambda values: set(values) == {b"0", b"1", b"2", b"3"})
+            assert worker.poll() is None
+        finally:
+            worker.kill()
+            worker.wait()

@@ -1,5 +1,6 @@
-"""What a paused worker holds: the records that cannot be read, and nothing that came with them."""
+"""What a worker holds: of a pause the records that cannot be read, and nothing of an assignment that is over."""
 
+import asyncio
 import gc
 import weakref
 from typing import Any
@@ -8,10 +9,11 @@ from aiokafka.structs import ConsumerRecord
 
 from schemas import codec
 from schemas.recall import CandidateList, RecallRequest
-from workers.agents import Context, RecallAgent
+from workers.agents import Context, EventAgent, RecallAgent
 from workers.clock import SystemClock
 from workers.dependencies import Dependencies
-from workers.giving_up import GivingUp
+from workers.errors import DependencyUnavailable
+from workers.giving_up import Gate, GivingUp
 from workers.inflight import BatchPolicy, InFlight
 from workers.metrics import Metrics
 from workers.pipelines.admission import Incoming
@@ -77,3 +79,49 @@ async def test_headers_count_as_held() -> None:
     assert batch is not None
     await giving_up.write(batch, [(batch.records[0], codec.DecodeError(codec.ErrorCode.NOT_JSON, "no"))])
     assert 1000 < giving_up.held_bytes < 1100
+
+
+def taken(flight: InFlight, *records: Any) -> Any:
+    """The batch of one poll."""
+    flight.add({(TOPIC, 0): records})
+    batch = flight.take()
+    assert batch is not None
+    batch.started = True
+    return batch
+
+
+async def test_what_a_rebalance_gave_up_is_held_no_longer_and_takes_no_room_of_the_next_letters() -> None:
+    context, giving_up = paused(Unanswered())
+    flight, error = InFlight(BatchPolicy()), codec.DecodeError(codec.ErrorCode.NOT_JSON, "no")
+    batch = taken(flight, *(record(n, b"{") for n in range(3)))
+    held = await giving_up.write(batch, [(each, error) for each in batch.records])
+    gate = Gate(giving_up, context.outbox, read_on=3)
+    gate.took(batch)
+    assert not gate.wants_poll()
+    later = asyncio.create_task(giving_up.write_later(batch, held))
+    await asyncio.sleep(0)
+    assert giving_up.held_bytes
+    flight.end()
+    async with asyncio.timeout(20):
+        await later
+    assert giving_up.held_bytes == 0
+    assert giving_up.pause.on
+    assert gate.wants_poll(), "it is read again"
+    assert giving_up._cap.take(1) == 1
+
+
+async def test_a_batch_whose_partitions_others_have_is_not_tried_again() -> None:
+    context, _ = paused(Unanswered())
+    flight, tries = InFlight(BatchPolicy()), 0
+
+    async def run(*_: object) -> Any:
+        nonlocal tries
+        tries += 1
+        flight.end()
+        raise DependencyUnavailable("redis", "away")
+
+    batch = taken(flight, record(0, b""))
+    async with asyncio.timeout(20):
+        await EventAgent(context, lambda each: each, run).handle(batch)
+    assert tries == 1
+    assert flight.committable() == {}

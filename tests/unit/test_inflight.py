@@ -40,6 +40,22 @@ def test_a_poll_is_merged_in_log_order_and_cut() -> None:
     assert [(r.partition, r.offset) for r in second.records] == [(1, 1), (0, 2)]
 
 
+def test_a_batch_covers_no_more_offsets_than_are_read_again() -> None:
+    """Else what a producer's transaction aborted would stand between a batch's first record and its last."""
+    flight = InFlight(BatchPolicy(max_batch=4, max_span=100, in_flight=9))
+    polled = poll(3, 5, gap=50)
+    flight.add(polled, {("t", 0): 0, ("t", 1): 0})
+    batches = take_all(flight)
+    assert [record for batch in batches for record in batch.records] == sorted(
+        (record for records in polled.values() for record in records), key=lambda record: record.timestamp
+    )
+    for batch in batches:
+        for partition in (0, 1):
+            offsets = [record.offset for record in batch.records if record.partition == partition]
+            assert not offsets or offsets[-1] - offsets[0] < 100
+    assert [batch.spans.get(("t", 1)) for batch in batches] == [(0, 51), (51, 151), (151, 201)]
+
+
 def test_the_next_poll_waits_for_a_slot_and_for_the_cut_batches() -> None:
     flight = InFlight(BatchPolicy(max_batch=2, in_flight=2))
     assert flight.wants_poll()
@@ -205,6 +221,17 @@ def test_a_drain_waits_for_held_records_that_were_started_and_gives_up_the_other
     assert len(changes) > seen, "who waits for it is told"
     assert not flight.unfinished()
     assert flight.committable() == {("t", 0): 1}
+
+
+def test_who_works_on_a_batch_can_tell_that_its_assignment_is_over() -> None:
+    flight = InFlight(BatchPolicy())
+    flight.add(poll(1))
+    (batch,) = take_all(flight)
+    assert (batch.given_up, batch.over) == (False, False)
+    flight.drop_waiting()
+    assert (batch.given_up, batch.over) == (True, False), "a drain waits for it"
+    flight.end()
+    assert (batch.given_up, batch.over) == (True, True)
 
 
 def test_after_a_drain_nothing_begins() -> None:
