@@ -81,6 +81,17 @@ async def test_no_answer_counts_for_longer_than_its_time() -> None:
     assert features.kept(users) == {}
 
 
+async def test_what_no_longer_counts_goes_though_nobody_asks() -> None:
+    time = Time()
+    features = cached(slow(), time)
+    await features.ask(["a"])
+    time.now_s += 1.1
+    features.expire()
+    time.now_s -= 1.1  # it would count again
+    assert features.kept(["a"]) == {}
+    cached(slow(), ttl_ms=0).expire()
+
+
 async def test_no_more_users_than_it_may_are_kept() -> None:
     features = cached(slow(), size=2)
     await features.ask(["a", "b", "c"])

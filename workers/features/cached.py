@@ -61,6 +61,11 @@ class CachedFeatures:
             found |= await asyncio.shield(flight)
         return {user_id: found[user_id] for user_id in user_ids}
 
+    def expire(self) -> None:
+        """Let go of answers that no longer count."""
+        if self._kept is not None:
+            self._kept.expire()
+
     async def close(self) -> None:
         """Give up what is being asked, and close the source."""
         await cancel(*set(self._flights.values()))
