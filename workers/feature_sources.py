@@ -4,7 +4,7 @@
 kind = "http"                   # memory, redis, http, feast, or one that another package registers
 url = "http://127.0.0.1:8200"
 timeout_ms = 50                 # no request waits longer for it
-cache_ttl_ms = 1000             # how long an answer counts for the same user; 0 = every request asks
+cache_ttl_ms = 1000             # how long at most an answer counts for the same user; 0 = every request asks
 """
 
 from typing import Annotated, Any

@@ -195,8 +195,8 @@ class ItemTable(Protocol):
         """Write each record and tell the feed, no item twice in a batch.
 
         `expected` are the records that were read before (None = there was none). False where another record stands by
-        now, of another partition or offset. Idempotent: the record's own place is no conflict.
-        When all were written, the intent of that name is taken back.
+        now, of another partition or offset. Idempotent: the record's own place is no conflict. When all were written,
+        the intent of that name is taken back. Raises RowRefused, with the positions, where it is no record that stands.
         """
         ...
 

@@ -111,7 +111,12 @@ async def open_recall_parts(
     timeouts = StepTimeouts(settings.store_timeout_ms, settings.tower_timeout_ms, settings.index_timeout_ms)
     pipeline = RecallPipeline(view, parts, tools.clock, timeouts, tools.dependencies, tools.observe)
     follower = ItemFollower(table, vectors, facts, popular)
-    follow = _repeat(follower.refresh, partial(asyncio.sleep, FEED_EVERY_S), tools.dependencies)
+
+    async def refresh() -> None:
+        parts.expire()  # first, so that it is done while Redis is away, too
+        await follower.refresh()
+
+    follow = _repeat(refresh, partial(asyncio.sleep, FEED_EVERY_S), tools.dependencies)
     renew = _repeat(popular.refresh, partial(popular.due, settings.popular_refresh_ms / 1000), tools.dependencies)
     for work in (follow, renew):
         opened.push_async_callback(cancel, tools.spawn(work))

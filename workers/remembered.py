@@ -59,6 +59,11 @@ class Results(Generic[T]):
         if self._kept is not None:
             self._kept[key] = self._now_s(), result
 
+    def expire(self) -> None:
+        """Let go of what is too old: until then only the next `put` does."""
+        if self._kept is not None:
+            self._kept.expire()
+
 
 def result_key(asked: Asked, token: bytes) -> Hashable:
     """Equal for requests whose search results are equal. Every user of whom nothing is stored has the token b""."""
@@ -96,3 +101,8 @@ class LastLists:
         """Keep it."""
         if self._kept is not None and item_ids:
             self._kept[key] = _encode_ids(item_ids[:MAX_ITEMS]), scores[:MAX_ITEMS].copy()
+
+    def expire(self) -> None:
+        """As in Results."""
+        if self._kept is not None:
+            self._kept.expire()

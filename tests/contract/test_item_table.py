@@ -314,6 +314,28 @@ async def test_records_that_cannot_be_read_are_named(redis_settings: Settings) -
     await table.close()
 
 
+async def test_keys_of_another_type_are_refused_alone(redis_settings: Settings) -> None:
+    client = connect(redis_settings)
+    table = RedisItemTable(client, redis_settings, COLLECTION, DIM)
+    cursor = (await table.changes(None)).cursor
+    await client.rpush(keys.item_record(redis_settings, COLLECTION, hash64("list")), "x")
+    await client.hset(keys.item_record(redis_settings, COLLECTION, hash64("hash")), "x", "y")
+    await table.read_to_write(hashes("a", "list", "hash", "b"), [0] * 4, "mine")
+    records = [item(name, n) for n, name in enumerate(("a", "list", "hash", "b"))]
+    with pytest.raises(RowRefused) as caught:
+        await table.write(records, [None] * 4, "mine")
+    assert caught.value.rows == [1, 2]
+    assert set(await table.intents()) == {"mine"}
+    assert await table.write([records[0], records[3]], [None, None], "mine") == [True, True]
+    assert await table.intents() == {}
+    assert (await table.changes(cursor)).hashes.tolist() == hashes("a", "b").tolist()
+    found = {}
+    async for heads in table.heads():
+        found.update(zip(heads.hashes.tolist(), heads.readable.tolist(), strict=True))
+    assert found == {hash64("a"): True, hash64("b"): True, hash64("list"): False, hash64("hash"): False}
+    await table.close()
+
+
 async def test_heads_are_those_of_one_collection_and_tell_what_cannot_be_read(redis_settings: Settings) -> None:
     client = connect(redis_settings)
     table = RedisItemTable(client, redis_settings, COLLECTION, DIM)

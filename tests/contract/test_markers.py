@@ -31,7 +31,9 @@ async def test_all_are_complete_when_the_last_one_is_and_until_one_is_added(sett
     for partition, marks in ((2, one), (0, other), (0, one)):
         assert await marks.mark(partition, "rule")
         assert not await client.exists(whole)
+        assert not await RedisMarkers(client, settings, GROUP).whole()
     assert await one.mark(1, "other rule")
+    assert await RedisMarkers(client, settings, GROUP).whole()
     assert await client.exists(whole)
     assert await other.open(3) == {0: "rule", 1: "other rule", 2: "rule"}
     assert await other.open(4) == {0: "rule", 1: "other rule", 2: "rule"}
@@ -123,6 +125,13 @@ async def test_an_unreachable_server_is_a_dependency_error(namespace: str, clust
         redis_url="redis://127.0.0.1:1", redis_cluster=cluster, namespace=namespace, store_timeout_ms=300
     )
     markers = RedisMarkers(connect(unreachable), unreachable, GROUP)
-    for call in (markers.open(1), markers.stand(1), markers.look(1), markers.mended(1), markers.mark(0, "")):
+    for call in (
+        markers.open(1),
+        markers.stand(1),
+        markers.look(1),
+        markers.mended(1),
+        markers.mark(0, ""),
+        markers.whole(),
+    ):
         with pytest.raises(DependencyError):
             await call

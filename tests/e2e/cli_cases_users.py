@@ -17,6 +17,8 @@ from workers.local.process import free_ports
 from workers.local.redis import Redis
 from workers.settings import load_settings
 from workers.stores.connect import connect
+from workers.stores.markers_redis import RedisMarkers
+from workers.stores.user_redis import GROUP
 
 ROW = {"event_id": "e", "user_id": "u", "action": "rate", "timestamp_ms": 1}
 
@@ -91,6 +93,23 @@ def _(ready: Ready) -> list[Done]:
 @case("`users load`", "standard input")
 def _(ready: Ready) -> list[Done]:
     return [piped(ready.place, f"{EVENT.decode()}\n{EVENT.decode()}", "users", "load", "-")]
+
+
+@case("`users load`", "activity workers have not taken in yet all that Kafka retains")
+def _(ready: Ready) -> list[Done]:
+    found = ready.place.each(["users", "load", "events.jsonl"], ["users", "load", "events.jsonl", "--json"])
+
+    async def taken_in() -> None:
+        client = connect(ready.settings)
+        markers = RedisMarkers(client, ready.settings, GROUP)
+        await markers.open(1)
+        assert await markers.mark(0, "")
+        await client.aclose()
+
+    asyncio.run(taken_in())
+    after = ready.place.recall("users", "load", "events.jsonl")
+    assert (after.code, after.err) == (0, ""), after
+    return found
 
 
 @case("`users load`", "what was loaded before")

@@ -1,6 +1,7 @@
 """`recall explain`: the steps of one answer as they were, and what keeps an item out of a list."""
 
 import asyncio
+import gc
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from workers.client import RecallClient
 from workers.explain import Explainer, open_explainer
 from workers.live.sender import Sender
 from workers.local.workers import environment
+from workers.pipelines.rows import Findings
 from workers.towers.onnx import OnnxTower
 
 SCENES = {"home": {"sources": {"tower": {}, "session": {}, "popular": {}}}}
@@ -122,6 +124,18 @@ async def test_each_source_has_its_list(live: Live, reader: str) -> None:
     assert set(told["sources"]) == {"tower", "session", "popular"}
     assert told["sources"]["popular"]
     assert told["item"]["found_by"].keys() <= told["sources"].keys()
+
+
+async def test_what_was_found_is_let_go_of_though_nobody_asks_again(explainer: Explainer, reader: str) -> None:
+    def kept() -> list[Findings]:
+        gc.collect()  # of explainers that are closed
+        return [each for each in gc.get_objects() if isinstance(each, Findings)]
+
+    await explainer.explain(request(reader))
+    assert kept()
+    async with asyncio.timeout(30):
+        while kept():
+            await asyncio.sleep(0.1)
 
 
 async def test_it_prints_for_a_person_and_as_json(live: Live, reader: str) -> None:

@@ -113,7 +113,7 @@ class System:
                 "popular": PopularSource(self.popular),
             },
             ladder=Ladder(self.popular, others.get("last") or LastLists(10, 60_000)),
-            results=Results(reuse_ms),
+            results=others.get("results") or Results(reuse_ms),
             sourcing=others.get("sourcing"),
         )
         dependencies = others.get("dependencies") or Dependencies("recall", Metrics())

@@ -134,6 +134,18 @@ async def test_two_unknown_users_do_not_get_each_others_results(case: Case) -> N
     assert again.item_ids == even.item_ids
 
 
+@pytest.mark.parametrize("user", ["e", "nobody", "bad"])
+@pytest.mark.parametrize("context", [None, {"mood": "odd", "hour": 3}, {"mood": [7], "hour": 3}])
+async def test_an_equal_question_takes_the_values_over(case: Case, user: str, context: dict[str, Any] | None) -> None:
+    pipeline = case.pipeline(reuse_ms=1000)
+    first, again = [(await pipeline.trace(ask(user, context=context)))[0] for _ in range(2)]
+    assert first is not None
+    assert again is not None
+    assert (first.reused_ms is None, again.reused_ms is None) == (True, False)
+    assert again.context == first.context
+    assert again.origins == first.origins
+
+
 @pytest.mark.parametrize("fault", ["fails", "hangs"])
 async def test_a_source_that_is_away_costs_its_deadline_and_then_nothing(case: Case, fault: str) -> None:
     pipeline = case.pipeline(limit_ms=SHORT_MS)

@@ -248,6 +248,18 @@ async def test_a_record_that_cannot_be_read_is_never_overwritten(view: View) -> 
     await client.aclose()
 
 
+async def test_a_key_of_another_type_keeps_nobody_else_waiting(view: View) -> None:
+    client = connect(view.settings)
+    key = keys.item_record(view.settings, view.collection, hash64("a"))
+    await client.rpush(key, "x")
+    assert await view.codes(upsert("a", 1.0, 5), upsert("b", 2.0, 6)) == ["record_unreadable", None]
+    assert await client.lrange(key, 0, -1) == [b"x"]
+    await view.until_nearest(2.0, "b")
+    await client.delete(key)
+    assert await view.codes(upsert("a", 1.0, 5)) == [None]
+    await client.aclose()
+
+
 async def test_rows_that_are_refused_do_not_take_others_with_them(view: View) -> None:
     long_id = "x" * 300  # no event's id is that long; the index refuses it as it would
     events = [upsert(f"item {n}", n / 10, n) for n in range(20)]

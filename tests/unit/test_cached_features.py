@@ -64,11 +64,32 @@ async def test_an_answer_counts_until_its_time_is_over() -> None:
 
 async def test_times_differ_a_little() -> None:
     source, time = slow(), Time()
-    lengths = iter([0.9, 1.1])
+    lengths = iter([0.8, 1.0])
     features = cached(source, time, jitter=lambda: next(lengths))
     await features.ask(["a", "b"])
-    time.now_s += 1.0
+    time.now_s += 0.9
     assert features.kept(["a", "b"]) == {"b": {"age": 2}}
+
+
+async def test_no_answer_counts_for_longer_than_its_time() -> None:
+    users, time = {str(n): {"age": n} for n in range(200)}, Time()
+    features = CachedFeatures(MemoryFeatureSource(users), ["age"], ttl_ms=1000, size=200, now_s=time)
+    await features.ask(list(users))
+    time.now_s += 0.79
+    assert len(features.kept(users)) == 200
+    time.now_s += 0.21
+    assert features.kept(users) == {}
+
+
+async def test_what_no_longer_counts_goes_though_nobody_asks() -> None:
+    time = Time()
+    features = cached(slow(), time)
+    await features.ask(["a"])
+    time.now_s += 1.1
+    features.expire()
+    time.now_s -= 1.1  # it would count again
+    assert features.kept(["a"]) == {}
+    cached(slow(), ttl_ms=0).expire()
 
 
 async def test_no_more_users_than_it_may_are_kept() -> None:

@@ -101,6 +101,22 @@ def test_results_are_bounded_and_can_be_turned_off() -> None:
     assert off.get("key") is None
 
 
+def test_what_is_too_old_goes_though_nobody_asks() -> None:
+    time = Time()
+    results: Results[str] = Results(1000, time)
+    last = LastLists(max_lists=2, ttl_ms=1000, now_s=time)
+    for elapsed_s, kept in ((0.9, True), (1.1, False)):
+        results.put("key", "found")
+        last.put("key", ["a"], np.zeros(1, dtype=np.float32))
+        time.now_s += elapsed_s
+        results.expire()
+        last.expire()
+        time.now_s -= elapsed_s  # it would count again
+        assert (results.get("key") is not None, bool(last.get("key")[0])) == (kept, kept)
+    Results(0).expire()
+    LastLists(0, 0).expire()
+
+
 def test_last_lists_are_a_users_own_and_live_for_their_time() -> None:
     time = Time()
     last = LastLists(max_lists=2, ttl_ms=60_000, now_s=time)

@@ -25,8 +25,11 @@ from workers.loading import UserLoad
 from workers.local.discover import with_local_stack
 from workers.pipelines.activity import OUTCOMES, ActivityPipeline
 from workers.settings import Settings, load_settings
-from workers.stores.connect import connect, ping
-from workers.stores.user_redis import RedisUserTable
+from workers.stores.connect import close, connect, ping
+from workers.stores.markers_redis import RedisMarkers
+from workers.stores.user_redis import GROUP, RedisUserTable
+
+EARLY = "redis does not have all that kafka retains yet: events that this load brings first never count as popular"
 
 
 def forget(
@@ -124,7 +127,9 @@ def load(
         table, pipeline = runner.run(_open(settings))
         try:
             loading = UserLoad(pipeline, source, skip_bad, working.say)
-            for window in loading.windows():
+            for number, window in enumerate(loading.windows()):
+                if number == 0 and runner.run(_is_early(settings)):
+                    working.say(EARLY)
                 runner.run(loading.take(window))
                 working.update(f"loading, {loading.loaded.events:,} activities are taken in", source.part())
         finally:
@@ -143,6 +148,15 @@ async def _open(settings: Settings) -> tuple[RedisUserTable, ActivityPipeline]:
     spec = views.load(view).spec
     table = RedisUserTable(connect(settings), settings)
     return table, ActivityPipeline(table, spec.seen_actions, spec.actions)
+
+
+async def _is_early(settings: Settings) -> bool:
+    """Whether activity workers have still to take in what Kafka retains. Raises DependencyError."""
+    client = connect(settings)
+    try:
+        return not await RedisMarkers(client, settings, GROUP).whole()
+    finally:
+        await close(client)
 
 
 def _print(figures: dict[str, Any], as_json: bool) -> None:

@@ -15,7 +15,7 @@ Values = Mapping[str, Any]
 
 
 class CachedFeatures:
-    """Values of `names`. An answer counts for `ttl_ms`, a little more or less, so that not all end at once; 0 = never.
+    """Values of `names`. An answer counts for `ttl_ms`, or a little less, so that not all end at once; 0 = never.
 
     That a user is unknown is kept as well. A failure is not.
     """
@@ -28,7 +28,7 @@ class CachedFeatures:
         ttl_ms: int,
         size: int,
         now_s: Callable[[], float] = monotonic,
-        jitter: Callable[[], float] = lambda: random.uniform(0.9, 1.1),  # noqa: S311  # jitter, not a secret
+        jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.0),  # noqa: S311  # jitter, not a secret
     ) -> None:
         self.source = source
         self.names = tuple(names)
@@ -60,6 +60,11 @@ class CachedFeatures:
         for flight in {self._flights[user_id] for user_id in user_ids}:
             found |= await asyncio.shield(flight)
         return {user_id: found[user_id] for user_id in user_ids}
+
+    def expire(self) -> None:
+        """Let go of answers that no longer count."""
+        if self._kept is not None:
+            self._kept.expire()
 
     async def close(self) -> None:
         """Give up what is being asked, and close the source."""

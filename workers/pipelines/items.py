@@ -120,10 +120,11 @@ class ItemsPipeline:
         async with self._one_at_a_time:
             return await self._run(batch)
 
-    async def _run(self, batch: Sequence[ItemEvent]) -> ItemsResult:
+    async def _run(self, batch: Sequence[ItemEvent], unreadable: frozenset[str] = frozenset()) -> ItemsResult:
+        """`unreadable`: items in whose place something stands that only a write tells from nothing."""
         watch = Stopwatch(self._observe)
         # 1. records, and which event of each item counts
-        stored, refused = await self._records(batch)
+        stored, refused = await self._records(batch, unreadable)
         await self._require_one_log(batch, stored)
         refused |= self._invalid_embeddings(batch)
         order = decide(batch, stored, refused, self._view.partitions)
@@ -164,7 +165,11 @@ class ItemsPipeline:
 
         # 5. item table, and its feed
         expected = [stored.get(hash64(record.item_id)) for record in records]
-        written = await self._table.write(records, expected, self.intent)
+        try:
+            written = await self._table.write(records, expected, self.intent)
+        except RowRefused as error:  # the others again, to the same effect
+            named = {records[row].item_id for row in error.rows or range(len(records))}
+            return await self._run(batch, unreadable | named)
         watch.lap_ms("table")
         result = _result(batch, order)
         overtaken = [position for position, done in zip(order.winners, written, strict=True) if not done]
@@ -172,15 +177,16 @@ class ItemsPipeline:
             await self._again(batch, overtaken, result)
         return result
 
-    async def _records(self, batch: Sequence[ItemEvent]) -> tuple[dict[int, ItemRecord], dict[int, InvalidInput]]:
+    async def _records(
+        self, batch: Sequence[ItemEvent], unreadable: frozenset[str]
+    ) -> tuple[dict[int, ItemRecord], dict[int, InvalidInput]]:
         """Stored records by item hash, and errors of the events whose record cannot be read (never overwritten)."""
         homes = {event.item_id: event.partition for event in batch}
         item_ids = list(homes)
-        unreadable: set[str] = set()
         try:
             records = await self._table.read_to_write(hash64_each(item_ids), list(homes.values()), self.intent)
         except RowRefused as error:
-            unreadable = {item_ids[row] for row in error.rows or range(len(item_ids))}
+            unreadable |= {item_ids[row] for row in error.rows or range(len(item_ids))}
             item_ids = [item_id for item_id in item_ids if item_id not in unreadable]
             records = await self._table.read(hash64_each(item_ids))
         stored = {hash64(i): record for i, record in zip(item_ids, records, strict=True) if record is not None}

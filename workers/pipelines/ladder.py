@@ -53,6 +53,10 @@ class Ladder:
         if _is_kept(row):
             self._last.put(list_key(row.asked, row.record), item_ids, scores)
 
+    def expire(self) -> None:
+        """Let go of lists that are too old."""
+        self._last.expire()
+
 
 def _is_kept(row: Row) -> bool:
     """Lists of unknown users are no better than what is popular; those as of another time are nobody's last."""

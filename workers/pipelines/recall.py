@@ -22,7 +22,7 @@ from workers.pipelines.embedding import embed
 from workers.pipelines.inputs import user_inputs
 from workers.pipelines.ladder import Ladder
 from workers.pipelines.retrieval import Retrieval
-from workers.pipelines.rows import Row
+from workers.pipelines.rows import Findings, Row
 from workers.pipelines.shortlist import Facts, Shortlist, Shortlisting
 from workers.pipelines.sourcing import Sourcing
 from workers.ports import (
@@ -69,8 +69,15 @@ class Parts:
     tower: Tower
     sources: Mapping[str, CandidateSource]
     ladder: Ladder
-    results: Results[Row]
+    results: Results[Findings]
     sourcing: Sourcing | None = None  # None: the spec has no value that a feature source gives
+
+    def expire(self) -> None:
+        """Let go of what was kept of users and is too old, though nobody asks."""
+        self.results.expire()
+        self.ladder.expire()
+        if self.sourcing is not None:
+            self.sourcing.expire()
 
 
 class RecallPipeline:
@@ -148,7 +155,7 @@ class RecallPipeline:
                 row.fail(Reason.INDEX_UNAVAILABLE)  # there is more, deeper than it was searched
         for row in fresh:
             if row.key is not None and not row.failures:
-                self._parts.results.put(row.key, row)
+                self._parts.results.put(row.key, row.findings())
         await self._step_down(rows, lists, attempt)
         timings = Timings(features=features_ms, tower=tower_ms, search=search_ms)
         answers = [self._answer_of(row, shortlist, timings) for row, shortlist in zip(rows, lists, strict=True)]
@@ -181,10 +188,7 @@ class RecallPipeline:
         kept = self._parts.results.get(row.key)
         if kept is None:
             return False
-        earlier, row.reused_ms = kept
-        row.reasons, row.newest_ms = list(earlier.reasons), earlier.newest_ms
-        row.query, row.found = earlier.query, dict(earlier.found)
-        row.context, row.origins = earlier.context, earlier.origins
+        row.take_over(*kept)
         return True
 
     async def _understand(self, rows: Sequence[Row], attempt: Attempts, watch: Stopwatch) -> tuple[float, float]:

@@ -14,9 +14,8 @@ from models.spec import ContextField, is_value
 from schemas.recall import Reason
 from workers.features.cached import CachedFeatures
 from workers.pipelines.attempts import Attempts
-from workers.pipelines.rows import Row
+from workers.pipelines.rows import REQUEST, Row
 
-REQUEST = "request"
 CACHE = "cache"
 SOURCE = "source"
 ABSENT = "absent"
@@ -67,6 +66,11 @@ class Sourcing:
                 _take(row, field, feature, origin, value, name)
         for (feature, origin), count in counts.items():
             self._told(name, feature, origin, count)
+
+    def expire(self) -> None:
+        """Let go of values that no longer count."""
+        for asking in self._sources.values():
+            asking.features.expire()
 
     async def close(self) -> None:
         """Close every source."""

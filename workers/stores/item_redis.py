@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.records import ITEM_HEAD, ItemRecord, hash64, item_fence, item_vectors
+from workers.errors import RowRefused
 from workers.ports import Float32, Intent, ItemChanges, ItemHeads, UInt64
 from workers.settings import Settings
 from workers.stores import item_feed, keys
-from workers.stores.connect import Client, Script, close, get_each, translated
+from workers.stores.connect import DEPENDENCY, Client, Script, close, get_each, translated
 from workers.stores.item_bytes import heads_of, pack_intent, read_each, unpack_intent
 
 DELETED_TTL_MS = 14 * 86_400_000  # how long the fence of a deleted item stands; live items never expire
@@ -27,13 +28,17 @@ FIELD = b"c"
 BEGINNING = "0-0"
 
 # KEYS record. ARGV the fence of the record that was read ('' = none), the new record, time to live in ms (0 = none).
+# Returns whether it was written, -2 when the key holds something else than a string.
 WRITE = """
-local stored = redis.call('GETRANGE', KEYS[1], 2, 13)
+local stored = redis.pcall('GETRANGE', KEYS[1], 2, 13)
+if type(stored) == 'table' then return string.find(stored.err, 'WRONGTYPE') and -2 or stored end
 if stored ~= ARGV[1] and stored ~= string.sub(ARGV[2], 3, 14) then return 0 end
 if ARGV[3] == '0' then redis.call('SET', KEYS[1], ARGV[2])
 else redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
 return 1
 """
+REFUSED = -2
+NO_RECORD = b"\0"  # of a format that nobody writes
 
 
 class RedisItemTable:
@@ -64,7 +69,10 @@ class RedisItemTable:
     async def write(
         self, records: Sequence[ItemRecord], expected: Sequence[ItemRecord | None], intent: str | None = None
     ) -> list[bool]:
-        """Compare and set each record, then announce those that were written, and take the intent back."""
+        """Compare and set each record, then announce those that were written, and take the intent back.
+
+        Raises RowRefused, with the positions, where the key holds something else than a string: nothing is announced.
+        """
         if not records:
             if intent is not None:
                 await self.drop_intents([intent])
@@ -81,7 +89,11 @@ class RedisItemTable:
             for record, stood in zip(records, expected, strict=True)
         ]
         with translated():
-            written = [result == 1 for result in await self._write.call_each(calls)]
+            results = await self._write.call_each(calls)
+            if REFUSED in results:
+                refused = [row for row, result in enumerate(results) if result == REFUSED]
+                raise RowRefused(DEPENDENCY, f"{len(refused)} keys of items hold something else", refused)
+            written = [result == 1 for result in results]
             announced = [record for record, done in zip(records, written, strict=True) if done]
             await self._announce(announced, intent if all(written) else None)
         return written
@@ -164,7 +176,8 @@ class RedisItemTable:
         pipeline = self._client.pipeline(transaction=False)
         for key in found:
             pipeline.getrange(key, 0, ITEM_HEAD.itemsize - 1)
-        return heads_of([int(key[prefix_bytes:], 16) for key in found], await pipeline.execute())
+        heads = [_head(answer) for answer in await pipeline.execute(raise_on_error=False)]
+        return heads_of([int(key[prefix_bytes:], 16) for key in found], heads)
 
     async def _intend(self, hashes: UInt64, partitions: Sequence[int], intent: str) -> None:
         with translated():
@@ -194,6 +207,15 @@ class RedisItemTable:
         if cursor == BEGINNING:
             return int(await self._client.xlen(self._feed)) < item_feed.MAX_ENTRIES
         return bool(page) and page[0][0] == cursor
+
+
+def _head(answer: bytes | Exception) -> bytes:
+    """What a record begins with; of a key of another type what cannot be read either."""
+    if not isinstance(answer, Exception):
+        return answer
+    if "WRONGTYPE" in str(answer):
+        return NO_RECORD
+    raise answer
 
 
 def _changes(cursor: str, entries: Sequence[bytes], *, complete: bool = True) -> ItemChanges:
