@@ -318,12 +318,12 @@ def _describe(row: Row, features: UserFeatures, n: int) -> None:
     """What is known of the user, and what that says of the answer."""
     row.newest_ms = int(features.newest_ms[n]) or None
     request = row.asked.request
-    if features.unreadable[n]:  # stored by a version that this one cannot read
-        row.reasons = [Reason.FEATURES_UNAVAILABLE]
-        return
-    if not features.known[n]:
+    unreadable = bool(features.unreadable[n])  # stored by a version that this one cannot read
+    if unreadable:
+        row.fail(Reason.FEATURES_UNAVAILABLE)
+    elif not features.known[n]:
         row.reasons.insert(0, Reason.COLD_START)
-    if request.after_event_id is not None and not holds_event(row.record, request.after_event_id):
+    if request.after_event_id is not None and (unreadable or not holds_event(row.record, request.after_event_id)):
         row.fail(Reason.FEATURES_STALE)
 
 
