@@ -44,6 +44,7 @@ SESSION_ITEMS = 5
 CAPPED_DEPTH = 3
 CAPPED_DEEPER = 8
 DELETED_MARGIN = 64  # items that were deleted a moment ago, and that the index still has
+STEP_DOWN_MS = 15  # of ANSWER_MARGIN_MS, before the last list for a new filter is begun
 TOWER = "tower"
 SESSION = "session"
 VECTOR = "user_embedding"
@@ -270,7 +271,7 @@ class RecallPipeline:
 
     async def _step_down(self, rows: Sequence[Row], lists: list[Shortlist], attempt: Attempts) -> None:
         """Where something failed and nothing was found, the next best thing: rung after rung, for all rows at once."""
-        for rung in self._parts.ladder.rungs:
+        for rung in self._parts.ladder.rungs(lambda: attempt.left_s() > -STEP_DOWN_MS / 1000):
             falling = [n for n, row in enumerate(rows) if row.failures and not lists[n].chosen.item_ids]
             for n in falling:
                 rows[n].found = rung(rows[n])
