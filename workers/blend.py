@@ -20,6 +20,9 @@ RANK_OFFSET = 60
 Caps = Sequence[tuple[str, int]]
 """Pairs of a field, and how many items of a list may have one value of it."""
 
+Capped = tuple[str, Any]
+"""A field, and one value of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
@@ -96,6 +99,15 @@ def blend(
     return Blended([c.item_id for c in chosen], scores, [c.sources for c in chosen], repeats)
 
 
+def capped_values(attributes: Mapping[str, Any], caps: Caps) -> Iterator[tuple[Capped, int]]:
+    """The capped values of one item, each with its limit, in the order of the caps."""
+    for name, limit in caps:
+        value = attributes.get(name)
+        for each in dict.fromkeys(value if isinstance(value, list) else [value]):
+            if each is not None:
+                yield (name, each), limit
+
+
 def _first(lists: Sequence[Ranked], k: int) -> Blended:
     """The first k of one source, with its own scores."""
     if not lists:
@@ -153,7 +165,7 @@ class _Room:
         self.taken: set[str] = set()
         self._caps = caps
         self._attributes = attributes
-        self._counts: Counter[tuple[str, Any]] = Counter()
+        self._counts: Counter[Capped] = Counter()
 
     @property
     def full(self) -> bool:
@@ -176,11 +188,5 @@ class _Room:
         self.taken.add(item_id)
         return True
 
-    def _values(self, item_id: str) -> Iterator[tuple[tuple[str, Any], int]]:
-        """The item's capped values, each with its limit."""
-        stored = self._attributes.get(item_id, {})
-        for name, limit in self._caps:
-            value = stored.get(name)
-            for each in dict.fromkeys(value if isinstance(value, list) else [value]):
-                if each is not None:
-                    yield (name, each), limit
+    def _values(self, item_id: str) -> Iterator[tuple[Capped, int]]:
+        return capped_values(self._attributes.get(item_id, {}), self._caps)

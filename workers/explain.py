@@ -3,6 +3,7 @@
 Runs the steps of the recall pipeline in this process, on the tables and the index that workers use. Changes nothing.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import Any
@@ -12,8 +13,9 @@ import numpy as np
 
 from models import tensors
 from schemas.recall import CandidateList, RecallRequest
-from schemas.records import RecordFormatError, UserRecord, hash64
+from schemas.records import RecordFormatError, UserRecord, hash64, hash64_each
 from workers import views
+from workers.blend import capped_values
 from workers.clock import SystemClock
 from workers.dependencies import Dependencies
 from workers.errors import ConfigurationError
@@ -152,6 +154,7 @@ class Explainer:
             "attributes": None if fact is None else fact.attributes,
             "fails_filter": self._failed_clauses(row, fact),
             "removed": self._removed(row, item_id),
+            "full_cap": await self._full_cap(row, answer, fact),
             "list_rank": _rank(answer.item_ids, item_id),
             "found_by": {name: rank for name, found in row.found.items() if (rank := _rank(found.item_ids, item_id))},
             "exact_rank": None,
@@ -167,6 +170,15 @@ class Explainer:
             if told["exact_rank"]:
                 told["score"] = float(exact.scores[0][told["exact_rank"] - 1])
         return told | {"verdict": _verdict(told)}
+
+    async def _full_cap(self, row: Row, answer: CandidateList, fact: ItemFact | None) -> str | None:
+        """The first field of whose value, as the item has it, the list has as many as its cap allows."""
+        caps = row.asked.plan.caps
+        if fact is None or fact.item_id in answer.item_ids or not caps:
+            return None
+        listed = await self._parts.facts.read(hash64_each(answer.item_ids))
+        counts = Counter(value for each in listed if each for value, _ in capped_values(each.attributes, caps))
+        return next((value[0] for value, limit in capped_values(fact.attributes, caps) if counts[value] >= limit), None)
 
     def _failed_clauses(self, row: Row, fact: ItemFact | None) -> list[str]:
         attributes: Mapping[str, Any] = {} if fact is None else fact.attributes
@@ -197,6 +209,8 @@ def _verdict(item: Mapping[str, Any]) -> str:
         return f"the filter leaves it out: {item['fails_filter'][0]}"
     if item["removed"]:
         return f"taken out as {item['removed']}"
+    if item["found_by"] and item["full_cap"]:
+        return f"the cap on {item['full_cap']} leaves it out"
     if item["found_by"]:
         return "found, but not among the best"
     if item["exact_rank"] and not item["ann_rank"]:

@@ -4,7 +4,7 @@ A clause on an attribute that an item lacks, or holds in another type, is false 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,7 +29,7 @@ MANY_VALUES: Final[dict[FilterType, frozenset[FilterOp]]] = {
     "bool": frozenset(),
     "strings": frozenset({"contains_any"}),
 }
-HOLDS: Final[dict[FilterOp, Callable[[Any, tuple[Value, ...]], bool]]] = {
+HOLDS: Final[dict[FilterOp, Callable[[Any, Any], bool]]] = {  # of a stored value and a clause's values
     "eq": lambda stored, values: bool(stored == values[0]),
     "ne": lambda stored, values: bool(stored != values[0]),
     "lt": lambda stored, values: bool(stored < values[0]),
@@ -39,7 +39,7 @@ HOLDS: Final[dict[FilterOp, Callable[[Any, tuple[Value, ...]], bool]]] = {
     "in": lambda stored, values: stored in values,
     "not_in": lambda stored, values: stored not in values,
     "contains": lambda stored, values: values[0] in stored,
-    "contains_any": lambda stored, values: any(value in stored for value in values),
+    "contains_any": lambda stored, values: any(element in values for element in stored),
 }
 
 
@@ -94,11 +94,24 @@ def holds(where: Filter, attributes: Mapping[str, Any]) -> bool:
     return all(clause_holds(clause, attributes.get(clause.field)) for clause in where)
 
 
+def which(where: Filter, items: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Positions of the items for which every clause holds, in order. `holds` for many items, faster."""
+    left = list(range(len(items)))
+    for clause in where:
+        values = clause.values if clause.op in ONE_VALUE[clause.kind] else frozenset(clause.values)
+        left = [n for n in left if _holds(clause, values, items[n].get(clause.field))]
+    return left
+
+
 def clause_holds(clause: Clause, stored: Any) -> bool:
     """Whether a clause holds for the value of its attribute."""
+    return _holds(clause, clause.values, stored)
+
+
+def _holds(clause: Clause, values: Collection[Value], stored: Any) -> bool:
     if type_of(stored) != clause.kind:
         return False
-    return HOLDS[clause.op](float(stored) if clause.kind == "number" else stored, clause.values)
+    return HOLDS[clause.op](float(stored) if clause.kind == "number" else stored, values)
 
 
 def type_of(value: Any) -> FilterType | None:

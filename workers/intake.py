@@ -7,7 +7,9 @@ shed the newest are taken first, and polls go on while others wait: those that c
 everybody being a little too late.
 
 While no batch ends, because a backend hangs, nobody can be tried: whoever is about to be late is shed, and polls go on,
-so that those who have little time hear in time.
+so that those who have little time hear in time. When that is so does not depend on how long batches take: those that
+hang would make it come later each time. Where they are merely slow, nobody is shed either who could be answered in
+time: whoever is has no more than the margin left.
 """
 
 import heapq
@@ -44,7 +46,7 @@ class IntakePolicy:
     overloaded_for_ms: int = 1000  # after a request was shed
     margin_ms: int = ANSWER_MARGIN_MS  # the pipeline keeps it free before a deadline
     recent_batches: int = 8  # weigh most in the mean service time
-    stalled_ms: int = 100  # all slots taken, and none free for so long and for four times as long as batches take
+    stalled_ms: int = 100  # all slots taken, and none free for so long
 
 
 class Intake:
@@ -83,8 +85,7 @@ class Intake:
     @property
     def stalled(self) -> bool:
         """Whether batches under way hang."""
-        for_ms = max(self.policy.stalled_ms, 4 * self.service_ms)
-        return not self.has_slot and self._clock.now_ms() - self._taken_ms > for_ms
+        return not self.has_slot and self._clock.now_ms() - self._taken_ms > self.policy.stalled_ms
 
     def latest_start_ms(self, deadline_ms: int, batches: int = 1) -> float:
         """When so many batches must begin, one after another, for the last of them to be in time for this deadline."""

@@ -173,10 +173,10 @@ class Settings(BaseSettings):
             raise ValueError("it travels in a header, which holds printable ASCII characters only")
         return SecretStr(text)
 
-    @field_validator("sources", mode="before")
+    @field_validator("scenes", "sources", "extractors", mode="before")
     @classmethod
     def _from_json(cls, value: object) -> object:
-        """Text is what stands in the file that RECALL_SOURCES_FILE names."""
+        """Text is what stands in the file that RECALL_SCENES_FILE names, and so on."""
         return orjson.loads(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")

@@ -110,22 +110,33 @@ class WaitingRoom:
             self._runners.spawn(self._keep_looking(table))
 
     async def _keep_looking(self, table: UserTable) -> None:
-        """Look now and then; between looks let those go whose time is over."""
+        """Look now and then; between looks, and while one is under way, let those go whose time is over."""
         next_look_s = time.perf_counter() + LOOK_EVERY_S
         while self._waiting:
             due_s = min(waiter.until_s for waiter in self._waiting) - time.perf_counter()
             await asyncio.sleep(max(SLEEP_AT_LEAST_S, min(due_s, next_look_s - time.perf_counter())))
-            waiting, self._waiting = self._waiting, []
-            self._looked_at += len(waiting)
             began_s = time.perf_counter()
             if began_s < next_look_s:
-                self._sort(waiting, {})
+                self._release()
                 continue
-            await self._look(table, waiting)
+            look = self._runners.spawn(self._look(table, self._all()))
+            while not look.done():
+                await asyncio.wait({look}, timeout=LOOK_EVERY_S)
+                self._release()  # those who came meanwhile
             ended_s = time.perf_counter()
             waited_s = ended_s - self._newest_s
             next_look_s = ended_s + max(LOOK_EVERY_S, PAUSE_PER_LOOK * (ended_s - began_s), PAUSE_PER_WAIT * waited_s)
         self._looking = False
+
+    def _all(self) -> list[Waiter]:
+        """Those who wait: to be looked at, and then sorted."""
+        waiting, self._waiting = self._waiting, []
+        self._looked_at += len(waiting)
+        return waiting
+
+    def _release(self) -> None:
+        """Let those go whose time is over."""
+        self._sort(self._all(), {})
 
     async def _look(self, table: UserTable, waiters: list[Waiter]) -> None:
         """One read of their records."""

@@ -209,6 +209,8 @@ class Filters:
             answer, must = reader.answer(item.stored), filters.holds(where, item.kept)
             assert answer == must, (answer, must, told, where, item)
             self.outcomes["held" if must else "did not hold"] += 1
+        held = [n for n, item in enumerate(items) if filters.holds(where, item.kept)]
+        assert filters.which(where, [item.kept for item in items]) == held, (where, items)
 
     def _paths(self, clause: filters.Clause, lite: bool) -> int:
         """Lite has no `in` within JSON: it compares with one value after the other."""

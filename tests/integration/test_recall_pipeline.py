@@ -141,9 +141,16 @@ async def test_vectors_of_a_wrong_shape_degrade_and_harm_nobody(system: System, 
 
 async def test_a_record_of_another_format_degrades_its_own_request_alone(system: System) -> None:
     await system.users.write([UserChange("future", b"", b"\xff" + bytes(60))])
-    future, known = await system.pipeline().run([ask("future", after_event_id="e"), ask()])
+    future, waiting, known = await system.pipeline().run([ask("future"), ask("future", after_event_id="e"), ask()])
     assert (future.status, future.reasons) == ("degraded", ["features_unavailable"])
+    assert (waiting.status, waiting.reasons) == ("degraded", ["features_unavailable", "features_stale"])
     assert known.status == "ok"
+
+
+async def test_a_record_of_another_format_hides_nothing_else_that_is_missing(system: System) -> None:
+    await system.users.write([UserChange("future", b"", b"\xff" + bytes(60))])
+    (answer,) = await system.pipeline(tower=Broken()).run([ask("future")])
+    assert (answer.status, sorted(answer.reasons)) == ("degraded", ["features_unavailable", "model_unavailable"])
 
 
 async def test_a_redis_that_is_down(stack: Stack, system: System) -> None:

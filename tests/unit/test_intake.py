@@ -238,13 +238,35 @@ def test_while_no_batch_ends_who_is_about_to_be_late_is_shed_and_polls_go_on() -
     assert not intake.stalled
 
 
-def test_while_batches_take_as_long_as_ever_nobody_is_shed_for_it() -> None:
-    intake, source, clock = an_intake(service_ms=100)
-    intake.put(source.entries(12, timeout_ms=300))
-    intake.take(), intake.take()
-    clock.ms += 300
-    assert not intake.stalled
-    assert intake.shed() == [], "some are always tried"
+@pytest.mark.parametrize(("batch_ms", "refuses"), [(1000, True), (510, True), (150, False)])
+def test_batch_after_slow_batch_the_hurried_hear_in_time_and_nobody_is_refused_who_could_be_answered(
+    batch_ms: int, refuses: bool
+) -> None:
+    """A backend that hangs for several timeouts, or that has become slow for good."""
+    intake, source, clock = an_intake(IntakePolicy(), service_ms=10)
+    unread: list[Entry] = []
+    begun_ms: list[int] = []
+    timeouts = Counter[tuple[str, int]]()
+    for tick in range(1000):
+        clock.ms += 10
+        if tick % 20 == 0:
+            unread += source.entries(1, timeout_ms=300) + source.entries(1, timeout_ms=2000)
+        while begun_ms and clock.ms - begun_ms[0] >= batch_ms:
+            begun_ms.pop(0)
+            intake.finished(float(batch_ms))
+        if unread and intake.wants_poll():
+            intake.put(unread)
+            unread.clear()
+        shed, taken = intake.shed(), intake.take() if intake.has_slot else []
+        begun_ms += [clock.ms] if taken else []
+        assert all(clock.ms < entry.incoming.deadline_ms for entry in shed + taken)
+        assert all(entry.incoming.deadline_ms - clock.ms <= intake.policy.margin_ms for entry in shed)
+        timeouts.update(("shed", entry.incoming.request.timeout_ms) for entry in shed)
+        timeouts.update(("taken", entry.incoming.request.timeout_ms) for entry in taken)
+    assert timeouts["shed", 2000] == 0
+    assert bool(timeouts["shed", 300]) is refuses
+    assert timeouts["taken", 2000] > 40
+    assert timeouts["taken", 300]
 
 
 @pytest.mark.parametrize("size_bytes", [0, SMALL.capacity_bytes // 3])

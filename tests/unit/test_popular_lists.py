@@ -134,6 +134,17 @@ async def test_filters_hold_in_both_parts(world: World) -> None:
     assert world.best("F") == ["c", "a", "z", "b", "d"]
 
 
+async def test_what_is_at_hand_is_what_was_looked_through_already(world: World) -> None:
+    for segment in (None, "F"):
+        assert world.lists.at_hand(segment, where("ge", 2)) is None
+        best = world.lists.best(segment, where("ge", 2))
+        assert world.lists.at_hand(segment, where("ge", 2)) is best
+        assert world.lists.at_hand(segment, where("ge", 3)) is None
+        assert world.lists.at_hand(segment, ()) is world.lists.best(segment, ())
+    await world.lists.refresh()
+    assert world.lists.at_hand(None, where("ge", 2)) is None
+
+
 async def test_more_filters_than_are_remembered(world: World) -> None:
     for limit in range(MAX_FILTERED + 10):
         assert world.best(None, where("ge", limit))[:1] == (["z"] if limit <= 26 else [])

@@ -69,6 +69,25 @@ def test_a_variable_that_is_to_be_json_is_named(name: str, folder: Path, monkeyp
     assert "secret" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("scenes", '{"home":{"k":60}}'),
+        ("sources", '{"shop":{"kind":"memory"}}'),
+        ("extractors", '{"clock":"shop:clock"}'),
+    ],
+)
+def test_a_table_is_json_in_its_file_too(name: str, text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = folder / "table.json"
+    file.write_text(f"{text}\n")
+    monkeypatch.setenv(f"RECALL_{name.upper()}_FILE", str(file))
+    assert load_settings().text(name) == text
+    file.write_text("{secret")
+    with pytest.raises(ConfigurationError, match=f"^setting {name}: ") as raised:
+        load_settings()
+    assert "secret" not in str(raised.value)
+
+
 def test_a_file_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "recall.toml").write_text("namespace = ")
     with pytest.raises(ConfigurationError, match=r"recall\.toml"):

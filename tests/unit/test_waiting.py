@@ -78,8 +78,8 @@ class Room:
             self.came.append(entry.incoming.request.user_id)
             entry.batch.done(entry.record)
 
-    def enter(self, *users: str, timeout_ms: int = 60_000) -> None:
-        """One poll that brought one request of each."""
+    def enter(self, *users: str, timeout_ms: int = 60_000, **timeouts_ms: int) -> None:
+        """One poll that brought one request of each; `timeouts_ms` are those of single users."""
         now_ms = SystemClock().now_ms()
         records = [Record("t", 0, self._entered + n, now_ms) for n in range(len(users))]
         self._entered += len(users)
@@ -89,7 +89,8 @@ class Room:
         entries = []
         for record, user in zip(records, users, strict=True):
             batch.hold(record)
-            request = RecallRequest(request_id="r", user_id=user, timeout_ms=timeout_ms, after_event_id="wanted")
+            left_ms = timeouts_ms.get(user, timeout_ms)
+            request = RecallRequest(request_id="r", user_id=user, timeout_ms=left_ms, after_event_id="wanted")
             entries.append(Entry(record, batch, Incoming(request, now_ms)))
         self._room.enter(entries)
 
@@ -207,6 +208,18 @@ async def test_a_table_that_never_answers_keeps_nobody_longer_than_its_time() ->
     room.enter("a")
     await room.until(lambda: room.came == ["a"])
     assert room.results() == {"timed_out": 1}
+
+
+async def test_a_look_that_hangs_keeps_nobody_who_came_meanwhile_longer_than_their_time() -> None:
+    room = Room()
+    room.enter("patient")
+    await room.until(lambda: len(room.table.looks) > 1)
+    room.table.hangs = True
+    looks = len(room.table.looks)
+    await room.until(lambda: len(room.table.looks) > looks)
+    room.enter("b", "c", b=250, c=320)  # one first look for both, which the one with less time ends
+    await room.until(lambda: room.came == ["b", "c"])
+    assert room.table.looks[looks:] == [["patient"], ["b", "c"]], "the patient one's look is still under way"
 
 
 async def test_nobody_waits_while_requests_reach_no_table() -> None:

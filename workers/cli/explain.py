@@ -137,5 +137,6 @@ def _print_inputs(console: Console, report: dict[str, Any]) -> None:
 def _print_item(console: Console, item: dict[str, Any], named: Any) -> None:
     console.print()
     console.print(harmless(f"item {named(item['item_id'])}: {item['verdict']}"), style="bold")
-    for name in ("exact_rank", "ann_rank", "score", "found_by", "list_rank", "removed", "fails_filter", "attributes"):
+    ranks = ("exact_rank", "ann_rank", "score", "found_by", "list_rank")
+    for name in (*ranks, "removed", "fails_filter", "full_cap", "attributes"):
         console.print(harmless(f"{name}: {item[name] if item[name] not in (None, [], {}) else '-'}"))

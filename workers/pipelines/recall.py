@@ -44,6 +44,7 @@ SESSION_ITEMS = 5
 CAPPED_DEPTH = 3
 CAPPED_DEEPER = 8
 DELETED_MARGIN = 64  # items that were deleted a moment ago, and that the index still has
+STEP_DOWN_MS = 15  # of ANSWER_MARGIN_MS, before the last list for a new filter is begun
 TOWER = "tower"
 SESSION = "session"
 VECTOR = "user_embedding"
@@ -274,7 +275,7 @@ class RecallPipeline:
 
     async def _step_down(self, rows: Sequence[Row], lists: list[Shortlist], attempt: Attempts) -> None:
         """Where something failed and nothing was found, the next best thing: rung after rung, for all rows at once."""
-        for rung in self._parts.ladder.rungs:
+        for rung in self._parts.ladder.rungs(lambda: attempt.left_s() > -STEP_DOWN_MS / 1000):
             falling = [n for n, row in enumerate(rows) if row.failures and not lists[n].chosen.item_ids]
             for n in falling:
                 rows[n].found = rung(rows[n])
@@ -322,12 +323,12 @@ def _describe(row: Row, features: UserFeatures, n: int) -> None:
     """What is known of the user, and what that says of the answer."""
     row.newest_ms = int(features.newest_ms[n]) or None
     request = row.asked.request
-    if features.unreadable[n]:  # stored by a version that this one cannot read
-        row.reasons = [Reason.FEATURES_UNAVAILABLE]
-        return
-    if not features.known[n]:
+    unreadable = bool(features.unreadable[n])  # stored by a version that this one cannot read
+    if unreadable:
+        row.fail(Reason.FEATURES_UNAVAILABLE)
+    elif not features.known[n]:
         row.reasons.insert(0, Reason.COLD_START)
-    if request.after_event_id is not None and not holds_event(row.record, request.after_event_id):
+    if request.after_event_id is not None and (unreadable or not holds_event(row.record, request.after_event_id)):
         row.fail(Reason.FEATURES_STALE)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from schemas.records import hash64
 from workers.digest import digest
-from workers.filters import Filter, holds
+from workers.filters import Filter, which
 from workers.popularity import EVERYBODY
 from workers.ports import Float32, Hits, ItemChanges, PopularItems, PopularTable, Query
 from workers.stores.item_facts import ItemFact, ItemFacts
@@ -101,15 +101,20 @@ class PopularLists:
     def best(self, segment: str | None, where: Filter) -> Best:
         """The popular items of a segment (None = everybody) for which a filter holds. From memory; never waits.
 
-        Behind the segment's own items stand everybody's, with lower scores. Empty before the first refresh.
+        Behind the segment's own items stand everybody's, with lower scores. Empty before the first refresh. A filter
+        that is new takes milliseconds.
         """
-        place = segment or EVERYBODY, digest(where) if where else b""
+        place = _place(segment, where)
         found = self._filtered.get(place)
         if found is None:
             if len(self._filtered) >= MAX_FILTERED:
                 del self._filtered[next(iter(self._filtered))]
             found = self._filtered[place] = self._select(place[0], where)
         return found
+
+    def at_hand(self, segment: str | None, where: Filter) -> Best | None:
+        """What `best` gives, without a filter or with one that has been looked through already; None where not."""
+        return self._filtered.get(_place(segment, where)) if where else self.best(segment, where)
 
     async def _list(self, top: PopularItems) -> _List:
         await asyncio.sleep(0)  # between lists others have their turn on the event loop
@@ -134,6 +139,10 @@ class PopularLists:
         return ids + [others[n] for n in new], np.concatenate([scores, others_scores[new] * below])
 
 
+def _place(segment: str | None, where: Filter) -> tuple[str, bytes]:
+    return segment or EVERYBODY, digest(where) if where else b""
+
+
 def _without(items: _List, gone: set[int]) -> _List:
     if not gone:
         return items
@@ -144,7 +153,7 @@ def _without(items: _List, gone: set[int]) -> _List:
 def _held(items: _List, where: Filter) -> Best:
     if not where:
         return [fact.item_id for fact in items.facts], items.scores
-    held = [n for n, fact in enumerate(items.facts) if holds(where, fact.attributes)]
+    held = which(where, [fact.attributes for fact in items.facts])
     return [items.facts[n].item_id for n in held], items.scores[held]
 
 
