@@ -3,8 +3,8 @@
 The vector is written before the record. A worker that is frozen in between, for longer than its session, writes an old
 vector over a newer one when it thaws. It finds out at the record, and mends it; but it may die first. So whoever is
 about to write leaves word in the item table (an intent), and takes it back when the records are written. What is not
-taken back is looked at by the partitions' owner for as long as the writer may come back, and once more when it is
-gone: rows that are not what their records say are written again, through the pipeline.
+taken back is looked at by the owner of the partition where the item lives, for as long as the writer may come back, and
+once more when it is gone: rows that are not what their records say are written again, through the pipeline.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import structlog
 
 from schemas.records import ItemRecord
 from workers.pipelines.items import ItemsPipeline
-from workers.ports import Intent, UInt64
+from workers.ports import UInt64
 from workers.reconcile.examine import Parts, RowExaminer
 
 LOOK_EVERY_S = 20.0
@@ -60,8 +60,7 @@ class LateWrites:
         intents = await self._table.intents()
         intents.pop(self._pipeline.intent, None)
         old = [name for name, each in intents.items() if each.since_ms < self._now_ms() - INTENT_LIVES_MS]
-        mine = self._assigned()
-        stands = [_of(each, mine) for each in intents.values()]
+        stands = [each.hashes for each in intents.values()]  # the item may live in another partition than he read
         hashes = np.unique(np.concatenate([self._before, *stands]))
         if len(hashes):
             await self._mend(hashes)
@@ -80,7 +79,3 @@ class LateWrites:
         await self._pipeline.run(events)
         log.warning("late writes were repaired", items=len(events), example=events[0].item_id)
         self._count({OUTCOME: len(events)})
-
-
-def _of(intent: Intent, partitions: Collection[int]) -> UInt64:
-    return intent.hashes[np.isin(intent.partitions, list(partitions))]

@@ -63,7 +63,7 @@ class NewerItems:
                 found[record.partition] = (record.offset, record.timestamp)
 
     async def _begin(self) -> None:
-        """Behind the first letter in its own partition; by time in the others, where offsets tell nothing."""
+        """By time, and no later than the first letter in its own partition."""
         consumer = self._consumer
         partitions = [TopicPartition(self.topic, n) for n in range(await partition_count(self._settings, self.topic))]
         ends = await consumer.end_offsets(partitions)
@@ -77,8 +77,12 @@ class NewerItems:
         self._looking = True
 
     def newer_than(self, letter: DeadLetter) -> bool:
-        """Whether a record of its key was found behind a letter; in other partitions the broker's time decides."""
+        """Whether a record of its key was found behind a letter; in other partitions the broker's time decides.
+
+        In its own either does: offsets begin anew in a topic that was made anew.
+        """
+        at_ms = letter.record_timestamp_ms
         return any(
-            offset > letter.offset if partition == letter.partition else taken_ms >= letter.record_timestamp_ms
+            offset > letter.offset or 0 < at_ms < taken_ms if partition == letter.partition else taken_ms >= at_ms
             for partition, (offset, taken_ms) in self._newest.get(letter.key or b"", {}).items()
         )

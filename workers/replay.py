@@ -206,8 +206,19 @@ class _Run:
             await self._mark(going)
 
     async def _send(self, letter: DeadLetter) -> Any:
-        """Where every client would send it: by its key. Returns the delivery to wait for."""
-        return await self._producer.send(letter.topic, key=letter.key, value=letter.value, headers=list(letter.headers))
+        """By its key, as every client would; an item's where it came from. Returns the delivery to wait for."""
+        partition = await self._home(letter) if letter.topic == self._newer.topic else None
+        return await self._producer.send(
+            letter.topic, letter.value, letter.key, partition, headers=list(letter.headers)
+        )
+
+    async def _home(self, letter: DeadLetter) -> int | None:
+        """The partition in which its producer updates this item; by its key (None) if that is wrong or is gone.
+
+        An item that moved by a replay would refuse what its producer sends through another partition.
+        """
+        there = await self._producer.partitions_for(letter.topic)
+        return letter.partition if letter.code != ErrorCode.WRONG_PARTITION and letter.partition in there else None
 
     async def _mark(self, going: Sequence[tuple[Stored, Any]]) -> None:
         """Once all events are acknowledged, say so behind their letters."""

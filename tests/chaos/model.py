@@ -204,7 +204,8 @@ def _item(result: Expected, entry: Entry) -> None:
 
     An item moves to the partition that the usual partitioner gives its key, once an update comes through that.
 
-    A winner that was produced again wins whatever its version, unless another update was accepted behind what it names.
+    A winner that was produced again wins whatever its version, unless another update was accepted behind what it names
+    that has other bytes.
     """
     event: dict[str, Any] = {}
     if entry.value is None:
@@ -230,7 +231,7 @@ def _item(result: Expected, entry: Entry) -> None:
         stands = None  # it moves
     after = next((int(value) for name, value in entry.headers if name == AFTER), None)
     if after is not None:
-        if stands is not None and stands.entry.offset > after:
+        if stands is not None and stands.entry.offset > after and stands.entry.value != entry.value:
             return
     elif stands is not None and version is not None and stands.version is not None and version < stands.version:
         result.letters[entry.place] = entry, "stale_version"

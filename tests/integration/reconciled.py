@@ -37,6 +37,7 @@ class View:
 
     settings: Settings
     producer: AIOKafkaProducer
+    partitions: int | None = None  # items move to the usual one where it is known
     table: MemoryItemTable = field(default_factory=lambda: MemoryItemTable(DIM))
     index: MemoryItemIndex = field(default_factory=lambda: MemoryItemIndex(Collection(COLLECTION, DIM, "IP", MODEL)))
 
@@ -45,7 +46,7 @@ class View:
         self.markers = RedisMarkers(self.redis, self.settings, keys.items_group(COLLECTION))
 
     def parts(self, index: MemoryItemIndex | None = None) -> Parts:
-        fields = ItemsView(DIM, MODEL, ("value",))
+        fields = ItemsView(DIM, MODEL, ("value",), self.partitions)
         return Parts(fields, COLLECTION, "IP", self.table, index or self.index, ScaleTower(), inputs)
 
     def pipeline(self, table: MemoryItemTable | None = None) -> ItemsPipeline:

@@ -15,6 +15,7 @@ from schemas.records import ItemRecord, hash64, hash64_each
 from tests.integration.reconciled import View, examples, fill, found, view
 from tests.unit.test_items_in_memory import DIM
 from workers.errors import RecallError
+from workers.partitioner import partition_of
 from workers.pipelines.items import ItemEvent
 from workers.reconcile.examine import KINDS
 from workers.reconcile.topic import ItemTopic
@@ -142,6 +143,44 @@ async def test_updates_that_were_refused_are_as_if_they_had_not_come(view: View)
     report = await view.reconcile(repair=True)
     assert (found(report), report.repaired, report.left) == ({"missing": 2}, 2, 0)
     assert await view.values() == kept
+
+
+@pytest.mark.parametrize("usual", [0, 1])
+async def test_of_an_item_in_both_partitions_without_a_record_the_usual_one_counts(view: View, usual: int) -> None:
+    """Its deletion, though an update that was refused stands in the other one; and the other way round."""
+    view.partitions = 2
+    names = [name for name in "abcdefgh" if partition_of(name.encode(), 2) == usual]
+    gone, alive, moved = names[:3]
+    for name in names[:2]:
+        await view.send(name, 5, partition=usual)
+    await view.send(moved, 7, partition=1 - usual)
+    await view.take()
+    await view.send(gone, 9, partition=1 - usual)
+    await view.send(alive, op="delete", value=0, partition=1 - usual)
+    await view.send(gone, op="delete", value=0, partition=usual)
+    await view.send(moved, 8, partition=usual)
+    await view.take()
+    assert await view.values() == {alive: 5, moved: 8}
+    for name in (gone, alive, moved):
+        view.put(None, name)
+    await view.index.delete([alive, moved])
+    report = await view.reconcile(repair=True)
+    assert (found(report), report.left) == ({"missing": 2}, 0)
+    assert await view.values() == {alive: 5, moved: 8}
+    records = [await view.record(name) for name in (alive, moved)]
+    assert [record and record.partition for record in records] == [usual, usual]
+    await view.row(gone, 9)
+    assert found(await view.reconcile(repair=True)) == {"orphaned": 1}
+    assert await view.values() == {alive: 5, moved: 8}
+
+
+async def test_an_item_of_which_an_update_is_still_to_be_taken_in_is_no_finding_in_any_partition(view: View) -> None:
+    await view.send("a", 1)
+    await view.take()
+    view.put(None, "a")
+    await view.send("a", 2, partition=1)
+    await view.index.delete(["a"])
+    await view.assert_clean(repair=True)
 
 
 async def test_records_that_cannot_be_read_are_left_alone(view: View) -> None:

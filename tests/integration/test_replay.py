@@ -21,6 +21,7 @@ from workers.clock import SystemClock
 from workers.dead_letter_topic import Wanted
 from workers.kafka_client import connected, produce
 from workers.newer_items import NewerItems
+from workers.partitioner import partition_of
 from workers.replay import ReplayOptions, Verdict, replay
 from workers.settings import Settings
 from workers.topic_standing import read_until
@@ -197,6 +198,42 @@ def test_an_item_goes_back_only_while_nothing_newer_of_it_stands(settings: Setti
     values = Counter((r.key, r.value) for r in asyncio.run(read(settings, "item-updates")))
     assert {key for key, count in values.items() if count > 1} == {(b"alone", b"old")}
     assert asyncio.run(run(settings)) == {Verdict.REPLAYED: 1, Verdict.SUPERSEDED: 3}
+
+
+def test_an_item_goes_back_to_its_partition_unless_that_is_wrong_or_gone(settings: Settings) -> None:
+    """Its producer may hash keys as librdkafka does: an item that moved would refuse all that comes from there."""
+    usual = {key: partition_of(key, settings.partitions) for key in (b"mended", b"wrong", b"gone")}
+    others = {key: (partition + 1) % settings.partitions for key, partition in usual.items()}
+
+    async def prepare() -> None:
+        sent = {key: await send_item(settings, key, b"old", partition) for key, partition in others.items()}
+        later_ms = sent[b"gone"].timestamp + 1
+        fields: dict[bytes, dict[str, Any]] = {
+            b"mended": {"code": "tower_output"},
+            b"wrong": {"code": "wrong_partition"},
+            b"gone": {"code": "tower_output", "partition": settings.partitions, "record_timestamp_ms": later_ms},
+        }
+        await write(
+            settings, *(from_record(settings, sent[key], key, value=b"v", **each) for key, each in fields.items())
+        )
+
+    asyncio.run(prepare())
+    assert asyncio.run(run(settings)) == {Verdict.REPLAY: 3}
+    replayed = {r.key: r.partition for r in asyncio.run(read(settings, "item-updates")) if r.value == b"v"}
+    assert replayed == usual | {b"mended": others[b"mended"]}
+    assert asyncio.run(run(settings)) == {Verdict.REPLAYED: 3}
+
+
+def test_an_update_of_a_topic_that_was_made_anew_is_newer_at_whatever_offset(settings: Settings) -> None:
+    async def prepare() -> None:
+        sent = await send_item(settings, b"i", b"new", 1)
+        old_ms = sent.timestamp - 1000
+        old = letter(settings, "item-updates", 5000, partition=1, key=b"i", value=b"old", record_timestamp_ms=old_ms)
+        await write(settings, old)
+
+    asyncio.run(prepare())
+    assert asyncio.run(run(settings)) == {Verdict.SUPERSEDED: 1}
+    assert [r.value for r in asyncio.run(read(settings, "item-updates"))] == [b"new"]
 
 
 def test_an_item_whose_letter_was_not_marked_is_superseded_by_its_own_copy(settings: Settings) -> None:

@@ -138,6 +138,17 @@ async def test_only_the_owner_mends() -> None:
     assert await scene.values() == {"a": 2}
 
 
+async def test_a_row_of_a_misrouted_update_goes_again_where_the_item_lives() -> None:
+    """It was read before there was a record, so that its partition seemed to be the item's."""
+    scene = Scene()
+    await scene.freeze(upsert("a", 9, 7, partition=1))
+    await scene.owner.run([STALE, tombstone("a", 1)])
+    await scene.thaw(dies=True)
+    assert await scene.values() == {"a": 9}
+    await scene.late.look()
+    assert await scene.values() == {}
+
+
 async def test_once_more_when_the_zombie_has_taken_its_intent_back() -> None:
     scene = Scene()
     await scene.freeze(STALE)

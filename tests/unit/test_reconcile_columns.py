@@ -107,6 +107,16 @@ def test_of_an_item_in_several_partitions_the_one_of_the_table_is_held_against_i
     }  # fmt: skip
 
 
+def test_where_the_table_has_none_of_them_one_that_lives_is_looked_at() -> None:
+    winners = Winners()
+    winners.add([event("a", 5, kind="d"), event("a", 3, partition=2), event("a", 1, partition=1)])
+    winners.add([event("b", 4, kind="t"), event("b", 9, partition=1, kind="d")])
+    assert named(one_each(winners.rows(), table_columns([heads(("a", 3, 1))])), "ab") == {
+        ("a", 1, 1, False), ("b", 0, 4, True)
+    }  # fmt: skip
+    assert named(one_each(winners.rows(), table_columns([heads(("a", 0, 5))])), "ab") >= {("a", 0, 5, True)}
+
+
 def test_a_record_that_is_met_twice_counts_once_and_an_unreadable_one_agrees_with_nothing() -> None:
     table = table_columns([heads(("a", 0, 1), ("b", 0, 2)), heads(("a", 0, 1)), heads(("c", 0, 3), readable=False)])
     assert len(table.hashes) == 3

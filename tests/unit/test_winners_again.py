@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from workers.pipelines.item_order import ItemEvent, decode_item
 from workers.pipelines.items import ItemsPipeline, ItemsView
 from workers.publisher import Outgoing
 from workers.reconcile.columns import Winners
+from workers.stores.item_memory import MemoryItemTable
 from workers.winners import OUTCOME, WinnersAgain
 
 IDS = "ab"
@@ -70,8 +72,10 @@ class Topic:
 class Worker:
     """Takes records in, in batches, and produces winners again behind `end`."""
 
-    def __init__(self, topic: Topic, end: int = 0) -> None:
+    def __init__(self, topic: Topic, end: int = 0, kept: MemoryItemTable | None = None) -> None:
         self.view = View()
+        if kept is not None:
+            self.view.table = deepcopy(kept)
         self.outcomes: Counter[str] = Counter()
         winners = WinnersAgain(topic.publish, self.outcomes.update, {0: end})
         fields = ItemsView(DIM, MODEL, ("value",))
@@ -107,9 +111,11 @@ async def drained(topic: Topic, workers: dict[Worker, int]) -> None:
     raise AssertionError(f"copies without end: {topic.log}")
 
 
-async def rebuilt(topic: Topic, records: Sequence[Record], sizes: Sequence[int]) -> State:
-    """A new view of these records, in batches; it writes nothing."""
-    worker, at, turn, produced = Worker(topic, end=len(topic.log)), 0, 0, topic.produced
+async def rebuilt(
+    topic: Topic, records: Sequence[Record], sizes: Sequence[int], kept: MemoryItemTable | None = None
+) -> State:
+    """A new view of these records, in batches, or one whose table alone was kept; it writes nothing."""
+    worker, at, turn, produced = Worker(topic, end=len(topic.log), kept=kept), 0, 0, topic.produced
     while at < len(records):
         size = sizes[turn % len(sizes)]
         await worker.take(records[at : at + size])
@@ -162,6 +168,8 @@ def test_live_rebuilt_and_compacted_are_the_same(
             for gone in (False, True):
                 records = topic.compacted(up_to, tombstones_gone=gone)
                 assert await rebuilt(topic, records, sizes) == live, (up_to, gone, topic.log)
+                kept = [await rebuilt(topic, records, sizes, worker.view.table) for worker in workers]
+                assert all(each == live for each in kept), (up_to, gone, topic.log)
                 columns = Winners()
                 columns.add([decode_item(record) for record in records])
                 standing = {i: topic.log[o].value for i, _, o, deleted in named(columns.rows(), IDS) if not deleted}
@@ -243,6 +251,10 @@ async def test_two_views_that_are_fed_at_once_answer_an_update_once_each(at_once
             await worker.take(records)
     assert topic.under_way == [], "nobody answers the other's copy"
     assert topic.log[-1].value == winner.raw
+    for worker in workers:
+        assert (await worker.view.record("a")).offset == 3, "compaction leaves the second copy"
+        left = topic.compacted(4, tombstones_gone=False)
+        assert await rebuilt(topic, left, [1], worker.view.table) == await worker.state(), "though the index was lost"
 
 
 async def test_what_came_before_a_views_time_is_left_to_others() -> None:

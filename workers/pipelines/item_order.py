@@ -10,8 +10,8 @@ left, decides the same.
 An update that is refused for its version is the last of its key all the same, and compaction would leave nothing else.
 So what stands is produced again behind it, as a winner's copy, which says after which offset it was looked up. What was
 accepted between that offset and the copy's own makes the copy outdated: it changes nothing, and what stands is produced
-again behind it in turn, unless it has the same bytes. With no more than one copy of an item for a batch this ends with
-the last write to the item.
+again behind it in turn. A copy that has the bytes of what stands counts in any case, since compaction may leave nothing
+else. With no more than one copy of an item for a batch this ends with the last write to the item.
 """
 
 from collections.abc import Mapping, Sequence
@@ -145,16 +145,21 @@ def _home(events: Sequence[ItemEvent], record: ItemRecord | None, partitions: in
 
 
 def _is_outdated(event: ItemEvent, stands: ItemEvent | ItemRecord | None) -> bool:
-    """Whether an event is the copy of a winner that another one has followed, before the copy was there."""
-    return event.after is not None and stands is not None and event.after < stands.offset != event.offset
+    """Whether an event is the copy of a winner that another one has followed, before the copy was there.
+
+    One of the same bytes says what stands, and its offset is the one that compaction leaves.
+    """
+    if event.after is None or stands is None:
+        return False
+    return event.after < stands.offset != event.offset and event.raw != _raw(stands)
 
 
 def _misleads(event: ItemEvent, stands: ItemEvent | ItemRecord) -> bool:
     """Whether who reads an event that had no effect, and nothing before it, may take it for the winner in the end.
 
     It is for what stands behind it to correct that. A copy does not when it was under way by then, nor does an update
-    of a lower version than an outdated copy's. A copy of the same bytes says what stands: two views that are fed at
-    once, as while workers are replaced, answer an update with one each, and would answer each other's for ever.
+    of a lower version than an outdated copy's. A copy of the same bytes says what stands: one that was followed by
+    another is not answered either.
     """
     if event.after is not None and event.raw == _raw(stands):
         return False

@@ -165,14 +165,17 @@ def table_columns(pages: Iterable[ItemHeads]) -> Columns:
 
 
 def one_each(rows: Columns, table: Columns) -> Columns:
-    """One row of each item: that of the partition where the table has it, else that of the lowest."""
+    """One row of each item: that of the partition where the table has it, else one that lives, of the lowest.
+
+    So whoever may live where the table knows nothing is suspected to be missing, and looked at with all of its rows.
+    """
     first = np.ones(len(rows.hashes), dtype=np.bool_)
     first[1:] = rows.hashes[1:] != rows.hashes[:-1]
     if first.all():
         return rows
     at = table.find(rows.hashes)
     home = np.where(at < 0, -1, table.partitions[at] if len(table.hashes) else -1)
-    order = np.lexsort((rows.places, rows.partitions != home, rows.hashes))
+    order = np.lexsort((rows.places, rows.deleted, rows.partitions != home, rows.hashes))
     return rows.take(order[first])  # the groups of equal hashes stand where they stood
 
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from schemas import codec
 from schemas.records import ItemRecord, hash64, hash64_each
 from workers.errors import RowRefused
 from workers.index.memory import MemoryItemIndex
 from workers.index.schema import Collection, Metric
-from workers.pipelines.item_order import ItemEvent, standing
+from workers.pipelines.item_order import ItemEvent, decide, standing
 from workers.pipelines.items import Inputs, ItemsPipeline, ItemsView
 from workers.ports import Float32, IndexRows, ItemIndex, ItemTable, Tower, UInt64
 from workers.reconcile.columns import Columns, partition_and_offset, place
@@ -184,34 +185,60 @@ class Examiner:
         self._winners = winners
         self._span = span
         self._unreadable = unreadable
+        self._partitions = parts.view.partitions
 
     async def looks(self, hashes: UInt64) -> AsyncIterator[Look]:
         """All of them, some hundred at a time, in the order of the topic. Raises DependencyError."""
         at = self._winners.find(hashes)
         if len(self._winners.hashes):
             hashes = hashes[np.argsort(self._winners.places[at])]
-        for start in range(0, len(hashes), AT_ONCE):
-            yield await self._look(hashes[start : start + AT_ONCE])
+        starts, ends = self._rows_of(hashes)
+        events = np.maximum(1, ends - starts).cumsum()  # as many as a look may have to read
+        for some in np.split(hashes, np.flatnonzero(np.diff((events - 1) // AT_ONCE)) + 1):
+            if len(some):
+                yield await self._look(some)
 
     async def _look(self, hashes: UInt64) -> Look:
         records, unreadable = await self._rows.records(hashes)
-        winners = self._winners_of(hashes, records)
+        winners = await self._winners_of(hashes, records)
         due = await self._due(hashes, records, winners)
         judged = {item_hash: event for item_hash, event in due.items() if item_hash not in unreadable}
         look = await self._rows.look(judged, records, winners, self._unreadable)
         look.refused += len(unreadable)
         return look
 
-    def _winners_of(self, hashes: UInt64, records: Mapping[int, ItemRecord]) -> dict[int, int]:
-        """Places of the topic's winners, by hash: that in the partition of the record, else that in the lowest."""
-        starts, ends = (self._winners.hashes.searchsorted(hashes, side=side) for side in ("left", "right"))
+    def _rows_of(self, hashes: UInt64) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Where the winners of each item begin and end: one of each partition."""
+        return self._winners.hashes.searchsorted(hashes), self._winners.hashes.searchsorted(hashes, side="right")
+
+    async def _winners_of(self, hashes: UInt64, records: Mapping[int, ItemRecord]) -> dict[int, int]:
+        """Places of the topic's winners, by hash: that in the partition of the record, else that of them which counts.
+
+        Which one does is asked of `item_order`, unless one is still to be taken in: then it is that.
+        """
         found: dict[int, int] = {}
-        for item_hash, start, end in zip(hashes.tolist(), starts.tolist(), ends.tolist(), strict=True):
+        several: list[int] = []
+        for item_hash, start, end in zip(
+            hashes.tolist(), *(each.tolist() for each in self._rows_of(hashes)), strict=True
+        ):
             places = self._winners.places[start:end].tolist()
             home = records[item_hash].partition if item_hash in records else None
+            chosen = [at for at in places if partition_and_offset(at)[0] == home]
+            chosen += [at for at in places if self._is_late(at)]
             if places:
-                found[item_hash] = next((at for at in places if partition_and_offset(at)[0] == home), places[0])
+                found[item_hash] = next(iter(chosen), places[0])
+            if len(places) > 1 and not chosen:
+                several += places
+        if several:
+            events = [event for _, event in sorted((await self._topic.events(several)).items())]
+            for winner in decide(events, records, {}, self._partitions).winners:
+                event = events[winner]
+                found[hash64(event.item_id)] = place(event.partition, event.offset)
         return found
+
+    def _is_late(self, at: int) -> bool:
+        partition, offset = partition_and_offset(at)
+        return offset >= self._span.committed[partition]
 
     async def _due(
         self, hashes: UInt64, records: Mapping[int, ItemRecord], winners: Mapping[int, int]
@@ -231,7 +258,7 @@ class Examiner:
                     due[item_hash] = event
                 continue
             partition, offset = partition_and_offset(at)
-            if offset >= self._span.committed[partition]:
+            if self._is_late(at):
                 continue
             if record is not None and record.partition == partition and record.offset >= offset:
                 event = _standing(record)
