@@ -13,6 +13,7 @@ from workers.errors import RecallError
 from workers.local.stack import LocalStack
 
 POLL_S = 0.05
+SESSION_S = 60  # a machine that does much else may keep a server waiting, and that ends nothing
 
 
 def main(folder: Path) -> int:
@@ -20,7 +21,7 @@ def main(folder: Path) -> int:
     while not (folder / "wanted").exists():
         if _input_ended(POLL_S):
             return 0
-    stack = LocalStack(folder / "data", lambda line: print(line, file=sys.stderr, flush=True))
+    stack = LocalStack(folder / "data", lambda line: print(line, file=sys.stderr, flush=True), session_s=SESSION_S)
     try:
         stack.start()
     except RecallError as error:

@@ -44,7 +44,7 @@ def servers(tmp_path: Path) -> Iterator[list[Redis]]:
 
 @pytest.fixture
 async def client(servers: list[Redis]) -> AsyncIterator[Client]:
-    client = connect(load_settings(redis_url=servers[0].address))
+    client = connect(load_settings(redis_url=servers[0].address, store_timeout_ms=PATIENT_MS))
     yield client
     await client.aclose()
 
@@ -125,7 +125,7 @@ async def test_a_replica_takes_no_writes(servers: list[Redis], client: Client, c
 
 
 async def test_of_a_cluster_every_primary_counts(redis_cluster_url: str, changed: Changed) -> None:
-    client = connect(load_settings(redis_url=redis_cluster_url, redis_cluster=True))
+    client = connect(load_settings(redis_url=redis_cluster_url, redis_cluster=True, store_timeout_ms=PATIENT_MS))
     try:
         assert len(await identity(client)) == 3
         same = SameRedis(client, changed)

@@ -160,8 +160,8 @@ async def test_at_the_cap_it_pauses_until_it_is_told_to_go_on(capped: Settings) 
         line = await until_paused(worker)
         assert line.startswith("`recall dead-letters resume`: over 5 dead letters in a minute, now not_json (for ")
         assert gauge(worker, "activity") == 1
-        assert await letters(capped) == [1, 2, 3, 4, 5]
         await until_committed(worker, 6)
+        assert await letters(capped) == [1, 2, 3, 4, 5]
 
         taken = len(worker.taken)
         await send(capped, [GOOD] * 3)
@@ -268,7 +268,7 @@ async def test_requests_that_can_be_read_are_answered_during_the_pause(capped: S
             "bad", codec.encode_event(RecallRequest(request_id="bad", user_id="u", k=1))[:-2] + b"-1}"
         )
         assert refused.status == "rejected"
-        assert await worker.committed() == 5
+        await until_committed(worker, 5)
         assert await letters(capped) == list(range(5))
         await send_resume(capped, 1)
         await until_committed(worker, 12)

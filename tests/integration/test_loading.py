@@ -11,7 +11,7 @@ import pytest
 
 from schemas import codec
 from schemas.records import MAX_HISTORY_ROWS
-from tests.conftest import Stack
+from tests.conftest import PATIENT_MS, Stack
 from tests.integration.test_activity_pipeline import (
     ALL,
     KNOWN,
@@ -184,7 +184,7 @@ def test_a_user_whose_record_cannot_be_read_is_left_alone(settings: Settings, tm
 
 
 def test_a_server_that_comes_back_is_waited_for(own_redis: Redis, namespace: str, tmp_path: Path) -> None:
-    settings = load_settings(redis_url=own_redis.address, namespace=namespace)
+    settings = load_settings(redis_url=own_redis.address, namespace=namespace, store_timeout_ms=PATIENT_MS)
     events = made_up(random.Random(4), users=20, most=MAX_HISTORY_ROWS)
     path = written(tmp_path / "a", events)
     own_redis.kill()

@@ -26,7 +26,7 @@ from workers.local.stack import cache_dir, wipe
 from workers.local.state import ServiceState, StackState, read_state, running, write_state
 from workers.settings import Settings, load_settings
 
-GONE_WITHIN_S = 5.0
+GONE_WITHIN_S = 60.0
 
 
 @dataclass(frozen=True)

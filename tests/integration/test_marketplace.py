@@ -11,6 +11,7 @@ from models.datasets.marketplace import generate_marketplace
 from schemas import codec
 from schemas.activity import UserActivity
 from schemas.recall import RecallRequest
+from tests.conftest import PATIENT
 from tests.e2e.conftest import fit_small
 from tests.integration.recall_system import plain_pipeline
 from workers.clock import SystemClock
@@ -32,6 +33,7 @@ from workers.towers.onnx import OnnxTower
 
 @pytest.mark.timeout(180)
 async def test_a_marketplace_is_served(settings: Settings, tmp_path: Path) -> None:
+    settings = settings.model_copy(update=PATIENT)
     dataset = generate_marketplace(items=300, users=150, visits=2500)
     bundle = fit_small(dataset, tmp_path)
     encoding, dim = bundle.encoding, bundle.dim

@@ -12,6 +12,7 @@ from models.spec import parse_spec
 from models.tensors import Encoding, Vocabularies
 from schemas.activity import UserActivity
 from schemas.records import MAX_HISTORY_ROWS, TOKEN_BYTES, UserRecord, compact_seen, hash64
+from tests.conftest import PATIENT
 from workers.errors import DependencyUnavailable, StoreLost
 from workers.pipelines.activity import ActivityEvent, ActivityPipeline
 from workers.pipelines.popular_counts import PopularCounts
@@ -72,7 +73,7 @@ async def places(settings: Settings) -> AsyncIterator[list[Place]]:
     """Two of them."""
     found = []
     for letter in "ab":
-        own = settings.model_copy(update={"namespace": settings.namespace + letter})
+        own = settings.model_copy(update=PATIENT | {"namespace": settings.namespace + letter})
         client = connect(own)
         found.append(
             Place(own, client, RedisUserTable(client, own), RedisPopularTable(client, own, POPULARITY.definition))

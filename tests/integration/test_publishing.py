@@ -14,6 +14,7 @@ from models.datasets.generated import generate
 from schemas import codec
 from schemas.dead_letter import from_message
 from schemas.recall import RecallRequest
+from tests.conftest import PATIENT_MS
 from tests.e2e.conftest import fit_small
 from tests.integration.recall_system import plain_pipeline
 from workers import topics
@@ -96,7 +97,8 @@ async def test_an_answer_that_is_too_large_is_said_and_its_request_kept(
 ) -> None:
     dataset = generate(items=60, users=60, events=2500)
     bundle = fit_small(dataset, tmp_path)
-    tower = OnnxTower(bundle.user_tower, signature.user_inputs(bundle.encoding, 32), signature.user_outputs(32), 1000)
+    inputs, outputs = signature.user_inputs(bundle.encoding, 32), signature.user_outputs(32)
+    tower = OnnxTower(bundle.user_tower, inputs, outputs, PATIENT_MS)
     collection = Collection("c", 32, bundle.metric, bundle.version)
     index = MemoryItemIndex(collection)
     ids = [f"{n:04}" + "\x01" * 250 for n in range(1000)]  # six bytes each in JSON: 1.5 MB
@@ -108,7 +110,7 @@ async def test_an_answer_that_is_too_large_is_said_and_its_request_kept(
     context = Context("recall", settings, publisher, metrics, dependencies, clock)
     agent = RecallAgent(context, pipeline, lambda: settings.partitions)
     flight = InFlight(BatchPolicy())
-    requests = [RecallRequest(request_id=f"r{n}", user_id="u", k=k) for n, k in enumerate([1000, 3])]
+    requests = [RecallRequest(request_id=f"r{n}", user_id="u", k=k, timeout_ms=60_000) for n, k in enumerate([1000, 3])]
     records = [
         ConsumerRecord(
             settings.topic("recall-requests"),

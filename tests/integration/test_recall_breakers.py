@@ -56,10 +56,10 @@ class Case:
         labels = {"kind": "recall", "dependency": self.dependency}
         return self.metrics.registry.get_sample_value("recall_breaker_open", labels) == 1.0
 
-    async def until_open(self, timeout_ms: int = 10_000) -> None:
+    async def until_open(self) -> None:
         for _ in range(STRIKES):
             assert not self.is_open()
-            await self.pipeline.run([ask(timeout_ms=timeout_ms)])
+            await self.pipeline.run([ask()])
         assert self.is_open()
 
     async def until_ok(self) -> None:
@@ -137,8 +137,10 @@ async def test_a_deadline_is_no_reason_unless_the_probe_gets_no_answer_either(ca
     for _ in range(STRIKES + 1):
         await case.pipeline.run([ask(timeout_ms=DEADLINE_MS)])
     assert not case.is_open()
-    case.dependencies.breaker(case.dependency).probed(answered=False)
-    await case.until_open(timeout_ms=DEADLINE_MS)
+    async with asyncio.timeout(WITHIN_S):
+        while not case.is_open():  # a busy machine may come to an end before it has asked
+            case.dependencies.breaker(case.dependency).probed(answered=False)
+            await case.pipeline.run([ask(timeout_ms=DEADLINE_MS)])
 
 
 async def test_who_needs_no_search_does_not_learn_that_there_is_none(system: System) -> None:

@@ -45,7 +45,7 @@ class Second(Kafka):
 
     def command(self) -> tuple[list[str], dict[str, str]]:
         [port], controller = self.ports, self.first.ports[1]
-        text = PROPERTIES.format(port=port, controller=controller)
+        text = PROPERTIES.format(port=port, controller=controller, session_ms=self.session_s * 1000)
         for what, instead in (
             ("process.roles=broker,controller", "process.roles=broker"),
             ("node.id=1", "node.id=2"),

@@ -45,7 +45,7 @@ async def test_one_partition_without_a_leader_delays_no_message_to_the_others() 
             asyncio.create_task(publisher.send(ANSWERS, outgoing(name, *partitions)))
             for name, partitions in (("a", (0, 1, 2)), ("b", (1, 0, 2, 3)))
         ]
-        await until(lambda: len(leaders.taken) == 5, within_s=2)
+        await until(lambda: len(leaders.taken) == 5)
         leaders.leaderless.clear()
         assert await asyncio.gather(*sends) == [[], []]
     assert leaders.values(ANSWERS, 1) == [b"a.1", b"b.1"]
@@ -58,7 +58,7 @@ async def test_whoever_sends_is_kept_for_half_a_second_at_most_and_the_next_not_
         acknowledged: list[int] = []
         began_s = time.monotonic()
         await box.send(ANSWERS, outgoing("first", 0, 1, 2), lambda positions, _: acknowledged.extend(positions))
-        assert PATIENCE_S <= time.monotonic() - began_s < 5
+        assert PATIENCE_S <= time.monotonic() - began_s < 20
         assert sorted(acknowledged) == [0, 2]
         began_s = time.monotonic()
         for n in range(100):
@@ -159,13 +159,13 @@ async def test_requests_of_other_partitions_are_answered_while_one_takes_no_answ
         worker = Worker(publisher)
         rejected = b'{"request_id": "rejected", "user_id": "u", "k": "no"}'
         worker.poll(REQUESTS, {p: [request(f"first.{p}")] for p in range(4)} | {1: [rejected, request("first.1")]})
-        await until(lambda: len(leaders.taken) == 3, within_s=2)
+        await until(lambda: len(leaders.taken) == 3)
         for n in range(40):
-            await until(worker.flight.wants_poll, within_s=5)
+            await until(worker.flight.wants_poll)
             worker.poll(REQUESTS, {p: [request(f"{n}.{p}")] for p in range(4)})
-        await until(lambda: len(ids(leaders)) == 3 * 41, within_s=10)
-        await until(lambda: worker.committed(REQUESTS) == {0: 41, 2: 41, 3: 41}, within_s=5)
-        await until(lambda: worker.agent.backlog.running == 0, within_s=5)
+        await until(lambda: len(ids(leaders)) == 3 * 41)
+        await until(lambda: worker.committed(REQUESTS) == {0: 41, 2: 41, 3: 41})
+        await until(lambda: worker.agent.backlog.running == 0)
         assert worker.agent.backlog.service_ms < PATIENCE_S * 1000, "no request is shed for it"
         assert worker.flight.counts[2] == 42
 
@@ -241,9 +241,9 @@ async def test_a_letter_that_its_partition_does_not_take_holds_back_its_own_reco
 
         worker.agent = EventAgent(worker.context, decode, run)
         worker.poll(ACTIVITY, {0: [b"good", b"bad 1", b"good"], 1: [b"good"]})
-        await until(worker.flight.wants_poll, within_s=5)
+        await until(worker.flight.wants_poll)
         worker.poll(ACTIVITY, {0: [b"good"], 1: [b"good", b"good"]})
-        await until(lambda: worker.committed(ACTIVITY) == {0: 1, 1: 3}, within_s=5)
+        await until(lambda: worker.committed(ACTIVITY) == {0: 1, 1: 3})
         leaders.leaderless.clear()
         await until(lambda: worker.committed(ACTIVITY) == {0: 4, 1: 3})
     assert leaders.values(LETTERS) == [b"bad 1"]

@@ -54,7 +54,7 @@ num.network.threads=2
 num.io.threads=4
 num.recovery.threads.per.data.dir=2
 background.threads=2
-broker.session.timeout.ms=3000
+broker.session.timeout.ms={session_ms}
 broker.heartbeat.interval.ms=500
 """
 
@@ -96,7 +96,8 @@ class Kafka(Service):
 
         Names are relative to that folder, where Java runs: its own could have letters that Java reads as others.
         """
-        properties = PROPERTIES.format(port=self.ports[0], controller=self.ports[1])
+        ports = {"port": self.ports[0], "controller": self.ports[1]}
+        properties = PROPERTIES.format(**ports, session_ms=self.session_s * 1000)
         (self.data / CONFIGURATION).write_text(properties)
         if not (self.data / "logs" / "meta.properties").exists():
             cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")  # may begin with a hyphen

@@ -21,7 +21,6 @@ TUNING = {
     "queryNode.segcore.interimIndex.enableIndex": False,
     "dataCoord.segment.maxSize": 512,
     "dataCoord.segment.sealProportion": 0.03,
-    "common.session.ttl": 3,
     "common.gracefulStopTimeout": 3,
 }
 ETCD = """\
@@ -94,7 +93,7 @@ class Milvus(Service):
         ports = dict(zip(names, rest, strict=False)) | {"proxy_port": client_port}
         for name, port in ports.items():
             configuration.configurable_items[name][1] = port
-        for key, value in TUNING.items():
+        for key, value in (TUNING | {"common.session.ttl": self.session_s}).items():
             configuration.set(key, value)
         configuration.resolve_storage()
         configuration.write_config()

@@ -20,6 +20,7 @@ class Service(ABC):
     port_count = 1
     ready_within_s = 60.0
     patience_s = 15.0
+    session_s = 3  # a server that is silent for longer is given up by what it registers with
 
     def __init__(self, data: Path, log: Path, cache: Path) -> None:
         self.data = data

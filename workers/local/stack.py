@@ -38,10 +38,11 @@ class LocalStack:
         say: Say,
         interrupted: Callable[[], bool] = lambda: False,
         milvus: LocalMilvus | None = "auto",
+        session_s: int = Service.session_s,
     ) -> None:
         """`interrupted` is asked while servers start: a signal's exception can be lost in a library's callback.
 
-        `milvus` None starts none: the workers open a file.
+        `milvus` None starts none: the workers open a file. `session_s`: how long a server may stand still and go on.
         """
         logs = data_dir / "logs"
         self.data_dir = data_dir
@@ -51,6 +52,7 @@ class LocalStack:
         self.services: tuple[Service, ...] = (self.kafka, self.redis)
         self.state: StackState | None = None
         self._milvus = milvus
+        self._session_s = session_s
         self._say = say
         self._interrupted = interrupted
         self._lock: IO[bytes] | None = None
@@ -63,6 +65,7 @@ class LocalStack:
             self._prepare()
             self._assign_ports()
             for service in self.services:
+                service.session_s = self._session_s
                 service.start()
             for service in self.services:
                 started = time.monotonic()
