@@ -17,6 +17,10 @@ class Backend(Protocol):
     ways: tuple[str, ...]
     versions: str  # of what runs, for reports
 
+    def install(self) -> Path:
+        """The folder of the environment that it runs in, with all that it needs; ours is in that of the tests."""
+        ...
+
     def start(self, folder: Path) -> None:
         """Make what is missing, start, and return when it answers. All of it lies in `folder` or in the cache."""
         ...

@@ -51,9 +51,13 @@ class Feast:
         self._redis: subprocess.Popen[bytes] | None = None
         self._server: Server | None = None
 
+    def install(self) -> Path:
+        """See Backend."""
+        return environment(self.name)
+
     def start(self, folder: Path) -> None:
         """See Backend."""
-        programs = environment(self.name) / "bin"
+        programs = self.install() / "bin"
         redis = [find_server()[0], "--port", str(self.redis_port), "--bind", "127.0.0.1", "--save", ""]
         self._redis = spawn([*redis, "--appendonly", "no"], folder / "redis.log", folder)
         (folder / "feature_store.yaml").write_text(STORE.format(port=self.redis_port))

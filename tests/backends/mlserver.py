@@ -31,9 +31,13 @@ class MLServer:
         self._rest, self._grpc, self._metrics = free_ports(3)
         self._server: Server | None = None
 
+    def install(self) -> Path:
+        """See Backend."""
+        return environment(self.name)
+
     def start(self, folder: Path) -> None:
         """See Backend."""
-        prefix = environment(self.name)
+        prefix = self.install()
         self.bundle = fit_towers(folder / "bundles")
         repository = folder / "repository"
         sides: tuple[Side, ...] = ("user", "item")

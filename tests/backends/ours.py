@@ -1,6 +1,7 @@
 """Our own test server: the bundle's ONNX towers behind every protocol, in a thread of the tests' process."""
 
 import asyncio
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -86,6 +87,10 @@ class Ours:
     def __init__(self) -> None:
         self.bundle: Bundle | None = None
         self._server: OurServer | None = None
+
+    def install(self) -> Path:
+        """See Backend."""
+        return Path(sys.prefix)
 
     def start(self, folder: Path) -> None:
         """See Backend."""

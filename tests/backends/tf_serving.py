@@ -28,9 +28,13 @@ class TfServing:
         self._server: Server | None = None
         self._rest: OurServer | None = None
 
+    def install(self) -> Path:
+        """See Backend."""
+        return environment(self.name)
+
     def start(self, folder: Path) -> None:
         """See Backend."""
-        prefix = environment(self.name)
+        prefix = self.install()
         self.bundle = fit_towers(folder / "bundles")
         self._rest = OurServer(self.bundle)
         self._rest.start()

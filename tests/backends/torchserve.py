@@ -52,9 +52,13 @@ class TorchServe:
         )
         self._server: Server | None = None
 
+    def install(self) -> Path:
+        """See Backend."""
+        return environment(self.name, TRAINING, LOCKS / "torchserve.txt")
+
     def start(self, folder: Path) -> None:
         """See Backend."""
-        prefix = environment(self.name, TRAINING, LOCKS / "torchserve.txt")
+        prefix = self.install()
         self.bundle = _trained(prefix, folder)
         archives = folder / "archives"
         config = folder / "config.properties"

@@ -33,9 +33,13 @@ class Triton:
         self._rest, self._grpc, self._metrics = free_ports(3)
         self._server: Server | None = None
 
+    def install(self) -> Path:
+        """See Backend."""
+        return environment(self.name)
+
     def start(self, folder: Path) -> None:
         """See Backend."""
-        prefix = environment(self.name)
+        prefix = self.install()
         packages = site_packages(prefix)
         self.bundle = fit_towers(folder / "bundles", generate())  # the demo's data set
         backends, repository = folder / "backends", folder / "repository"
