@@ -50,7 +50,7 @@ from workers.ports import Clock
 from workers.publisher import Publisher, ask_broker, partitions_known
 from workers.recall_parts import Tools, open_recall_parts
 from workers.reconcile.examine import Parts
-from workers.refill import Refill
+from workers.refill import ONE_BATCH, Refill
 from workers.retry import until_done
 from workers.settings import AgentKind, Settings
 from workers.stopwatch import Observe
@@ -72,7 +72,7 @@ from workers.worker import Worker
 LOOK_EVERY_S = 0.5
 RESTARTS_VARIABLE = "RECALL_RESTARTS"  # set by the supervisor
 POLICIES: dict[AgentKind, BatchPolicy] = {
-    "activity": BatchPolicy(max_batch=1024, in_flight=1),
+    "activity": BatchPolicy(max_batch=1024, in_flight=1, max_span=ONE_BATCH),
     "items": BatchPolicy(max_batch=1024, in_flight=1),
     "recall": BatchPolicy(max_batch=1024, in_flight=1),  # which the intake cuts: see IntakePolicy
 }

@@ -4,6 +4,7 @@ A partition's committable offset is the longest finished prefix of what was poll
 records finish. Offsets need not be consecutive: compaction leaves gaps.
 """
 
+import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -37,7 +38,7 @@ class BatchPolicy:
     max_poll_records: int = 1024
     max_batch: int = 64
     in_flight: int = 2
-    max_span: int = 2048  # offsets that a batch covers of a partition, whatever was aborted or compacted between them
+    max_span: int = sys.maxsize  # offsets of a partition from a batch's first record to its last
     max_held_back: int = 262_144  # records taken that may not be committed: each is known by its offset until then
 
 

@@ -9,7 +9,7 @@ everybody being a little too late.
 While no batch ends, because a backend hangs, nobody can be tried: whoever is about to be late is shed, and polls go on,
 so that those who have little time hear in time. When that is so does not depend on how long batches take: those that
 hang would make it come later each time. Where they are merely slow, nobody is shed either who could be answered in
-time: whoever is has no more than the margin left.
+time in full: whoever is has no more than the margin left.
 """
 
 import heapq

@@ -32,7 +32,7 @@ ASK_AGAIN_S = 0.1
 ADMIN_TIMEOUT_MS = 15_000
 READ_COMMITTED = "read_committed"
 LOOKS_AHEAD_S = 2.0
-LOOKS_AHEAD_BYTES = 16_384  # of each partition: one record is enough
+LOOKS_AHEAD_BYTES = 65_536  # of each partition at a time: one record is enough
 
 
 @asynccontextmanager
@@ -160,7 +160,7 @@ async def end_offsets(settings: Settings, topic: str) -> dict[int, int]:
     async with connected(settings, admin, consumer):
         (described,) = await admin.describe_topics([topic])
         partitions = [TopicPartition(topic, entry["partition"]) for entry in described["partitions"]]
-        return {place.partition: end for place, end in (await consumer.end_offsets(partitions)).items()}
+        return {place.partition: end for place, end in (await log_ends(consumer, partitions)).items()}
 
 
 async def history_ends(settings: Settings, group: str, topic: str) -> dict[int, int]:
@@ -175,8 +175,8 @@ async def history_ends(settings: Settings, group: str, topic: str) -> dict[int, 
         partitions = [TopicPartition(topic, entry["partition"]) for entry in described["partitions"]]
         async with asyncio.timeout(ANSWERS_WITHIN_S):
             done = await _committed(admin, group, partitions)
-        ends = await consumer.end_offsets(partitions)
-    return {place.partition: min(end, done[place]) if done[place] >= 0 else end for place, end in ends.items()}
+        ends, log = await consumer.end_offsets(partitions), await log_ends(consumer, partitions)
+    return {place.partition: min(log[place], done[place]) if done[place] >= 0 else ends[place] for place in partitions}
 
 
 async def _committed(admin: Any, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
@@ -229,19 +229,22 @@ async def moved_ahead(
 ) -> dict[TopicPartition, int]:
     """Where groups stand, moved to the end of each partition that has nothing more to read.
 
-    No consumer is handed the marker behind a transaction, nor what was aborted, so none can commit them. What cannot
-    be found out within two seconds stands where it did.
+    No consumer is handed the marker behind a transaction, nor what was aborted, so none can commit them. A group
+    stands where it did if brokers give nothing for two seconds.
     """
     moved, unsure = dict(stands), {place for place in ends if stands[place] < ends[place]}
     if unsure:
         consumer.assign(list(unsure))
     for place in unsure:
         consumer.seek(place, stands[place])
-    stop_s = time.monotonic() + LOOKS_AHEAD_S
+    at, stop_s = dict(stands), time.monotonic() + LOOKS_AHEAD_S
     while unsure and time.monotonic() < stop_s:
         unsure -= (await consumer.getmany(*unsure, timeout_ms=20, max_records=len(unsure))).keys()
         for place in list(unsure):
-            if await consumer.position(place) >= ends[place]:
+            before, at[place] = at[place], await consumer.position(place)
+            if at[place] != before:
+                stop_s = time.monotonic() + LOOKS_AHEAD_S
+            if at[place] >= ends[place]:
                 moved[place] = ends[place]
                 unsure.discard(place)
     return moved

@@ -9,17 +9,19 @@ once more when it is gone: rows that are not what their records say are written 
 
 import asyncio
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Collection
 
 import numpy as np
 import structlog
 
-from schemas.records import ItemRecord
+from schemas.records import ItemRecord, hash64_each
 from workers.pipelines.items import ItemsPipeline
-from workers.ports import UInt64
+from workers.ports import Intent, UInt64
 from workers.reconcile.examine import Parts, RowExaminer
 
 LOOK_EVERY_S = 20.0
+BATCH_TAKES_MS = 60_000  # at most, while its worker is well: an intent that has stood for longer is left over
 INTENT_LIVES_MS = 3_600_000  # a worker that is frozen for longer is beyond us: `recall items reconcile`
 OUTCOME = "repaired"
 NONE = np.zeros(0, dtype=np.uint64)
@@ -57,17 +59,24 @@ class LateWrites:
 
     async def look(self) -> None:
         """Look once, and mend. Raises DependencyError; what was mended by then is mended."""
-        intents = await self._table.intents()
+        intents, now_ms = await self._table.intents(), self._now_ms()
         intents.pop(self._pipeline.intent, None)
-        old = [name for name, each in intents.items() if each.since_ms < self._now_ms() - INTENT_LIVES_MS]
-        stands = [each.hashes for each in intents.values()]  # the item may live in another partition than he read
-        hashes = np.unique(np.concatenate([self._before, *stands]))
-        if len(hashes):
-            await self._mend(hashes)
-        self._before = np.unique(np.concatenate([NONE, *stands]))
+        old = [name for name, each in intents.items() if each.since_ms < now_ms - INTENT_LIVES_MS]
+        mine = self._assigned()
+        ours = [_of(each, mine) for each in intents.values()]
+        theirs = [each.hashes for each in intents.values() if each.since_ms < now_ms - BATCH_TAKES_MS]
+        hashes = _all(self._before, *ours)
+        await self._mend(hashes)
+        await self._mend(np.setdiff1d(_all(*theirs), hashes), elsewhere=True)
+        self._before = _all(*ours)
         await self._table.drop_intents(old)
 
-    async def _mend(self, hashes: UInt64) -> None:
+    async def _mend(self, hashes: UInt64, *, elsewhere: bool = False) -> None:
+        """`elsewhere`: they were about to be written for other partitions than ours, where they may live by now.
+
+        Then whoever wrote them may be at it still, and move the item: word is left for the owner of that partition.
+        """
+
         def wanted(record: ItemRecord) -> bool:
             return record.partition in self._assigned()
 
@@ -76,6 +85,17 @@ class LateWrites:
         events = [event for event in events if event.partition in self._assigned()]
         if not events:
             return
+        if elsewhere:
+            named = hash64_each([event.item_id for event in events])
+            await self._table.read_to_write(named, [event.partition for event in events], uuid.uuid4().hex)
         await self._pipeline.run(events)
         log.warning("late writes were repaired", items=len(events), example=events[0].item_id)
         self._count({OUTCOME: len(events)})
+
+
+def _of(intent: Intent, partitions: Collection[int]) -> UInt64:
+    return intent.hashes[np.isin(intent.partitions, list(partitions))]
+
+
+def _all(*hashes: UInt64) -> UInt64:
+    return np.unique(np.concatenate([NONE, *hashes]))

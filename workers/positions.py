@@ -10,7 +10,7 @@ Like transport.py, whose consumer this belongs to, it goes through Faust's consu
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,6 @@ TRY_AGAIN_S = 0.5
 COMMITTED_WITHIN_S = 5.0
 POSITION_WITHIN_S = 1.0
 ENDS_WITHIN_S = 2.0
-EXTENTS_WITHIN_S = 5.0
 
 log = structlog.get_logger()
 
@@ -133,20 +132,25 @@ class Positions:
             return True
         if assigned - self._begun and now_s >= self._begin_at_s:
             self._begin_at_s = now_s + TRY_AGAIN_S
-            await self._works(partial(self._begin, refill))
+            for places in self._by_leader(assigned - self._begun):
+                await self._works(partial(self._begin, refill, places))
         if self._filling and now_s >= self._look_at_s:
             await self._works(partial(self._look, refill))
         return bool(self._begun)
 
-    async def _begin(self, refill: Refill) -> None:
-        """Place all that have a leader: one without keeps no others waiting."""
+    def _by_leader(self, left: Set[Any]) -> list[dict[int, Any]]:
+        """Partitions by number, of each broker: one that does not answer, or is none, keeps no others waiting."""
+        client, found = self._consumer._thread._ensure_consumer(), dict[int, dict[int, Any]]()
+        for each in left:
+            if _led(client, each):
+                found.setdefault(_leader(client, each), {})[each.partition] = each
+        return list(found.values())
+
+    async def _begin(self, refill: Refill, found: Mapping[int, Any]) -> None:
+        """Place some that have a leader."""
         consumer, assignment = self._consumer, self._assignment
-        client, left = consumer._thread._ensure_consumer(), consumer.assignment() - self._begun
-        found = {each.partition: each for each in left if _led(client, each)}
-        if not found:
-            return
         committed = {n: consumer._read_offset[each] for n, each in found.items()}
-        starts = await self._starts(refill, found, committed, later=len(left) - len(found))
+        starts = await self._starts(refill, found, committed)
         if assignment != self._assignment:
             return
         await consumer._thread.seek_wait({found[n]: start.offset for n, start in starts.items()})
@@ -160,27 +164,35 @@ class Positions:
         self._begun |= set(found.values())
 
     async def _starts(
-        self, refill: Refill, found: Mapping[int, Any], committed: Mapping[int, int | None], later: int
+        self, refill: Refill, found: Mapping[int, Any], committed: dict[int, int | None]
     ) -> dict[int, Start]:
-        consumer = self._consumer
+        """What is `committed` in a log that was longer is as if it were not."""
+        consumer, assigned = self._consumer, self._consumer.assignment()
 
         async def extents() -> dict[int, Extent]:
             first, end, log_end = await consumer._thread.call_thread(self._ends, list(found.values()))
+            for n, each in found.items():
+                if (offset := committed[n] or 0) > log_end[each]:
+                    say_made_anew(each, offset)
+                    committed[n] = None
             return {n: Extent(committed[n], first[each], end[each], log_end[each]) for n, each in found.items()}
 
         topic = next(iter(found.values())).topic
         client = consumer._thread._ensure_consumer()
         of = len(client.partitions_for_topic(topic) or ())
-        if of <= max(found):  # of its own metadata, which may come later than the group's leader's assignment
+        if of <= max(
+            each.partition for each in assigned
+        ):  # of its own metadata, which may come later than the group's leader's assignment
             await consumer._thread.call_thread(client._client.force_metadata_update)
             raise DependencyUnavailable("kafka", f"{topic} is not known yet")
         begun = [each.partition for each in self._begun]
+        later = len(assigned) - len(begun) - len(found)
         return await refill.begin(sorted(found), of, extents, begun=begun, later=later)
 
     async def _ends(self, partitions: Sequence[Any]) -> tuple[Mapping[Any, int], ...]:
         """First offsets, those behind the last that can be read, and behind the log; in the consumer's thread."""
         consumer = self._consumer._thread._ensure_consumer()
-        async with asyncio.timeout(EXTENTS_WITHIN_S):
+        async with asyncio.timeout(ENDS_WITHIN_S):
             first, end = await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
             return first, end, await log_ends(consumer, partitions)
 
@@ -211,7 +223,11 @@ class Positions:
 
 def _led(consumer: Any, partition: Any) -> bool:
     """Whether a partition has a leader, as far as is known."""
-    return consumer._client.cluster.leader_for_partition(partition) not in {None, -1}
+    return _leader(consumer, partition) not in {None, -1}
+
+
+def _leader(consumer: Any, partition: Any) -> Any:
+    return consumer._client.cluster.leader_for_partition(partition)
 
 
 def say_made_anew(partition: Any, read_to: int) -> None:

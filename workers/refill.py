@@ -17,14 +17,13 @@ import structlog
 from workers.dependencies import Dependencies
 from workers.errors import DependencyError, StoreLost
 from workers.index.in_process import HeldIndex
-from workers.inflight import BatchPolicy
 from workers.missed import MEND, MENDED, MISSED, noticed
 from workers.ports import PopularTable
 from workers.stores.markers_redis import RedisMarkers
 
 LOOK_EVERY_S = 1.0
-ONE_BATCH = BatchPolicy().max_span
-"""In offsets, which may be of records that a producer's transaction has aborted."""
+ONE_BATCH = 2048
+"""In offsets, also of records that a producer's transaction has aborted: batches are cut accordingly."""
 DAY_MS = 86_400_000
 EMPTIED = "redis was emptied, or is another one"
 

@@ -4,7 +4,7 @@ Table and index are the ones in memory; the same beside a running worker, on rea
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from tests.unit.test_items_in_memory import DIM
 from workers.errors import RecallError
 from workers.partitioner import partition_of
 from workers.pipelines.items import ItemEvent
+from workers.ports import ItemHeads
 from workers.reconcile.examine import KINDS
 from workers.reconcile.topic import ItemTopic
 from workers.stores.item_memory import MemoryItemTable
@@ -189,6 +190,24 @@ async def test_records_that_cannot_be_read_are_left_alone(view: View) -> None:
     report = await view.reconcile(repair=True)
     assert report.refused == 1
     assert view.table._records[hash64("item 4")] == b"\x09" + bytes(80)
+
+
+async def test_what_is_no_record_at_all_is_left_alone_too(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read as a record it is none; only the walk through the table, and a write, tell."""
+    await fill(view)
+    del view.table._records[hash64("item 4")]
+    heads = view.table.heads
+
+    async def with_another() -> AsyncIterator[ItemHeads]:
+        async for page in heads():
+            yield page
+        none = np.zeros(1, dtype=np.uint64)
+        number = np.array([hash64("item 4")], dtype=np.uint64)
+        yield ItemHeads(number, none.astype(np.int64), none, none.astype(np.bool_), none.astype(np.bool_))
+
+    monkeypatch.setattr(view.table, "heads", with_another)
+    report = await view.reconcile(repair=True)
+    assert (report.refused, report.left, found(report)) == (1, 0, {})
 
 
 async def test_an_empty_topic_takes_nothing_away(view: View) -> None:

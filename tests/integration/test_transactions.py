@@ -32,11 +32,13 @@ async def transactional(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
         yield producer
 
 
-async def committed(producer: AIOKafkaProducer, topic: str, *values: bytes, key: bytes | None = None) -> None:
-    """One transaction, into partition 0."""
+async def committed(producer: AIOKafkaProducer, topic: str, *values: bytes, key: bytes | None = None) -> int:
+    """One transaction, into partition 0; when the broker took its last record, epoch ms."""
+    taken_ms = 0
     async with producer.transaction():
         for value in values:
-            await producer.send_and_wait(topic, value, key=key, partition=0)
+            taken_ms = (await producer.send_and_wait(topic, value, key=key, partition=0)).timestamp
+    return taken_ms
 
 
 async def aborted(producer: AIOKafkaProducer, topic: str, *values: bytes) -> None:
@@ -131,10 +133,10 @@ async def test_a_replay_waits_for_what_an_open_transaction_brings_of_its_item(
 ) -> None:
     await topics.apply(settings)
     name = settings.topic("item-updates")
-    await committed(transactional, name, b"refused", key=b"i")
+    taken_ms = await committed(transactional, name, b"refused", key=b"i")
     letter = DeadLetter(
         topic=name, partition=0, offset=0, stage="items", code="invalid_event", message="", timestamp_ms=1,
-        record_timestamp_ms=1, key=b"i", value=b"refused",
+        record_timestamp_ms=taken_ms, key=b"i", value=b"refused",
     )  # fmt: skip
     monkeypatch.setattr(topic_standing, "SILENCE_S", 0.5)
     async with NewerItems(settings) as newer:

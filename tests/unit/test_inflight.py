@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workers.app import POLICIES
 from workers.inflight import Batch, BatchPolicy, InFlight
+from workers.refill import ONE_BATCH
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ def test_a_poll_is_merged_in_log_order_and_cut() -> None:
 
 def test_a_batch_covers_no_more_offsets_than_are_read_again() -> None:
     """Else what a producer's transaction aborted would stand between a batch's first record and its last."""
+    assert POLICIES["activity"].max_span == ONE_BATCH
     flight = InFlight(BatchPolicy(max_batch=4, max_span=100, in_flight=9))
     polled = poll(3, 5, gap=50)
     flight.add(polled, {("t", 0): 0, ("t", 1): 0})

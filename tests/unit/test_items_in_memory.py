@@ -289,35 +289,6 @@ async def test_a_batch_that_fails_half_way_is_completed_by_running_it_again(view
     assert (await view.run(*events)).outcomes == {"upserted": 1, "deleted": 1}
 
 
-class ForeignTable(MemoryItemTable):
-    """Something stands in an item's place that reads as nothing and cannot be written over."""
-
-    async def write(
-        self, records: Sequence[ItemRecord], expected: Sequence[ItemRecord | None], intent: str | None = None
-    ) -> list[bool]:
-        if refused := [row for row, record in enumerate(records) if record.item_id == "b"]:
-            raise RowRefused("redis", "it holds something else", refused)
-        return await super().write(records, expected, intent)
-
-
-async def test_what_is_no_record_is_told_by_the_write_and_refused_alone() -> None:
-    view = View()
-    view.table = ForeignTable(DIM)
-    fields = ItemsView(DIM, MODEL, ("value",))
-    view.pipeline = ItemsPipeline(fields, view.table, view.index, view.tower, inputs)
-    result = await view.run(upsert("a", 1, 0), upsert("b", 2, 1), upsert("b", 3, 2), tombstone("c", 3))
-    assert [error and str(error.code) for error in result.errors] == [
-        None,
-        "record_unreadable",
-        "record_unreadable",
-        None,
-    ]
-    assert result.outcomes == {"upserted": 1, "refused": 2, "deleted": 1}
-    assert (await view.record("a")).offset == 0
-    assert await view.table.read(hash64_each(["b"])) == [None]
-    assert await view.table.intents() == {}
-
-
 class OvertakenTable(MemoryItemTable):
     """Lets another worker write between our read and our write, once."""
 

@@ -1,8 +1,10 @@
 """A vector that comes late, from a worker that was fenced off and has died, is found and mended by the owner."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from schemas.records import ItemRecord, hash64, hash64_each
 from tests.unit.test_items_in_memory import DIM, MODEL, PickyIndex, ScaleTower, inputs, tombstone, upsert
 from workers.errors import DependencyUnavailable
 from workers.index.schema import Collection
-from workers.late_writes import INTENT_LIVES_MS, OUTCOME, LateWrites
+from workers.late_writes import BATCH_TAKES_MS, INTENT_LIVES_MS, OUTCOME, LateWrites
+from workers.partitioner import partition_of
 from workers.pipelines.item_order import ItemEvent
 from workers.pipelines.items import ItemsResult, ItemsView
 from workers.ports import IndexRows, ItemIndex
@@ -52,7 +55,7 @@ class Scene:
         self.assigned = {0}
         self.counted: Counter[str] = Counter()
         self.now_ms = 0
-        parts = Parts(VIEW, "items", "IP", self.table, self.index, ScaleTower(), inputs)
+        self.parts = parts = Parts(VIEW, "items", "IP", self.table, self.index, ScaleTower(), inputs)
         self.owner = parts.pipeline()
         self.zombie = parts.pipeline(index=self.frozen)  # type: ignore[arg-type]
         self.late = LateWrites(parts, self.owner, lambda: self.assigned, self.counted.update, lambda: self.now_ms)
@@ -144,9 +147,54 @@ async def test_a_row_of_a_misrouted_update_goes_again_where_the_item_lives() -> 
     await scene.freeze(upsert("a", 9, 7, partition=1))
     await scene.owner.run([STALE, tombstone("a", 1)])
     await scene.thaw(dies=True)
-    assert await scene.values() == {"a": 9}
+    [intent] = [each for each in (await scene.table.intents()).values() if each.partitions.tolist() == [1]]
+    scene.now_ms = intent.since_ms + BATCH_TAKES_MS
+    await scene.late.look()
+    assert await scene.values() == {"a": 9}, "he may be at it still"
+    scene.now_ms += 1
     await scene.late.look()
     assert await scene.values() == {}
+
+
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("gone", [False, True])
+async def test_an_item_that_moves_meanwhile_is_what_its_new_partition_says(slow: bool, gone: bool) -> None:
+    """Its new owner stands between vector and record, for longer than a batch takes or not."""
+    scene = Scene()
+    usual = partition_of(b"a", 2)
+    parts = replace(scene.parts, view=replace(VIEW, partitions=2))
+    old, new = parts.pipeline(), parts.pipeline(index=scene.frozen)  # type: ignore[arg-type]
+    looks = [
+        LateWrites(parts, pipeline, lambda owns=owns: {owns}, scene.counted.update, lambda: scene.now_ms)
+        for pipeline, owns in ((old, 1 - usual), (new, usual))
+    ]
+    await old.run([upsert("a", 1, 5, partition=1 - usual)])
+    write, written, go_on = scene.table.write, asyncio.Event(), asyncio.Event()
+
+    async def waits(records: Sequence[ItemRecord], expected: Sequence[int | None], intent: str | None) -> list[bool]:
+        if records and records[0].partition == usual and not written.is_set():
+            written.set()
+            await go_on.wait()
+        return await write(records, expected, intent)
+
+    scene.table.write = waits  # type: ignore[method-assign]
+    scene.frozen.thawed.set()
+    moved = tombstone("a", 3, partition=usual) if gone else upsert("a", 2, 3, partition=usual)
+    moving = asyncio.create_task(new.run([moved]))
+    await written.wait()
+    [intent] = (await scene.table.intents()).values()
+    scene.now_ms = intent.since_ms + (BATCH_TAKES_MS + 1 if slow else 0)
+    await looks[0].look()
+    assert scene.counted == ({OUTCOME: 1} if slow else {})
+    go_on.set()
+    await moving
+    scene.now_ms = int(time.time() * 1000) + BATCH_TAKES_MS + 1
+    for look in looks:
+        await look.look()
+    assert await scene.values() == ({} if gone else {"a": 2})
+    [record] = await scene.table.read(hash64_each(["a"]))
+    assert record is not None
+    assert (record.partition, record.deleted) == (usual, gone)
 
 
 async def test_once_more_when_the_zombie_has_taken_its_intent_back() -> None:

@@ -195,6 +195,42 @@ async def test_a_partition_without_a_leader_keeps_no_other_one_waiting(monkeypat
     assert engine.marked == [0, 1]
 
 
+async def test_what_was_committed_in_a_longer_log_is_found_out_once_there_is_a_leader() -> None:
+    """Else all of the new one would count as read again, and its dead letters as written."""
+    engine: Any = Engine(PLACE)
+    engine.leaders[PLACE], engine.committed = None, {PLACE: END + 1}
+    positions = Positions(engine, refill_of(engine))
+    assert not await positions.settle()
+    engine.leaders[PLACE] = 1
+    assert await positions.settle()
+    assert engine.flight.repeats_before == {}
+    engine.committed = {PLACE: END}
+    positions.put_back()
+    assert await positions.settle()
+    assert engine.flight.repeats_before == {("t", 0): END}
+
+
+async def test_a_broker_that_does_not_answer_keeps_no_other_ones_partitions_waiting() -> None:
+    engine: Any = Engine(PLACE, OTHER)
+    engine.leaders[OTHER] = 2
+    ends, silent = engine.beginning_offsets, True
+
+    async def answers(places: Any) -> dict[Any, int]:
+        if silent and OTHER in places:
+            raise KafkaTimeoutError
+        return dict(await ends(places))
+
+    engine.beginning_offsets = answers
+    refill = refill_of(engine)
+    positions = Positions(engine, refill)
+    assert await positions.settle()
+    assert (positions.may_deliver(PLACE), positions.may_deliver(OTHER)) == (True, False)
+    assert refill.missing() == "where its partitions begin"
+    silent = False
+    assert await positions.settle()
+    assert positions.may_deliver(OTHER)
+
+
 async def test_nothing_is_read_while_no_partition_has_a_leader() -> None:
     engine: Any = Engine(PLACE)
     engine.leaders[PLACE] = -1

@@ -48,6 +48,9 @@ class ItemsView:
     partitions: int | None = None
 
 
+NOT_REFUSED: Mapping[int, InvalidInput] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class Standing:
     """What stands of an item from now on, and after which offset: to be produced again."""
@@ -120,13 +123,20 @@ class ItemsPipeline:
         async with self._one_at_a_time:
             return await self._run(batch)
 
-    async def _run(self, batch: Sequence[ItemEvent], unreadable: frozenset[str] = frozenset()) -> ItemsResult:
-        """`unreadable`: items in whose place something stands that only a write tells from nothing."""
+    async def _run(
+        self,
+        batch: Sequence[ItemEvent],
+        refused: Mapping[int, InvalidInput] = NOT_REFUSED,
+        unreadable: frozenset[str] = frozenset(),
+    ) -> ItemsResult:
+        """`refused`: positions of which that is known; `unreadable`: items in whose place something stands that only a
+        write tells from nothing.
+        """
         watch = Stopwatch(self._observe)
         # 1. records, and which event of each item counts
-        stored, refused = await self._records(batch, unreadable)
+        stored, unread = await self._records(batch, unreadable)
         await self._require_one_log(batch, stored)
-        refused |= self._invalid_embeddings(batch)
+        refused = {**refused, **unread, **self._invalid_embeddings(batch)}
         order = decide(batch, stored, refused, self._view.partitions)
         watch.lap_ms("records")
         history: dict[int, bytes] = {}  # position -> history vector, of the events whose vector is in the index
@@ -167,9 +177,9 @@ class ItemsPipeline:
         expected = [stored.get(hash64(record.item_id)) for record in records]
         try:
             written = await self._table.write(records, expected, self.intent)
-        except RowRefused as error:  # the others again, to the same effect
+        except RowRefused as error:  # the others again, to the same effect; what is refused stays refused
             named = {records[row].item_id for row in error.rows or range(len(records))}
-            return await self._run(batch, unreadable | named)
+            return await self._run(batch, order.errors, unreadable | named)
         watch.lap_ms("table")
         result = _result(batch, order)
         overtaken = [position for position, done in zip(order.winners, written, strict=True) if not done]

@@ -129,8 +129,8 @@ def _accepted_last(rows: Columns) -> int:
     versions, afters, offsets = rows.versions.tolist(), rows.afters.tolist(), rows.offsets.tolist()
     stands = 0
     for position in range(1, len(versions)):
-        if afters[position] != NO_COPY:
-            accepted = afters[position] >= offsets[stands]
+        if afters[position] != NO_COPY:  # of two that know of the same both say what stands
+            accepted = afters[position] >= offsets[stands] or afters[position] == afters[stands]
         else:
             accepted = NO_VERSION in {versions[position], versions[stands]} or versions[position] >= versions[stands]
         if accepted:

@@ -176,15 +176,18 @@ class Examiner:
     """Looks at items by hash.
 
     `winners` are the topic's, read up to the ends of `span`; those that were not committed then are only late, and
-    `unreadable` items are not judged.
+    `unreadable` items are not judged, nor are those whose record stands `nowhere`, for it cannot be read.
     """
 
-    def __init__(self, parts: Parts, topic: ItemTopic, winners: Columns, span: Span, unreadable: set[int]) -> None:
+    def __init__(
+        self, parts: Parts, topic: ItemTopic, winners: Columns, span: Span, unreadable: set[int], nowhere: UInt64
+    ) -> None:
         self._rows = RowExaminer(parts)
         self._topic = topic
         self._winners = winners
         self._span = span
         self._unreadable = unreadable
+        self._nowhere = nowhere
         self._partitions = parts.view.partitions
 
     async def looks(self, hashes: UInt64) -> AsyncIterator[Look]:
@@ -200,6 +203,7 @@ class Examiner:
 
     async def _look(self, hashes: UInt64) -> Look:
         records, unreadable = await self._rows.records(hashes)
+        unreadable |= set(np.intersect1d(hashes, self._nowhere).tolist())
         winners = await self._winners_of(hashes, records)
         due = await self._due(hashes, records, winners)
         judged = {item_hash: event for item_hash, event in due.items() if item_hash not in unreadable}

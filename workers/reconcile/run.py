@@ -19,7 +19,7 @@ import numpy as np
 from schemas.records import among, hash64_each
 from workers.errors import RecallError
 from workers.ports import UInt64
-from workers.reconcile.columns import Columns, Int64, one_each, table_columns
+from workers.reconcile.columns import NOWHERE, Columns, Int64, one_each, table_columns
 from workers.reconcile.examine import AT_ONCE, KINDS, Examiner, Finding, Parts
 from workers.reconcile.topic import ItemTopic, Offsets, Span
 from workers.stores.markers_redis import RedisMarkers
@@ -188,7 +188,8 @@ class Reconciliation:
         suspected = np.unique(np.concatenate(suspects))
         sample = self._sample(winners, settled, suspected)
         report.compared += len(sample)
-        examiner = Examiner(self._parts, self._topic, all_winners, span, read.unreadable)
+        nowhere = table.hashes[table.places == NOWHERE]
+        examiner = Examiner(self._parts, self._topic, all_winners, span, read.unreadable, nowhere)
         confirmed = await self._confirmed(examiner, np.union1d(suspected, sample), span.ends)
         report.refused += confirmed.refused
         for name, kind in confirmed.kinds.items():
