@@ -96,6 +96,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(os.environ[FOLDER_VARIABLE], ignore_errors=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def patient_clients() -> Iterator[None]:
+    """A broker that is slow to answer because the machine is busy is no finding."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("workers.kafka_client.ANSWERS_WITHIN_S", 60.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def stack() -> Stack:
     """Real Kafka, Redis and Milvus, shared by the whole run."""

@@ -83,9 +83,14 @@ class TorchServe:
             self._server.until(partial(self._loaded, name))
 
     def _loaded(self, name: str) -> bool:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._ports['management']}/models/{name}", timeout=5) as page:
-            (model,) = json.load(page)
-        return all(each["status"] == "READY" for each in model["workers"])
+        address = f"http://127.0.0.1:{self._ports['management']}/models/{name}"
+        try:
+            with urllib.request.urlopen(address, timeout=5) as page:
+                (model,) = json.load(page)
+        except OSError:
+            return False
+        workers = model["workers"]
+        return bool(workers) and all(each["status"] == "READY" for each in workers)
 
     def settings(self, way: str) -> dict[str, object]:
         """See Backend."""

@@ -2,9 +2,11 @@
 the commands."""
 
 import asyncio
+import fcntl
 import shutil
 import signal
 import socket
+import termios
 import time
 import uuid
 from dataclasses import dataclass
@@ -16,8 +18,8 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from models.bundle import Bundle
 from models.datasets.generated import generate
 from schemas.records import ItemRecord
-from tests.conftest import Stack
-from tests.e2e.cli import Done, Place, case
+from tests.conftest import PATIENT, Stack
+from tests.e2e.cli import Done, Place, Running, case
 from tests.e2e.cli_cases import FIT, write_events
 from tests.e2e.conftest import fit_small, prepare
 from workers import topics, views
@@ -78,7 +80,7 @@ class Ready:
 def ready(stack: Stack, namespace: str, tmp_path_factory: pytest.TempPathFactory, packed: Bundle) -> Ready:
     folder = tmp_path_factory.mktemp("ready")
     write_events(folder)
-    settings = stack.settings(namespace=namespace, data_dir=folder / "data")
+    settings = stack.settings(**PATIENT, namespace=namespace, data_dir=folder / "data")
     asyncio.run(prepare(settings, packed))
     variables = {name: value for name, value in environment(settings).items() if name != "RECALL_DATA_DIR"}
     return Ready(settings, packed, Place(folder, variables))
@@ -150,7 +152,7 @@ def _(ready: Ready) -> list[Done]:
         address = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
         return [
             ready.place.with_(RECALL_REDIS_URL=closed("redis://")).recall(*load),
-            ready.place.with_(RECALL_REDIS_URL=address).recall(*load),
+            ready.place.with_(RECALL_REDIS_URL=address, RECALL_STORE_TIMEOUT_MS="1000").recall(*load),
         ]
 
 
@@ -322,7 +324,10 @@ def _(ready: Ready) -> list[Done]:
         place.start("users", "forget", "u", "--wait"),
     ]
     asyncio.run(_until_sent(ready.settings))
-    time.sleep(1)
+    for command in commands:
+        if {"activity", "-"} & {command.arguments[-1]}:
+            _until_reading(command)
+    time.sleep(1)  # fitting gives no sign
     return [command.signal().done() for command in commands]
 
 
@@ -336,6 +341,17 @@ async def _until_sent(settings: Settings) -> None:
             while not any((await consumer.end_offsets(partitions)).values()):
                 assert time.monotonic() < end
                 await asyncio.sleep(0.1)
+
+
+def _until_reading(command: Running) -> None:
+    """Wait until it has read an empty line from standard input."""
+    assert command.process.stdin is not None
+    command.process.stdin.write("\n")
+    command.process.stdin.flush()
+    end = time.monotonic() + 60
+    while any(fcntl.ioctl(command.process.stdin, termios.FIONREAD, bytes(4))):
+        assert time.monotonic() < end, command.arguments
+        time.sleep(0.05)
 
 
 @case("`watch`", "Ctrl-C")

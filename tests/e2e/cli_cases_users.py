@@ -29,7 +29,7 @@ def without_redis(place: Place, *command: str) -> list[Done]:
         silent_url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
         return [
             place.with_(RECALL_REDIS_URL=closed("redis://")).recall(*command),
-            place.with_(RECALL_REDIS_URL=silent_url).recall(*command),
+            place.with_(RECALL_REDIS_URL=silent_url, RECALL_STORE_TIMEOUT_MS="1000").recall(*command),
         ]
 
 

@@ -1,6 +1,7 @@
 """Milvus has lost a view's collection: workers that are started again make it anew and fill it from Kafka."""
 
 import asyncio
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,8 @@ from workers.settings import Settings
 DATASET = generate(items=100, users=60, events=2500)
 K = 90
 DELETED, ADDED = DATASET.item_ids[0], "a new one"
+THERE = {*DATASET.item_ids, ADDED} - {DELETED}
+VISIBLE_WITHIN_S = 60.0
 
 
 @pytest.fixture
@@ -58,8 +61,16 @@ async def feed(settings: Settings, *updates: ItemUpdate) -> None:
 
 
 async def ask(settings: Settings) -> CandidateList:
-    async with RecallClient(settings) as client:
-        return await client.ask(RecallRequest(request_id="r", user_id="nobody", k=K, timeout_ms=10_000))
+    """A list, once all items are to be found: a search is a moment behind a write."""
+
+    async def listed(k: int) -> CandidateList:
+        request = RecallRequest(request_id=uuid.uuid4().hex, user_id="nobody", k=k, timeout_ms=20_000)
+        return await client.ask(request)
+
+    async with RecallClient(settings) as client, asyncio.timeout(VISIBLE_WITHIN_S):
+        while set((await listed(1000)).item_ids) != THERE:
+            await asyncio.sleep(0.05)
+        return await listed(K)
 
 
 def test_a_lost_collection_is_filled_again(stack: Stack, settings: Settings, bundle: Bundle) -> None:

@@ -158,7 +158,7 @@ async def log_of(settings: Settings, partition: int) -> list[Any]:
 
 
 async def ask(client: RecallClient, user: str) -> CandidateList:
-    return await client.ask(RecallRequest(request_id=uuid.uuid4().hex, user_id=user, k=10, timeout_ms=5000))
+    return await client.ask(RecallRequest(request_id=uuid.uuid4().hex, user_id=user, k=10, timeout_ms=20_000))
 
 
 @pytest.mark.timeout(400)

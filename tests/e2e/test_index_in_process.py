@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from schemas.recall import CandidateList, RecallRequest
 from tests.conftest import PATIENT, Stack
 from tests.e2e.conftest import fit_small, load, prepare
 from workers.client import RecallClient
+from workers.errors import DependencyTimeout
 from workers.item_loading import wait_for_items
 from workers.live.sender import Sender
 from workers.local.process import end, free_ports
@@ -172,9 +174,23 @@ async def _answers(settings: Settings, worker: Worker) -> list[tuple[str, list[s
         while health(worker._state) != "ready":
             assert worker.process.poll() is None, worker.said()
             assert time.monotonic() < end_at
-            answer = await client.ask(asked())
-            found.append((str(answer.status), list(answer.reasons), len(answer.item_ids)))
+            with suppress(DependencyTimeout):  # a worker takes a while to start on a busy machine
+                answer = await client.ask(asked())
+                found.append((str(answer.status), list(answer.reasons), len(answer.item_ids)))
     return found
+
+
+def _filled_anew(settings: Settings, started: list[Worker]) -> list[tuple[str, list[str], int]]:
+    """The answers while a worker starts that cannot use the snapshot of the one before."""
+    started[-1].stop()
+    snapshot = snapshot_of(settings)
+    content = bytearray(snapshot.read_bytes())
+    content[len(content) // 2] ^= 1
+    snapshot.write_bytes(content)
+    started.append(Worker(settings))
+    answers = asyncio.run(_answers(settings, started[-1]))
+    assert '"why": "it is damaged"' in started[-1].said()
+    return answers
 
 
 @pytest.mark.timeout(300)
@@ -187,17 +203,14 @@ def test_no_answer_is_ok_before_the_index_is_filled(ours: Settings, dataset: Dat
     asyncio.run(change(ours, many, []))
     everything = {update.item_id for update in dataset.items(dataset.test_ms)} | set(many)
     asyncio.run(wait_for_items(ours))
-    started[-1].stop()
-    snapshot = snapshot_of(ours)
-    content = bytearray(snapshot.read_bytes())
-    content[len(content) // 2] ^= 1
-    snapshot.write_bytes(content)
-    started.append(Worker(ours))
-    answers = asyncio.run(_answers(ours, started[-1]))
-    assert '"why": "it is damaged"' in started[-1].said()
-    half = [each for each in answers if each[0] == "ok" and each[2] < 1000]
-    assert not half, answers
-    assert any(status == "degraded" and "index_unavailable" in reasons for status, reasons, _ in answers), answers
+    for _ in range(5):  # the index may be filled before the first request comes through
+        answers = _filled_anew(ours, started)
+        half = [each for each in answers if each[0] == "ok" and each[2] < 1000]
+        assert not half, answers
+        if any(status == "degraded" and "index_unavailable" in reasons for status, reasons, _ in answers):
+            break
+    else:
+        pytest.fail(f"nobody was answered before the index was filled: {answers}")
     assert len(asyncio.run(listed(ours))) == min(1000, len(everything))
 
 

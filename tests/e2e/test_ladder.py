@@ -37,7 +37,8 @@ from workers.settings import Settings, load_settings
 from workers.stores.connect import connect
 from workers.stores.user_redis import RedisUserTable
 
-TIMEOUT_MS = 2500
+TIMEOUT_MS = 20_000
+STEPS = {"store_timeout_ms": 3000, "tower_timeout_ms": 3000, "index_timeout_ms": 3000}
 WITHIN_S = 90.0
 K = 20
 LOVED = "film-7"  # what everybody likes
@@ -145,7 +146,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     try:
         stack.start()
         own = {"namespace": f"l{uuid.uuid4().hex[:8]}", "data_dir": folder, "popular_refresh_ms": 200, "reuse_ms": 0}
-        settings = with_local_stack(load_settings(**own))
+        settings = with_local_stack(load_settings(**own, **STEPS))
         dataset = generate(items=300, users=100, events=6000)
         asyncio.run(prepare(settings, faulty_bundle(dataset, folder / "bundles")))
         workers = WorkerProcesses(settings)

@@ -18,7 +18,7 @@ import pytest
 
 from models.bundle import Bundle
 from models.datasets.generated import generate
-from tests.conftest import Stack
+from tests.conftest import PATIENT, Stack
 from tests.e2e.cli import Done, Place, Running
 from tests.e2e.cli_cases import FIT, write_events
 from tests.e2e.conftest import fit_small, prepare
@@ -132,6 +132,7 @@ def guarded(
     write_events(folder)
     milvus = stack.milvus_uri.partition("://")[2]
     settings = stack.settings(
+        **PATIENT,
         namespace=namespace,
         data_dir=folder / "data",
         redis_url=f"redis://:{quote(OF_REDIS, safe='')}@{redis_address}",
@@ -144,14 +145,14 @@ def guarded(
 
 
 def until_ready(supervisor: Running, place: Place, workers: int) -> None:
-    """Wait until the logs say so often that a worker is ready."""
+    """Wait until so many logs say that their worker is ready."""
     until = time.monotonic() + 90
     while True:
-        text = "".join(path.read_text() for path in place.data.rglob("*worker-*.log"))
-        if text.count('"worker ready"') >= workers:
+        logs = [path.read_text() for path in place.data.rglob("*worker-*.log")]
+        if sum('"worker ready"' in log for log in logs) >= workers:
             return
         assert supervisor.process.poll() is None, supervisor.done()
-        assert time.monotonic() < until, text[-3000:]
+        assert time.monotonic() < until, [log[-3000:] for log in logs]
         time.sleep(0.1)
 
 
@@ -161,6 +162,12 @@ def lines_of(log: str) -> list[dict[str, object]]:
     for line in found:
         assert {"event", "level", "timestamp"} <= line.keys(), line
     return found
+
+
+def assert_one_life(events: list[object], where: str) -> None:
+    """It starts and ends once, and is ready once, and again after what it took for an outage on a busy machine."""
+    assert [events.count(f"worker {life}") for life in ("starts", "ends")] == [1, 1], (where, events)
+    assert 1 <= events.count("worker ready") <= 1 + events.count("dependency failed"), (where, events)
 
 
 def ended(running: Running, where: str, code: int = 0) -> Done:
@@ -186,8 +193,7 @@ def test_workers_and_commands_that_work(guarded: Guarded) -> None:
     for name, log in logs.items():
         assert_nothing_leaks(log, name)
         events = [line["event"] for line in lines_of(log)]
-        for life in ("worker starts", "worker ready", "worker ends"):
-            assert events.count(life) == 1, (name, events)
+        assert_one_life(events, name)
 
 
 def test_credentials_that_are_refused(guarded: Guarded) -> None:
@@ -262,9 +268,8 @@ def test_the_log_of_all_kinds_in_one_process_does_not_grow_with_events(guarded: 
     lines = lines_of(done.err)
     after = [line["event"] for line in lines[before:]]
     assert len(after) <= 100, after  # of a thousand events; a busy machine's outages have lines of their own
-    events = [(line["event"], line.get("kind")) for line in lines]
-    for life in ("worker starts", "worker ready", "worker ends"):
-        assert [events.count((life, kind)) for kind in AGENT_KINDS] == [1, 1, 1], events
+    for kind in AGENT_KINDS:
+        assert_one_life([line["event"] for line in lines if line.get("kind") == kind], kind)
 
 
 def test_an_outage_names_its_dependency_and_libraries_speak_json_too(guarded: Guarded) -> None:

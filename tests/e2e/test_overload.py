@@ -21,6 +21,7 @@ from workers.kafka_client import group_lag
 BACKLOG = 3000
 OFFERED = 2.5  # times what can be done
 WAVES = 40
+TRIES = 5  # each with twice as many
 BETWEEN_S = 0.1
 TIMEOUT_MS = 500
 WITHIN_S = 60.0
@@ -69,15 +70,15 @@ async def test_more_than_can_be_done_is_answered_in_full_and_in_time(
 ) -> None:
     await client.ask(request(new("u")))  # the worker is warm
     wave = int(OFFERED * BETWEEN_S * await capacity_per_s(live, reader))
-    asked = [different(f"{n}", TIMEOUT_MS) for n in range(WAVES * wave)]
-    await send(live, asked, wave)
-    answers = await reader.until({one.request_id for one in asked})
-    assert {answer.status for answer in answers} <= {"ok", "rejected", "expired", "degraded"}
-    refused = [answer for answer in answers if answer.reasons == ["overloaded"]]
-    assert all(answer.timings_ms.total < TIMEOUT_MS for answer in refused), "before their deadlines"
-    served = [answer for answer in answers if answer.status == "ok"]
-    assert all(answer.timings_ms.total <= TIMEOUT_MS and len(answer.item_ids) == 20 for answer in served)
-    assert refused or len(served) == len(asked), "who cannot be served is told so"
+    asked: list[RecallRequest] = []
+    for number in range(TRIES):  # it may have been measured while the machine stood still
+        some = [different(f"{number}-{n}", TIMEOUT_MS) for n in range(WAVES * wave << number)]
+        await send(live, some, wave << number)
+        asked += some
+        if is_refused(await reader.until({one.request_id for one in some})):
+            break
+    else:
+        pytest.fail("who cannot be served is told so")
 
     topic, group = live.settings.topic("recall-requests"), live.settings.group("recall-requests")
     async with asyncio.timeout(WITHIN_S):
@@ -88,6 +89,16 @@ async def test_more_than_can_be_done_is_answered_in_full_and_in_time(
     await reader.until({last.request_id})
     ids = Counter(answer.request_id for answer in reader.answers)
     assert {ids[one.request_id] for one in asked} == {1}, "each is answered once"
+
+
+def is_refused(answers: Sequence[CandidateList]) -> bool:
+    """Whether some are, and what is done is done in time."""
+    assert {answer.status for answer in answers} <= {"ok", "rejected", "expired", "degraded"}
+    refused = [answer for answer in answers if answer.reasons == ["overloaded"]]
+    assert all(answer.timings_ms.total < TIMEOUT_MS for answer in refused), "before their deadlines"
+    served = [answer for answer in answers if answer.status == "ok"]
+    assert all(answer.timings_ms.total <= TIMEOUT_MS and len(answer.item_ids) == 20 for answer in served)
+    return bool(refused)
 
 
 def different(request_id: str, timeout_ms: int) -> RecallRequest:

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -92,24 +93,29 @@ def served(settings: Settings, bundle: Bundle, dataset: Dataset) -> Iterator[Set
     try:
         wait_ready(workers)
         asyncio.run(load(settings, dataset))
+        asyncio.run(until_listed(settings, set(dataset.item_ids)))
         yield settings
         assert workers.dead() is None, "a worker ended during the test"
     finally:
         workers.stop()
 
 
+def requested(k: int, **fields: Any) -> RecallRequest:
+    request_id = uuid.uuid4().hex
+    return RecallRequest(request_id=request_id, user_id="new", timestamp_ms=AS_OF_MS, k=k, timeout_ms=20_000, **fields)
+
+
+async def until_listed(settings: Settings, item_ids: set[str]) -> None:
+    """A search is a moment behind a write, and twenty are found before the best twenty are."""
+    async with RecallClient(settings) as client, asyncio.timeout(WITHIN_S):
+        while set((await client.ask(requested(1000))).item_ids) != item_ids:
+            await asyncio.sleep(0.05)
+
+
 async def ask(client: RecallClient, after: str | None = None) -> CandidateList:
     end_at = time.monotonic() + WITHIN_S
     while True:
-        request = RecallRequest(
-            request_id=uuid.uuid4().hex,
-            user_id="new",
-            timestamp_ms=AS_OF_MS,
-            k=20,
-            timeout_ms=20_000,
-            after_event_id=after,
-        )
-        answer = await client.ask(request)
+        answer = await client.ask(requested(20, after_event_id=after))
         if answer.status == "ok" and len(answer.item_ids) == 20:
             return answer
         assert time.monotonic() < end_at, answer

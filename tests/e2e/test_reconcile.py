@@ -4,9 +4,10 @@ import asyncio
 import signal
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
+from urllib.error import HTTPError
 
 import numpy as np
 import orjson
@@ -61,6 +62,16 @@ class Fed:
         await produce(self.settings, self.settings.topic("item-updates"), [*item_messages(updates), *tombstones])
         await wait_for_items(self.settings)
 
+    async def shows(self, *item_ids: str) -> None:
+        """Wait until Milvus has all these for whoever looks."""
+        index = await self.open_index()
+        await until_shown(index, there=item_ids)
+        await index.close()
+
+    async def open_index(self) -> MilvusItemIndex:
+        bundle = self.bundle
+        return await open_index(self.settings, Collection(self.name, bundle.dim, bundle.metric, bundle.version))
+
     async def reconcile(self, **options: Any) -> Report:
         async with AsyncExitStack() as opened:
             return await (await open_reconciliation(self.settings, Options(**options), opened)).run()
@@ -81,6 +92,7 @@ def fed(stack: Stack, module_namespace: str, tmp_path_factory: pytest.TempPathFa
         view = Fed(settings, bundle, place, web_port)
         catalogue = [film(f"film-{n}", attributes={"title": f"Film {n}", "year": 1900 + n}) for n in range(ITEMS)]
         asyncio.run(view.send(*catalogue))
+        asyncio.run(view.shows(*(update.item_id for update in catalogue)))
         yield view
     finally:
         ended = worker.signal(signal.SIGTERM).done()
@@ -89,7 +101,7 @@ def fed(stack: Stack, module_namespace: str, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture
 async def index(fed: Fed) -> AsyncIterator[MilvusItemIndex]:
-    index = await open_index(fed.settings, Collection(fed.name, fed.bundle.dim, fed.bundle.metric, fed.bundle.version))
+    index = await fed.open_index()
     yield index
     await index.close()
 
@@ -235,5 +247,12 @@ async def test_missed_deletions_are_told_everywhere_until_they_are_mended(
     report = await fed.reconcile(repair=True)
     assert (report.repaired, report.left, report.missed_deletions) == (1, 0, False)
     assert await until_told(0) == []
-    ready = await asyncio.to_thread(urllib.request.urlopen, f"http://127.0.0.1:{fed.web_port}/readyz")
-    assert ready.status == 200
+
+    async def ready() -> bool:
+        """A late probe may have said otherwise."""
+        with suppress(HTTPError):
+            page = await asyncio.to_thread(urllib.request.urlopen, f"http://127.0.0.1:{fed.web_port}/readyz")
+            return bool(page.status == 200)
+        return False
+
+    await until(ready)

@@ -38,10 +38,10 @@ def started(request: pytest.FixtureRequest, started_backend: Callable[[str], Bac
     return started_backend(chosen(request.config))
 
 
-async def until(settings: Settings, status: str) -> CandidateList:
-    """Ask until an answer has this status."""
+async def until(settings: Settings, status: str, items: int | None = None) -> CandidateList:
+    """Ask until an answer has this status, and so many items: a search is a moment behind a write."""
     end, answer = time.monotonic() + BACK_WITHIN_S, None
-    while answer is None or answer.status != status:
+    while answer is None or answer.status != status or items not in {None, len(answer.item_ids)}:
         assert time.monotonic() < end, answer
         with suppress(DependencyTimeout):  # a worker takes a while to start on a busy machine
             answer = await ask(settings)
@@ -69,7 +69,7 @@ async def test_a_worker_answers_without_its_model_server_and_with_it(
         await proxy.start()
         await asyncio.to_thread(wait_ready, workers)
         await load(settings, DATASET)
-        assert len((await until(settings, "ok")).item_ids) == 10
+        await until(settings, "ok", items=10)
         await proxy.stop()
         assert (await until(settings, "degraded")).reasons == ["model_unavailable"]
         await proxy.start()

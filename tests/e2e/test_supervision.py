@@ -55,7 +55,10 @@ def children(supervisor: int) -> dict[str, int]:
     """Kind -> pid of the supervisor's workers."""
     found = {}
     for pid in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split():
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        except OSError:  # it has ended since
+            continue
         # before it has become a worker, a child is still a copy of `worker all`
         if "worker" in words and (kind := words[words.index("worker") + 1]) in AGENT_KINDS:
             found[kind] = int(pid)

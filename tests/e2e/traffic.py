@@ -127,4 +127,4 @@ class Traffic:
 async def ask(settings: Settings, user: str = "someone") -> CandidateList:
     """One request of its own."""
     async with RecallClient(settings) as client:
-        return await client.ask(RecallRequest(request_id=uuid.uuid4().hex, user_id=user, k=10, timeout_ms=5000))
+        return await client.ask(RecallRequest(request_id=uuid.uuid4().hex, user_id=user, k=10, timeout_ms=20_000))
