@@ -187,6 +187,8 @@ class Publisher:
     async def deliveries(self, topic: str, messages: Sequence[Outgoing], told: Told) -> list[Delivery]:
         """One for each partition that they go to; nothing is sent yet. Raises DependencyUnavailable."""
         producer = producer_of(self._app)
+        if producer is None:
+            raise DependencyUnavailable("kafka", "this worker ends, and has closed its producer")
         with _translated(topic, self._timeout_s):
             partitions = sorted(await producer.partitions_for(topic))
             if not partitions:
@@ -237,12 +239,17 @@ def refusals(into: list[int]) -> Told:
 
 
 async def ask_broker(app: Any) -> None:
-    """One metadata request to any broker. Raises DependencyUnavailable when none answers; for a started app."""
-    if not await producer_of(app).client.force_metadata_update():
+    """One metadata request to any broker. Raises DependencyUnavailable when none answers; for a started app.
+
+    Nothing is asked by one that is ending and has closed its producer.
+    """
+    producer = producer_of(app)
+    if producer is not None and not await producer.client.force_metadata_update():
         raise DependencyUnavailable("kafka", "no broker answers")
 
 
 def partitions_known(app: Any, topic: str) -> int | None:
     """How many partitions a topic has that a started app sends to, as of the last `ask_broker`; None: not known yet."""
-    known = producer_of(app).client.cluster.partitions_for_topic(topic)
+    producer = producer_of(app)
+    known = None if producer is None else producer.client.cluster.partitions_for_topic(topic)
     return len(known) if known else None

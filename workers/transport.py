@@ -393,6 +393,6 @@ def batch_topic(app: Any, name: str) -> Any:
     return app.topic(name, schema=_BatchSchema(), key_type=None, value_type=None)
 
 
-def producer_of(app: Any) -> aiokafka.AIOKafkaProducer:
-    """The producer inside a started app."""
+def producer_of(app: Any) -> aiokafka.AIOKafkaProducer | None:
+    """The producer inside a started app; None once that has stopped it, while it is ending."""
     return app.producer._producer

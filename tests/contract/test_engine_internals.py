@@ -30,7 +30,9 @@ from faust.types.tuples import ConsumerMessage
 from mode.threads import ServiceThread
 
 from workers import transport
+from workers.errors import DependencyUnavailable
 from workers.inflight import BatchPolicy
+from workers.publisher import Publisher, ask_broker, partitions_known
 from workers.settings import load_settings
 from workers.transport import Consumer, Producer, create_app
 
@@ -121,6 +123,18 @@ def test_what_the_coordinator_refuses_waits_for_somebody_to_hear_it() -> None:
     assert "raise exc" in heard
     assert "self._coordination_task = create_task(" in inspect.getsource(GroupCoordinator.__init__)
     assert "_coordinator" not in inspect.getsource(driver.AIOKafkaConsumerThread._fetch_records), "a poll hears nothing"
+
+
+async def test_one_that_is_ending_has_no_producer_to_ask(tmp_path: Path) -> None:
+    """Probes go on until the app has stopped, and that closes its producer first."""
+    app = create_app("recall-requests", load_settings(data_dir=tmp_path), BatchPolicy())
+    source = inspect.getsource(driver.Producer.on_stop)
+    assert source.index("self._producer = self._producer, None") < source.index("await producer.stop()")
+    app.producer._producer = None
+    await ask_broker(app)
+    assert partitions_known(app, "t") is None
+    with pytest.raises(DependencyUnavailable):
+        await Publisher(app, 1000).deliveries("t", [], lambda *_: None)
 
 
 async def test_a_producer_that_stops_does_not_wait_for_a_leader(

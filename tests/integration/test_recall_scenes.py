@@ -1,10 +1,7 @@
 """What a scene makes of a list: its sources, quotas, caps and seen rule; deeper searches, reuse, and last lists."""
 
 import asyncio
-import gc
 from collections import Counter
-from collections.abc import Hashable
-from types import FunctionType, ModuleType
 
 import numpy as np
 import pytest
@@ -19,9 +16,8 @@ from workers.clock import SystemClock
 from workers.dependencies import Dependencies
 from workers.merge import forget
 from workers.metrics import Metrics
-from workers.pipelines.rows import Findings
 from workers.ports import Hits, IndexRows, UserChange
-from workers.remembered import LastLists, Results
+from workers.remembered import LastLists
 from workers.stores.vector_cache import VectorCache
 
 YEAR = [FilterClause(field="year", op="ge", value=1980)]
@@ -171,37 +167,6 @@ async def test_an_equal_question_a_moment_later_is_not_searched_again(system: Sy
     (stranger,) = await pipeline.run([ask("nobody either")])  # of both nothing is known: the same question
     assert len(index.depths) == 3
     assert stranger.reasons == ["cold_start"]
-
-
-async def test_of_a_question_nothing_is_kept_but_what_an_equal_one_takes_over(system: System) -> None:
-    kept: list[Findings] = []
-
-    class Watched(Results[Findings]):
-        def put(self, key: Hashable, result: Findings) -> None:
-            kept.append(result)
-            super().put(key, result)
-
-    asked = ask(context={"note": "x" * 10_000}, exclude_items=["film-9"])
-    pipeline = system.pipeline(results=Watched(1000))
-    await pipeline.run([asked])
-    (again,) = await pipeline.run([asked])
-    assert again.timings_ms.reused is not None
-    (record,) = await system.users.records(["known"])
-    held = reached(kept)
-    assert id(kept[0].query) in held
-    assert held.isdisjoint(map(id, (asked, asked.request, asked.request.context["note"], record)))
-
-
-def reached(start: object) -> set[int]:
-    """The ids of all that an object keeps alive."""
-    found: set[int] = set()
-    waiting = [start]
-    while waiting:
-        each = waiting.pop()
-        if id(each) not in found and not isinstance(each, type | ModuleType | FunctionType):
-            found.add(id(each))
-            waiting += gc.get_referents(each)
-    return found
 
 
 async def test_an_event_or_a_deletion_is_seen_at_once_all_the_same(system: System) -> None:
