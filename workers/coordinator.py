@@ -35,16 +35,19 @@ async def hear(ask: Callable[[Callable[[Any], Awaitable[bool]]], Awaitable[bool]
                 log.error("the consumer group refuses this worker", why=f"{type(error).__name__}: {error}")  # noqa: TRY400
         else:
             if not well:
-                log.error("the consumer group was given up; ending without a commit")
+                log.error("aiokafka has given up its group or its fetches; ending without a commit")
                 end_process()
 
 
 async def heard(consumer: Any) -> bool:
-    """Whether it is in touch with its group, or about to leave it. Raises KafkaError that nobody has heard yet."""
+    """Whether it is in touch with its group, and fetches, or is about to leave it.
+
+    Raises KafkaError that nobody has heard yet.
+    """
     coordinator = consumer._coordinator
     if coordinator is None or coordinator._closing.done():
         return True
-    if coordinator._coordination_task.done():
+    if coordinator._coordination_task.done() or consumer._fetcher._fetch_task.done():
         return False
     coordinator.check_errors()
     return True

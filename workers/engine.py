@@ -1,4 +1,12 @@
-"""An app of Faust at work: its batches handed to an agent, and its end."""
+"""An app of Faust at work: its batches handed to an agent, and its end.
+
+app = create_app("recall-requests", settings, policy)
+topic = batch_topic(app, "recall-requests")
+
+@app.agent(topic)
+async def agent(stream):
+    await serve(stream, handle)      # handle(batch) must end with batch.done()
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -44,8 +52,17 @@ async def leave_and_end(app: Any) -> NoReturn:
 
 
 async def run_until(app: Any, stopping: asyncio.Event) -> None:
-    """Start the app and run it until `stopping` is set; then drain, commit, stop. A crash ends the process."""
-    await app.start()
+    """Start the app and run it until `stopping` is set; then drain, commit, stop. A crash ends the process.
+
+    A start waits for brokers without end; one that is still under way then is given up.
+    """
+    starting, stop = asyncio.ensure_future(app.start()), asyncio.create_task(stopping.wait())
+    await asyncio.wait({starting, stop}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done() and not (await asyncio.wait({starting}, timeout=EXIT_AFTER_S))[0]:
+        log.warning("the engine had not started; nothing was in hand")
+        end_process(0)
+    await cancel(stop)
+    await starting
     ends = [asyncio.create_task(event.wait()) for event in (stopping, app._crashed, app._stopped)]
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     await cancel(*ends)

@@ -1,6 +1,6 @@
 """What aiokafka must bear that it does not by itself: applied before the first client of a process is made."""
 
-from workers import header_names, leaderless, resets
+from workers import brokers_gone, committed, header_names, leaderless, resets, sequences
 
 
 def apply() -> None:
@@ -8,3 +8,6 @@ def apply() -> None:
     resets.expect_in_kafka_client()
     header_names.expect_any_in_kafka_client()
     leaderless.ask_with_pauses()
+    committed.refuse_answers_of_nothing()
+    sequences.wrap()
+    brokers_gone.bootstrap_again()

@@ -18,6 +18,7 @@ from aiokafka.errors import (
     KafkaError,
     OutOfOrderSequenceNumber,
     ProducerFenced,
+    UnknownProducerId,
     UnknownTopicOrPartitionError,
 )
 
@@ -29,7 +30,7 @@ from workers.transport import MAX_REQUEST_BYTES, producer_of
 RECORD_OVERHEAD_BYTES = 64
 HEADER_OVERHEAD_BYTES = 10
 KEPT_BYTES = 12_000  # of a message that waits, beside itself and what it answers: the objects of both
-FATAL_FOR_PRODUCER = (OutOfOrderSequenceNumber, ProducerFenced, InvalidProducerEpoch)
+FATAL_FOR_PRODUCER = (OutOfOrderSequenceNumber, ProducerFenced, InvalidProducerEpoch, UnknownProducerId)
 
 Told = Callable[[Sequence[int], bool], None]
 """Is told the positions of messages, and whether all in-sync replicas have them or they are too large to be sent."""
@@ -244,6 +245,9 @@ async def ask_broker(app: Any) -> None:
     Nothing is asked by one that is ending and has closed its producer.
     """
     producer = producer_of(app)
+    if producer is not None and producer._sender.sender_task.done():
+        log.error("aiokafka has given up sending; ending without a commit")
+        end_process()
     if producer is not None and not await producer.client.force_metadata_update():
         raise DependencyUnavailable("kafka", "no broker answers")
 

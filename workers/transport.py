@@ -4,13 +4,6 @@ One poll is one merged, cut set of batches over all partitions; the next poll wa
 waits, so that batches grow with load by themselves. An agent with a backlog of its own has a say in it too. Offsets are
 committed as the longest finished prefix.
 
-    app = create_app("recall-requests", settings, policy)
-    topic = batch_topic(app, "recall-requests")
-
-    @app.agent(topic)
-    async def agent(stream):
-        await serve(stream, handle)      # handle(batch) must end with batch.done()
-
 Only this, positions.py and liveness.py touch what Faust is made of; tests/contract/test_engine_internals.py names it.
 """
 
@@ -46,6 +39,7 @@ SCHEME = "recall"
 POLL_S = 1.0
 OWED_WITHIN_S = 1.0  # a group waits for every drain, and a partition without a leader may take nothing for minutes
 STOP_WITHIN_S = 7.0
+COMMIT_WITHIN_S = 3.0
 ASK_WITHIN_S = 1.0  # before a commit, and for a rebalance before the end
 SESSION_TIMEOUT_S = 10.0
 FETCH_WAIT_MS = 200  # the broker holds a fetch for so long, and what follows it on the connection: asking for offsets
@@ -68,6 +62,14 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         consumer._isolation_level = READ_COMMITTED
         return consumer
+
+    async def _commit(self, offsets: Mapping[Any, int]) -> bool:
+        """Bounded: aiokafka tries without end, also for a partition that is gone, and a rebalance would wait for it."""
+        try:
+            async with asyncio.timeout(COMMIT_WITHIN_S):
+                return bool(await super()._commit(offsets))
+        except TimeoutError:
+            return False
 
 
 class Consumer(driver.Consumer):
@@ -211,7 +213,7 @@ class Consumer(driver.Consumer):
         await asyncio.sleep(max(0.0, min(self.flight.unsettled_s(), end - time.monotonic())))
         for _ in range(10):
             await self.commit_and_end_transactions()
-            if self._refused or not self.flight.committable():
+            if self._refused or not self.flight.committable() or time.monotonic() >= end:
                 return
 
     async def commit_and_end_transactions(self) -> None:
