@@ -39,7 +39,7 @@ def servers(tmp_path: Path) -> Iterator[list[Redis]]:
         server.wait_ready()
     yield servers
     for server in servers:
-        server.stop()
+        server.kill()  # one that has replicas would wait for them
 
 
 @pytest.fixture
