@@ -1,6 +1,7 @@
 """`recall model fit`: a bundle in closed form, from a data set or from events of your own."""
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -76,13 +77,17 @@ def print_result(result: dict[str, Any], *, active: bool) -> None:
         print(ACTIVE)
 
 
+def _note(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 def activate(settings: Settings, result: dict[str, Any]) -> None:
     """Make a bundle, by its `path` and `version`, the active one. Raises RecallError: it is written all the same."""
     from workers import views
     from workers.local.discover import with_local_stack
 
     try:
-        run(views.activate(with_local_stack(settings), Path(result["path"]), result["version"]))
+        run(views.activate(with_local_stack(settings), Path(result["path"]), result["version"], _note))
     except RecallError as error:
         kind = ConfigurationError if isinstance(error, ConfigurationError) else RecallError
         raise kind(f"the bundle {result['version']} is written but not active: {error}") from error
