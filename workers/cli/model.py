@@ -15,7 +15,10 @@ from workers.cli.running import run
 from workers.errors import ConfigurationError, RecallError
 from workers.settings import Settings, load_settings
 
-ACTIVE = "it is the active bundle now; `recall up` starts workers with it (restart those that run)"
+ACTIVE = (
+    "it is the active bundle now; `recall up` starts workers with it (restart those that run; where servers are up "
+    "alone, `recall down` first)"
+)
 METRICS = ("recall_at_", "ndcg_at_")
 
 
