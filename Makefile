@@ -22,7 +22,7 @@ setup: $(STAMP)
 $(STAMP): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0] + "; choose another with make PYTHON=...")'
 	@echo "installing pinned packages into .venv (about 1.1 GB on disk, a minute at first)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip --quiet install --require-hashes -r requirements/tools.txt
 	$(BIN)/uv --quiet pip sync --python $(BIN)/python --require-hashes requirements/dev.txt
 	$(BIN)/uv --quiet pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .

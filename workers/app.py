@@ -103,10 +103,17 @@ async def run(settings: Settings, kinds: Sequence[AgentKind]) -> None:
         watchdog = Watchdog(settings.stuck_after_ms / 1000, [each for worker in workers for each in worker.watched()])
         watching = asyncio.create_task(watchdog.run())
         opened.push_async_callback(cancel, watching)
-        tasks = [asyncio.create_task(_work(worker, stopping)) for worker in workers]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        stopping.set()  # when one cannot work, none of this process does
-        await asyncio.gather(*tasks)
+        await _together([_work(worker, stopping) for worker in workers], stopping)
+
+
+async def _together(work: Sequence[Coroutine[Any, Any, None]], stopping: asyncio.Event) -> None:
+    """All kinds of a process: when one cannot work, none does, and the others drain. Raises what came first."""
+    tasks = [asyncio.create_task(each) for each in work]
+    first, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    stopping.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for task in (*first, *tasks):
+        task.result()
 
 
 def _render(metrics: Metrics, workers: Sequence[Worker]) -> bytes:

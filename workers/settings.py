@@ -356,6 +356,8 @@ def load_settings(**overrides: object) -> Settings:
                 secret = Path(path).read_text().strip()
             except OSError as error:
                 raise ConfigurationError(f"{name}: {path}: {error.strerror}") from error
+            except UnicodeDecodeError:
+                raise ConfigurationError(f"{name}: {path}: not UTF-8 text") from None  # its message has the bytes
             values[name.removeprefix("RECALL_").removesuffix("_FILE").lower()] = secret
     try:
         return Settings(**(values | overrides))  # type: ignore[arg-type]  # pydantic validates them

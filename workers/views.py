@@ -7,6 +7,8 @@ that they started with in `<data_dir>/last-active*.json`, and put it back into a
 """
 
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,22 +55,44 @@ def load(view: ActiveView) -> Bundle:
     return bundle
 
 
-async def activate(settings: Settings, bundle: Path, version: str) -> ActiveView:
-    """Make a bundle the active one. Running workers keep the one they started with until they are restarted."""
+def _warn(line: str) -> None:
+    log.warning(line)
+
+
+async def activate(settings: Settings, bundle: Path, version: str, say: Callable[[str], None] = _warn) -> ActiveView:
+    """Make a bundle the active one. Running workers keep the one they started with until they are restarted.
+
+    Raises ConfigurationError where Redis does not answer and `data_dir` cannot be written.
+    """
     view = ActiveView(version=version, bundle=bundle.absolute(), collection=settings.collection(version))
     try:
         await _store(settings, view)
     except DependencyError:
-        _write(_pointer(settings), view)
+        pointer = _pointer(settings)
+        try:
+            _write(pointer, view)
+        except OSError as error:
+            raise ConfigurationError(f"{pointer}: {error.strerror}") from error
     else:
-        _pointer(settings).unlink(missing_ok=True)
-        remember(settings, view)
+        if _pointer(settings).exists():  # a read-only disk refuses to delete what is not there
+            _pointer(settings).unlink()
+        remember(settings, view, say)
     return view
 
 
-def remember(settings: Settings, view: ActiveView) -> None:
-    """Keep the view that works, for a Redis that loses it. Raises ConfigurationError."""
-    _write(_last(settings), view)
+def remember(settings: Settings, view: ActiveView, say: Callable[[str], None] = _warn) -> None:
+    """Keep the view that works, for a Redis that loses it. It works without that too: who cannot write only says so.
+
+    Then none is kept, rather than an older one.
+    """
+    last = _last(settings)
+    try:
+        if not last.exists() or last.read_bytes() != _encode(view):
+            _write(last, view)
+    except OSError as error:
+        with suppress(OSError):
+            last.unlink()
+        say(f"{last}: {error.strerror}: a Redis that loses which bundle is active will not get it back")
 
 
 async def read_or_put_back(settings: Settings) -> ActiveView | None:
@@ -117,13 +141,15 @@ def _last(settings: Settings) -> Path:
 
 
 def _write(path: Path, view: ActiveView) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
         temporary.write_bytes(_encode(view))
         temporary.replace(path)
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}") from error
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def _encode(view: ActiveView) -> bytes:

@@ -309,7 +309,7 @@ def _(idle: Place) -> list[Done]:
 @case("`worker`", "the folder cannot be written")
 def _(idle: Place) -> list[Done]:
     idle.data.write_text("a file")
-    return idle.each(["worker", "recall"], ["worker", "all", "--one-process"])
+    return idle.each(["worker", "recall"], ["worker", "all"], ["worker", "all", "--one-process"])
 
 
 @case("`status`", "nothing runs")

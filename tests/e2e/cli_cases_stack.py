@@ -92,9 +92,14 @@ def _(own: Own) -> list[Done]:
     return as_said(own)
 
 
-@case("`up`, `up -d`", "it is up")
+@case("`up`, `up -d`", "its servers are up, without workers")
 def _(own: Own) -> list[Done]:
     return own.place.each(["up"], ["up", "-d"])
+
+
+@case("`up --no-workers`, `up -d --no-workers`", "it is up")
+def _(own: Own) -> list[Done]:
+    return own.place.each(["up", "--no-workers"], ["up", "-d", "--no-workers"])
 
 
 @case("`status`", "it is up")

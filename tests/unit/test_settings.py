@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from workers.cli import main
 from workers.doctor import configuration
 from workers.errors import ConfigurationError
 from workers.settings import PREFIX, Settings, load_settings, read_toml, sources
@@ -96,6 +97,28 @@ def test_a_file_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("RECALL_REDIS_URL_FILE", str(folder / "nowhere"))
     with pytest.raises(ConfigurationError, match=r"RECALL_REDIS_URL_FILE: .*No such file"):
         load_settings()
+
+
+def test_a_secret_that_is_no_text_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "secret").write_bytes(b"hunter2\xff")
+    monkeypatch.setenv("RECALL_REDIS_URL_FILE", str(folder / "secret"))
+    with pytest.raises(SystemExit) as ended:
+        main.main(["status"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"recall: RECALL_REDIS_URL_FILE: {folder}/secret: not UTF-8 text\n"
+
+
+def test_an_error_is_told_whatever_the_settings_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> Settings:
+        raise ValueError
+
+    monkeypatch.setattr("workers.settings.load_settings", broken)
+    main._print_error("what is wrong")
+    assert capsys.readouterr().err == "what is wrong\n"
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def _print_error(text: str) -> None:
     """To standard error, secrets hidden: messages of libraries may repeat what they were given."""
     settings = sys.modules.get("workers.settings")  # without it nothing secret was read
     if settings is not None:
-        with contextlib.suppress(RecallError):
+        with contextlib.suppress(Exception):  # what is wrong with them may be what is to be said
             text = settings.load_settings().hide(text)
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
 """`recall model fit`: a bundle in closed form, from a data set or from events of your own."""
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,10 @@ from workers.cli.running import run
 from workers.errors import ConfigurationError, RecallError
 from workers.settings import Settings, load_settings
 
-ACTIVE = "it is the active bundle now; `recall up` starts workers with it (restart those that run)"
+ACTIVE = (
+    "it is the active bundle now; `recall up` starts workers with it (restart those that run; where servers are up "
+    "alone, `recall down` first)"
+)
 METRICS = ("recall_at_", "ndcg_at_")
 
 
@@ -76,13 +80,17 @@ def print_result(result: dict[str, Any], *, active: bool) -> None:
         print(ACTIVE)
 
 
+def _note(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 def activate(settings: Settings, result: dict[str, Any]) -> None:
     """Make a bundle, by its `path` and `version`, the active one. Raises RecallError: it is written all the same."""
     from workers import views
     from workers.local.discover import with_local_stack
 
     try:
-        run(views.activate(with_local_stack(settings), Path(result["path"]), result["version"]))
+        run(views.activate(with_local_stack(settings), Path(result["path"]), result["version"], _note))
     except RecallError as error:
         kind = ConfigurationError if isinstance(error, ConfigurationError) else RecallError
         raise kind(f"the bundle {result['version']} is written but not active: {error}") from error

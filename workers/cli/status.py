@@ -13,6 +13,7 @@ from workers.kafka_client import group_lag
 from workers.local.discover import with_local_stack
 from workers.local.process import start_time
 from workers.local.ready import health
+from workers.local.stack import starting
 from workers.local.state import StackState, last_failure, running
 from workers.local.workers import ALL_KINDS
 from workers.settings import AGENT_KINDS, Settings, load_settings
@@ -25,8 +26,12 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
     state = running(settings.data_dir)
     if state is None:
         failure = last_failure(settings.data_dir)
+        begun = starting(settings.data_dir)
         if as_json:
-            print(orjson.dumps({"running": False, "failure": failure or None, "workers": []}).decode())
+            found: dict[str, Any] = {"running": False, "starting": begun, "failure": failure or None, "workers": []}
+            print(orjson.dumps(found).decode())
+        elif begun:
+            print("the stack is being started here")
         elif failure:
             print(f"nothing runs here, the last one ended by itself: {failure}")
         else:

@@ -22,7 +22,10 @@ from workers.settings import Settings, load_settings
 from workers.signals import Stopping
 
 UP = "up"  # how the line begins that says so
-FIT_FIRST = "no bundle is active, so no worker was started; make one: recall model fit --data movielens-1m"
+FIT_FIRST = (
+    "no bundle is active, so no worker was started; make one: recall model fit --data movielens-1m, then recall down "
+    "and recall up"
+)
 
 
 def up(
@@ -32,6 +35,8 @@ def up(
     """Start the local stack, then one worker of each kind, and start a worker again when it dies."""
     settings = load_settings()
     state = running(settings.data_dir)
+    if state is not None and state.alone and not no_workers:
+        raise RecallError("the servers are up without workers: recall down, then recall up")
     if state is not None:
         addresses = ", ".join(f"{name} {service.address}" for name, service in state.services.items())
         print(f"already up: {addresses} (supervisor {state.supervisor_pid})")
@@ -97,6 +102,7 @@ def _note(stack: LocalStack, workers: WorkerProcesses) -> None:
     """Let `recall status` know which workers run."""
     if stack.state is not None:
         stack.state.workers = workers.states
+        stack.state.alone = not workers.states
         stack.write()
 
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -70,15 +71,20 @@ def _run(settings: Settings, kinds: Sequence[AgentKind]) -> None:
 
     from workers import app
 
-    try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)  # the engine keeps a folder of its own in it
-    except OSError as error:
-        raise ConfigurationError(f"{settings.data_dir} cannot be written: {error.strerror}") from error
+    _make(settings.data_dir, settings)  # the engine keeps a folder of its own in it
     with file_opened(settings) as opened:
         uvloop.run(app.run(opened, kinds))
 
 
+def _make(folder: Path, settings: Settings) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"{settings.data_dir} cannot be written: {error.strerror}") from error
+
+
 def _supervise(settings: Settings) -> None:
+    _make(settings.data_dir / "logs", settings)
     stopping = Stopping()
     stopping.note()
     workers = WorkerProcesses(settings)

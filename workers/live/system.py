@@ -14,7 +14,7 @@ from workers.live.replay import Step, history_messages
 from workers.live.told import Told
 from workers.local.discover import of_own_stack
 from workers.local.ready import wait_ready
-from workers.local.stack import LocalStack, wipe
+from workers.local.stack import MILVUS_DATA, LocalStack, wipe
 from workers.local.workers import WorkerProcesses, in_one_process
 from workers.settings import Settings
 from workers.towers.opening import open_tower
@@ -33,10 +33,14 @@ async def try_towers(bundle: Bundle, settings: Settings) -> None:
 class LiveSystem:
     """Kafka, Redis and Milvus, and one worker of each kind, under `settings.data_dir`, which is wiped at start.
 
-    No Milvus where the items are elsewhere, and one worker for all kinds where that is in its process.
+    No Milvus where the items are elsewhere, and one worker for all kinds where that is in its process. In place of a
+    file of Milvus Lite that the settings name, it has one of its own.
     """
 
     def __init__(self, settings: Settings, told: Told) -> None:
+        if settings.milvus_file is not None:
+            file = settings.data_dir / MILVUS_DATA["lite"] / "items.db"  # wiped with that folder
+            settings = settings.model_copy(update={"milvus_uri": str(file)})
         self.settings = settings
         self._told = told
         self._stack = LocalStack(settings.data_dir, told.done, told.interrupted, settings.stack_milvus)

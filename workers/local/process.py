@@ -11,6 +11,7 @@ import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from workers.errors import RecallError
 
@@ -27,9 +28,8 @@ def spawn(argv: Sequence[str], log: Path, cwd: Path, env: Mapping[str, str] | No
     On Linux the kernel kills it when this process ends, however it ends.
     """
     try:
-        log.parent.mkdir(parents=True, exist_ok=True)
         cwd.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
+        with _appended(log) as output:
             return subprocess.Popen(
                 list(argv),
                 cwd=cwd,
@@ -42,6 +42,14 @@ def spawn(argv: Sequence[str], log: Path, cwd: Path, env: Mapping[str, str] | No
             )
     except OSError as error:
         raise RecallError(f"{argv[0]} cannot be started: {error.strerror}: {error.filename}") from error
+
+
+def _appended(log: Path) -> IO[bytes]:
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return log.open("ab")
+    except OSError as error:
+        raise RecallError(f"{log} cannot be written: {error.strerror}") from error
 
 
 def _die_with_parent() -> None:

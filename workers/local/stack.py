@@ -79,7 +79,7 @@ class LocalStack:
 
     def write(self) -> None:
         """Write the state file, workers included."""
-        workers = self.state.workers if self.state is not None else []
+        workers, alone = (self.state.workers, self.state.alone) if self.state is not None else ([], False)
         services = {
             service.name: ServiceState(
                 pid=service.process.pid, address=service.address, ports=service.ports, version=service.version
@@ -89,7 +89,7 @@ class LocalStack:
         }
         pid = os.getpid()
         self.state = StackState(
-            supervisor_pid=pid, supervisor_started=start_time(pid), services=services, workers=workers
+            supervisor_pid=pid, supervisor_started=start_time(pid), services=services, workers=workers, alone=alone
         )
         write_state(self.data_dir, self.state)
 
@@ -191,10 +191,27 @@ def _locked(folder: Path) -> IO[bytes] | None:
     return lock
 
 
+def starting(data_dir: Path) -> bool:
+    """Whether a process holds the folder, of a stack that does not run yet. Makes and changes nothing."""
+    try:
+        with (data_dir / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def stop_running(data_dir: Path, say: Say, patience_s: float = 60.0) -> bool:
-    """Ask the supervisor of a running stack to end, and wait for it. False when none runs."""
+    """Ask the supervisor of a running stack to end, and wait for it. False when none runs.
+
+    Raises RecallError while one is being started.
+    """
     state = running(data_dir)
     if state is None:
+        if starting(data_dir):
+            raise RecallError(f"another process is starting the stack in {data_dir}: nothing was stopped, try again")
         return False
     _signal_and_wait(state, patience_s)
     *names, last = [*(["workers"] if state.workers else []), *reversed(state.services)]

@@ -30,7 +30,8 @@ class WorkerState(msgspec.Struct, kw_only=True):
 class StackState(msgspec.Struct, kw_only=True):
     """The whole stack. `ports` outlive a stop, so that a restart listens where its clients expect it.
 
-    `failure` tells why the stack ended by itself; empty while it runs and after it was stopped.
+    `failure` tells why the stack ended by itself; empty while it runs and after it was stopped. `alone`: it is up, and
+    its supervisor will start no worker.
     """
 
     supervisor_pid: int
@@ -38,6 +39,7 @@ class StackState(msgspec.Struct, kw_only=True):
     services: dict[str, ServiceState] = {}
     workers: list[WorkerState] = []
     failure: str = ""
+    alone: bool = False
 
     def runs(self) -> bool:
         """Whether its supervisor still lives (and is not another process with the same pid)."""
