@@ -245,7 +245,7 @@ async def ask_broker(app: Any) -> None:
     Nothing is asked by one that is ending and has closed its producer.
     """
     producer = producer_of(app)
-    if producer is not None and producer._sender.sender_task.done():
+    if producer is not None and (sending := producer._sender.sender_task) is not None and sending.done():
         log.error("aiokafka has given up sending; ending without a commit")
         end_process()
     if producer is not None and not await producer.client.force_metadata_update():

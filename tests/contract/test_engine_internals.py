@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -130,6 +131,10 @@ async def test_one_that_is_ending_has_no_producer_to_ask(tmp_path: Path) -> None
     app = create_app("recall-requests", load_settings(data_dir=tmp_path), BatchPolicy())
     source = inspect.getsource(driver.Producer.on_stop)
     assert source.index("self._producer = self._producer, None") < source.index("await producer.stop()")
+    begins = SimpleNamespace(_sender=SimpleNamespace(sender_task=None), client=AsyncMock())
+    app.producer._producer = begins
+    await ask_broker(app)
+    assert begins.client.force_metadata_update.await_count == 1, "before it has begun to send"
     app.producer._producer = None
     await ask_broker(app)
     assert partitions_known(app, "t") is None
