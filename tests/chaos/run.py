@@ -142,9 +142,11 @@ async def judge(rig: Rig, report: Report, *, kills_only: bool = False) -> list[D
     try:
         await rig.finish()
     except NotRecoveredError as error:
-        found.append(Difference("lost", str(error)))
+        found.append(Difference("lost", str(error), of_run=True))
         await asyncio.to_thread(rig.workers.stop)
-    found += [Difference("wrong_state", line) for line in (*rig.problems, *rig.workers.bad_ends(any_death=kills_only))]
+    found += [Difference("wrong_state", line) for line in rig.problems]
+    ends = rig.workers.bad_ends(any_death=kills_only)
+    found += [Difference("wrong_state", line, of_run=True) for line in ends]
     settings = rig.settings
     topics = await rig.logs.read()
     tower = ItemTower(rig.bundle.path)
@@ -186,7 +188,7 @@ async def run(rig: Rig, groups: Sequence[Sequence[str]], kills: int = 0) -> tupl
                 await many_kills(rig, kills, report)
         except NotRecoveredError as error:
             say(f"  {error}")
-            failure = [Difference("wrong_state", str(error))]
+            failure = [Difference("wrong_state", str(error), of_run=True)]
             report.wrong_state += 1
         found = failure + await judge(rig, report, kills_only=not groups)
     return report, found
