@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from tests.chaos.answers import read_answers, uncommitted
+from tests.chaos.answers import View, Watched, read_answers, uncommitted
 from tests.chaos.compare import compare
 from tests.chaos.difference import KINDS, Difference
 from tests.chaos.faults import FAULTS
@@ -153,7 +153,8 @@ async def judge(rig: Rig, report: Report, *, kills_only: bool = False) -> list[D
     must = expected(topics, Rules.read(rig.bundle.path))
     redis_url = settings.redis_url.get_secret_value()
     stored = await asyncio.to_thread(read_all, redis_url, settings.milvus_uri, settings.namespace, rig.view.collection)
-    found += compare(must, stored, topics, tower, rig.taken_in_by, rig.refilled)
+    view = View(rig.view.version, rig.view.collection)
+    found += compare(must, stored, topics, tower, Watched(rig.taken_in_by, rig.refilled, view))
     report.events += sum(len(topics[topic]) for topic in INPUTS)
     report.dead_letters += len(topics[DEAD_LETTERS])
     answers = read_answers(topics[CANDIDATES])
