@@ -1,6 +1,7 @@
 """Answers: of every request one at least, and each right for one of the records that have its request's id."""
 
 import json
+import math
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,10 +14,13 @@ from tests.chaos.log import Entry
 from tests.chaos.model import Expected, ExpectedUser
 
 CLOCK_SLACK_MS = 50
+BROKER_SLACK_MS = 1000  # between the time that the broker gives a record and the moment when it can be read
 STATUSES = {"ok", "degraded", "expired", "rejected"}
+WITHOUT_LIST = {"expired", "rejected"}
 FAILURES = {"features_unavailable", "features_stale", "model_unavailable", "index_unavailable"}
 DEFAULT_K = 100
 DEFAULT_TIMEOUT_MS = 2000
+SEEN_CAP = 2000  # of more items seen the oldest are forgotten
 
 
 class TakenIn(NamedTuple):
@@ -24,6 +28,34 @@ class TakenIn(NamedTuple):
 
     until_ms: int
     at_ms: int
+
+
+class View(NamedTuple):
+    """What answers: the bundle's version, and its collection."""
+
+    model_version: str
+    collection: str
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What the harness saw and did while it ran.
+
+    `refilled`: from when to when items and users were read again into an emptied Redis, and not known to be back.
+    """
+
+    taken_in: Sequence[TakenIn] = ()
+    refilled: Sequence[tuple[int, int]] = ()
+    view: View | None = None  # None: not looked at
+
+    def in_redis_until(self, asked_ms: int, answered_ms: int) -> int:
+        """What the broker took before is in Redis for a request of then; 0 where nothing is known for certain.
+
+        What was known before Redis was emptied is not, until it is seen again.
+        """
+        back_ms = max((until for since, until in self.refilled if since <= answered_ms), default=0)
+        sure = (seen.until_ms for seen in self.taken_in if seen.at_ms < asked_ms and seen.until_ms > back_ms)
+        return max(sure, default=0)
 
 
 @dataclass(frozen=True)
@@ -60,7 +92,7 @@ def read_answers(entries: list[Entry]) -> Answers:
     return Answers(by_request)
 
 
-def wrong_answers(expected: Expected, answers: Answers, taken_in: Sequence[TakenIn]) -> Iterator[Difference]:
+def wrong_answers(expected: Expected, answers: Answers, watched: Watched) -> Iterator[Difference]:
     """What is missing, and what is wrong."""
     asked: dict[str, list[tuple[Entry, str]]] = {}  # a producer that hears nothing sends again: one id, two records
     for entry, status, request_id in expected.requests.values():
@@ -70,39 +102,96 @@ def wrong_answers(expected: Expected, answers: Answers, taken_in: Sequence[Taken
         for entry, _ in records[len(found) :]:
             yield Difference("unanswered", f"request {request_id}: {entry}")
         for given, answer in found:
-            user = expected.users.get(answer["user_id"], ExpectedUser())
-            certain = _certain(user, given.taken_ms, taken_in) if "cold_start" in answer["reasons"] else []
-            problems = [_problem(entry, status, answer, user, certain) for entry, status in records]
+            judged = _Judged(given.taken_ms, answer, expected, watched)
+            problems = [judged.problem(entry, status) for entry, status in records]
             if all(problems):
                 yield Difference("wrong_state", f"the answer to {request_id} {problems[0]}: {records[0][0]}")
     for request_id in answers.by_request.keys() - asked.keys():
         yield Difference("wrong_state", f"an answer to {request_id}, which nobody asked")
 
 
-def _certain(user: ExpectedUser, answered_ms: int, taken_in: Sequence[TakenIn]) -> list[tuple[int, Entry]]:
+@dataclass(frozen=True)
+class _Judged:
+    """One answer, the time at which the broker took it, and what it is held against."""
+
+    taken_ms: int
+    answer: dict[str, Any]
+    expected: Expected
+    watched: Watched
+
+    def problem(self, request: Entry, status: str) -> str:
+        """What is wrong with it for this request, '' for nothing. `status`: the one that it must have, '' for any."""
+        asked, answer = json.loads(request.value or b""), self.answer
+        if answer["user_id"] != asked["user_id"]:
+            return "is for another user"
+        if answer["status"] not in STATUSES or (status and answer["status"] != status):
+            return f"has status {answer['status']}"
+        found = _shape_problem(answer) or self._view_problem() or self._items_problem()
+        if found or status:
+            return found
+        return (
+            _reasons_problem(asked, answer)
+            or _deadline_problem(request, asked, answer)
+            or _list_problem(asked, answer)
+            or (self._user_problem(request, asked) if answer["status"] == "ok" else "")
+        )
+
+    def _view_problem(self) -> str:
+        """Whatever has a list, or is `ok`, comes from the view; what nothing has answered may name none."""
+        named = self.answer.get("model_version"), self.answer.get("collection")
+        listed = self.answer["item_ids"] or self.answer["status"] == "ok"
+        if self.watched.view is None or named == self.watched.view or (named == (None, None) and not listed):
+            return ""
+        return f"is of {named}"
+
+    def _items_problem(self) -> str:
+        """An item is listed only once it has been in the item topic."""
+        for item_id in self.answer["item_ids"] if self.expected.whole_items else ():
+            first_ms = self.expected.first_upserts_ms.get(item_id)
+            if first_ms is None or first_ms > self.taken_ms + CLOCK_SLACK_MS:
+                return f"lists {item_id}, which did not exist"
+        return ""
+
+    def _user_problem(self, request: Entry, asked: dict[str, Any]) -> str:
+        """`ok` knows the activity that it waits for, who was known for certain, and what was seen for certain."""
+        user = self.expected.users.get(asked["user_id"], ExpectedUser())
+        after = asked.get("after_event_id")
+        if after is not None:
+            known = user.sources.get(hash64(after))
+            if known is None or known.taken_ms > self.taken_ms + CLOCK_SLACK_MS:
+                return "is ok, after an activity that never was in the user's record"
+        forgotten_ms = max((at_ms for at_ms in user.tombstones_ms if at_ms <= self.taken_ms), default=-1)
+        if "cold_start" in self.answer["reasons"]:
+            for since_ms, entry in _certain(user, forgotten_ms, self.watched.taken_in):
+                if since_ms < request.taken_ms:
+                    return f"calls a user new of whom is known: {entry}"
+        return self._seen_problem(request, user, forgotten_ms)
+
+    def _seen_problem(self, request: Entry, user: ExpectedUser, forgotten_ms: int) -> str:
+        """No item that was seen is listed, as far as that stood in Redis for certain, and is not too much to keep."""
+        until_ms = self.watched.in_redis_until(request.taken_ms, self.taken_ms) - BROKER_SLACK_MS
+        for item_id in self.answer["item_ids"] if len(user.seen_at_ms) <= SEEN_CAP else ():
+            times = user.seen_at_ms.get(hash64(item_id), [])
+            kept = bisect_right(times, forgotten_ms)
+            if kept < len(times) and times[kept] < until_ms:
+                return f"lists {item_id}, which the user had seen"
+        return ""
+
+
+def _certain(user: ExpectedUser, forgotten_ms: int, taken_in: Sequence[TakenIn]) -> list[tuple[int, Entry]]:
     """Activities that must be in the user's record, and since when; none that a tombstone may have taken by then."""
-    forgotten_ms = max((at_ms for at_ms in user.tombstones_ms if at_ms <= answered_ms), default=-1)
     kept = [entry for entry in user.sources.values() if entry.taken_ms > forgotten_ms]
     return [(seen.at_ms, entry) for seen in taken_in for entry in kept if entry.taken_ms < seen.until_ms]
 
 
-def _problem(
-    request: Entry, status: str, answer: dict[str, Any], user: ExpectedUser, certain: Sequence[tuple[int, Entry]]
-) -> str:
-    """What is wrong with an answer, '' for nothing."""
-    asked = json.loads(request.value or b"")
-    if answer["user_id"] != asked["user_id"]:
-        return "is for another user"
-    if answer["status"] not in STATUSES or (status and answer["status"] != status):
-        return f"has status {answer['status']}"
-    if status:
-        return ""
-    return (
-        _reasons_problem(asked, answer)
-        or _deadline_problem(request, asked, answer)
-        or _list_problem(asked, answer)
-        or _user_problem(request, asked, answer, user, certain)
-    )
+def _shape_problem(answer: dict[str, Any]) -> str:
+    """Lists are parallel, scores are numbers, and what was not looked for has none."""
+    items, scores, sources = answer["item_ids"], answer["scores"], answer["sources"]
+    if not len(items) == len(scores) == len(sources):
+        return f"lists {len(items)} items, {len(scores)} scores, {len(sources)} sources"
+    if not all(isinstance(score, int | float) and math.isfinite(score) for score in scores):
+        return "has a score that is no number"
+    return f"is {answer['status']} with {len(items)} items" if items and answer["status"] in WITHOUT_LIST else ""
 
 
 def _reasons_problem(asked: dict[str, Any], answer: dict[str, Any]) -> str:
@@ -128,30 +217,10 @@ def _deadline_problem(request: Entry, asked: dict[str, Any], answer: dict[str, A
 
 def _list_problem(asked: dict[str, Any], answer: dict[str, Any]) -> str:
     items, scores = answer["item_ids"], answer["scores"]
-    if len(set(items)) != len(items) or len(items) != len(scores) or len(items) > asked.get("k", DEFAULT_K):
-        return f"lists {len(items)} items, {len(set(items))} different ones, {len(scores)} scores"
+    if len(set(items)) != len(items) or len(items) > asked.get("k", DEFAULT_K):
+        return f"lists {len(items)} items, {len(set(items))} different ones"
     if scores != sorted(scores, reverse=True):
         return "is not in order"
     if set(items) & set(asked.get("exclude_items", ())):
         return "lists an excluded item"
-    return ""
-
-
-def _user_problem(
-    request: Entry,
-    asked: dict[str, Any],
-    answer: dict[str, Any],
-    user: ExpectedUser,
-    certain: Sequence[tuple[int, Entry]],
-) -> str:
-    """`ok` does not pass over an activity that never came, nor a user who was known for certain."""
-    if answer["status"] != "ok":
-        return ""
-    after = asked.get("after_event_id")
-    if after is not None and hash64(after) not in user.sources:
-        return "is ok, after an activity that never was in the user's record"
-    if "cold_start" in answer["reasons"]:
-        for since_ms, entry in certain:
-            if since_ms < request.taken_ms:
-                return f"calls a user new of whom is known: {entry}"
     return ""

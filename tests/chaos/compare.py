@@ -1,14 +1,15 @@
 """Expected against found. Every difference is one of four kinds, and names the event or the record where it shows."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tests.chaos.answers import TakenIn, read_answers, wrong_answers
+from tests.chaos.answers import Watched, read_answers, wrong_answers
 from tests.chaos.difference import Difference, Kind
-from tests.chaos.formats import User
+from tests.chaos.formats import User, hash64
+from tests.chaos.keys import wrong_keys
 from tests.chaos.log import ACTIVITY, CANDIDATES, DEAD_LETTERS, ITEMS, Entry, Place, source_topic
 from tests.chaos.model import Expected, ExpectedUser, last_of_each_key, rebuilt
 from tests.chaos.stored import Stored
@@ -16,6 +17,8 @@ from tests.chaos.vectors import ItemTower
 
 TOLERANCE = 1e-4
 STALE = "stale_version"
+UNREADABLE_RECORD = "record_unreadable"  # of the user, not of the event
+LETTERS = {bool: "b", int: "n", float: "n", str: "s", list: "l"}
 
 
 def compare(
@@ -23,21 +26,19 @@ def compare(
     stored: Stored,
     topics: dict[str, list[Entry]],
     tower: ItemTower,
-    taken_in: Sequence[TakenIn] = (),
-    refilled: Sequence[tuple[int, int]] = (),
+    watched: Watched,
 ) -> list[Difference]:
-    """All differences: users, popular counts, items, collection, markers, item topic, answers, dead letters.
-
-    `refilled`: from when to when items were read again into an emptied Redis, and not known to be back.
-    """
+    """All differences: users, popular counts, items, collection, keys, markers, item topic, answers, dead letters."""
     found = [Difference("wrong_state", line) for line in stored.unreadable]
     found += _users(expected, stored)
     found += _popular(expected, stored)
+    found += _next(expected, stored, topics[ACTIVITY])
     found += _items(expected, stored, tower)
+    found += [Difference("wrong_state", line) for line in wrong_keys(stored.lives_ms, stored.items)]
     found += _complete(stored, topics)
     found += _compaction(expected, topics[ITEMS])
-    found += wrong_answers(expected, read_answers(topics[CANDIDATES]), taken_in)
-    found += _letters(expected, topics[DEAD_LETTERS], refilled)
+    found += wrong_answers(expected, read_answers(topics[CANDIDATES]), watched)
+    found += _letters(expected, topics[DEAD_LETTERS], watched.refilled)
     return found
 
 
@@ -101,6 +102,20 @@ def _popular(expected: Expected, stored: Stored) -> Iterator[Difference]:
                 yield Difference("double_effects" if more > 0 else "lost", line)
 
 
+def _next(expected: Expected, stored: Stored, entries: list[Entry]) -> Iterator[Difference]:
+    """Popular counts have taken in every activity that can be read, and none that has not come."""
+    log = max((entry.log for entry in entries), default=0)
+    last: dict[int, tuple[int, int]] = {}  # partition -> of all, of those that can be read
+    for entry in sorted((entry for entry in entries if entry.log == log), key=lambda entry: entry.offset):
+        readable = expected.letters.get(entry.place, (entry, ""))[1] in {"", UNREADABLE_RECORD}
+        last[entry.partition] = entry.offset, entry.offset if readable else last.get(entry.partition, (-1, -1))[1]
+    for partition, (end, readable) in last.items() if stored.popular_next is not None else ():
+        expects = stored.popular_next.get(partition, 0)
+        if readable >= 0 and not readable < expects <= end + 1:
+            line = f"popular counts of partition {partition} expect {expects}: the last of {ACTIVITY} is {end}"
+            yield Difference("wrong_state", line)
+
+
 def _items(expected: Expected, stored: Stored, tower: ItemTower) -> Iterator[Difference]:
     live = [item_id for item_id, item in expected.items.items() if not item.deleted]
     indexed, history = tower.embed(live, [expected.items[item_id].attributes for item_id in live])
@@ -129,7 +144,7 @@ def _items(expected: Expected, stored: Stored, tower: ItemTower) -> Iterator[Dif
 
 
 def _collection(expected: Expected, stored: Stored, vectors: dict[str, Any], tower: ItemTower) -> Iterator[Difference]:
-    fields = list(tower.spec["filterable"])
+    fields = tuple(tower.spec["filterable"])
     for item_id, vector in vectors.items():
         item, rows = expected.items[item_id], stored.rows.get(item_id, [])
         if not rows:
@@ -139,13 +154,21 @@ def _collection(expected: Expected, stored: Stored, vectors: dict[str, Any], tow
         for row in rows:
             if not _near(np.array(row.vector, dtype=np.float32), vector):
                 yield Difference("wrong_state", f"item {item_id}: the indexed vector is not that of {item.entry}")
-            was = {name: row.attributes.get(name) for name in fields}
-            must = {name: item.attributes.get(name) for name in fields}
+            was = row.attributes | {"_f": sorted(row.attributes.get("_f", ["none"]))}
+            must = _filterable(item.attributes, fields)
             if was != must:
-                yield Difference("wrong_state", f"item {item_id}: attributes {was}, not those of {item.entry}")
+                yield Difference("wrong_state", f"item {item_id}: attributes {was}, must be {must}: {item.entry}")
+            if row.item_hash % 2**64 != hash64(item_id):
+                yield Difference("wrong_state", f"item {item_id} is indexed under the hash {row.item_hash}")
     for item_id in stored.rows.keys() - vectors.keys():
         known = expected.items.get(item_id)
         yield Difference("wrong_state", f"item {item_id} is in the collection: {known.entry if known else 'no event'}")
+
+
+def _filterable(attributes: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    """What can be filtered on, and under `_f` of which type each is. Of the workload nothing is to be left out."""
+    kept = {name: attributes[name] for name in fields if attributes.get(name) is not None}
+    return kept | {"_f": sorted(f"{name}:{LETTERS[type(value)]}" for name, value in kept.items())}
 
 
 def _complete(stored: Stored, topics: dict[str, list[Entry]]) -> Iterator[Difference]:

@@ -13,3 +13,4 @@ class Difference:
 
     kind: Kind
     line: str
+    of_run: bool = False  # it did not come to its end, or a worker ended: whatever else differs may follow from that

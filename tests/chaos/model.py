@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from aiokafka.partitioner import murmur2
 
 from tests.chaos.formats import Event, hash64
 from tests.chaos.log import ACTIVITY, ITEMS, REQUESTS, Entry, Place
 from tests.chaos.reading import BadEventError, identity, read
-from tests.chaos.workload import MOST_GENRES, REFUSED_BY_INDEX, WRONGED
+from tests.chaos.workload import MOST_GENRES, REFUSED_BY_INDEX, WRONGED, partition_of
 
 PopularSet = tuple[int, int, str]
 """(partition, epoch, segment; '' = everybody)"""
@@ -72,6 +71,8 @@ class ExpectedUser:
     seen_from: dict[int, Entry] = field(default_factory=dict)
     partitions: set[int] = field(default_factory=set)
     tombstones_ms: list[int] = field(default_factory=list)
+    seen_at_ms: dict[int, list[int]] = field(default_factory=dict)
+    """every item that was ever seen -> when the broker took the activities that are new to the history, in order"""
 
     def take(self, event: dict[str, Any], entry: Entry, seen_actions: frozenset[str]) -> bool:
         """One activity; whether it is new to the history."""
@@ -96,8 +97,8 @@ class ExpectedUser:
                 self._evict()
         for name, given in event.get("attributes", {}).items():
             self._set(name, given, at_ms)
-        if item_id is not None and event["action"] in seen_actions and at_ms > self.seen.get(row.item, -1):
-            self.seen[row.item], self.seen_from[row.item] = at_ms, entry
+        if item_id is not None and event["action"] in seen_actions:
+            self._see(row, entry, new=new)
         return new
 
     def forget(self, taken_ms: int) -> None:
@@ -110,6 +111,11 @@ class ExpectedUser:
         self.forget_taken_ms, self.count, self.floor = taken_ms, 0, (0, 0)
         for kept in (self.history, self.profile, self.seen):
             kept.clear()
+
+    def _see(self, row: Event, entry: Entry, *, new: bool) -> None:
+        if row.timestamp_ms > self.seen.get(row.item, -1):
+            self.seen[row.item], self.seen_from[row.item] = row.timestamp_ms, entry
+        self.seen_at_ms.setdefault(row.item, []).extend([entry.taken_ms] * new)
 
     def _evict(self) -> None:
         if len(self.partitions) > 1:
@@ -149,12 +155,16 @@ class Expected:
     letters: dict[Place, tuple[Entry, str]] = field(default_factory=dict)
     may_be_letters: dict[Place, str] = field(default_factory=dict)
     popular: dict[PopularSet, dict[int, int]] = field(default_factory=dict)
+    first_upserts_ms: dict[str, int] = field(default_factory=dict)
+    """every item that ever existed -> when the broker took the first update that was accepted"""
+    whole_items: bool = True
+    """compaction has taken no update yet"""
     item_partitions: int = 4  # they never grow
 
 
 def expected(topics: dict[str, list[Entry]], rules: Rules) -> Expected:
     """From the three topics that come in."""
-    result = Expected()
+    result = Expected(whole_items=whole(topics[ITEMS]))
     for entry in topics[ACTIVITY]:
         _activity(result, entry, rules)
     for entry in topics[ITEMS]:
@@ -225,7 +235,7 @@ def _item(result: Expected, entry: Entry) -> None:
             return
     stands, version = result.items.get(item_id), event.get("version")
     if stands is not None and stands.entry.partition != entry.partition:
-        if entry.partition != usual_partition(item_id, result.item_partitions):
+        if entry.partition != partition_of(item_id, result.item_partitions):
             result.letters[entry.place] = entry, "wrong_partition"
             return
         stands = None  # it moves
@@ -242,12 +252,9 @@ def _item(result: Expected, entry: Entry) -> None:
         result.letters[entry.place] = entry, code
         return
     _superseded(result, stands)
+    if not deleted:
+        result.first_upserts_ms.setdefault(item_id, entry.taken_ms)
     result.items[item_id] = ExpectedItem(entry, deleted, version, attributes)
-
-
-def usual_partition(item_id: str, partitions: int) -> int:
-    """Murmur2 of the key, its sign left out."""
-    return int(murmur2(item_id.encode()) & 0x7FFFFFFF) % partitions
 
 
 def _refusal(item_id: str, event: dict[str, Any]) -> str:
@@ -262,6 +269,12 @@ def _refusal(item_id: str, event: dict[str, Any]) -> str:
 def last_of_each_key(entries: list[Entry]) -> list[Entry]:
     """What compaction leaves of a topic."""
     return list({(entry.partition, entry.key): entry for entry in entries}.values())
+
+
+def whole(entries: list[Entry]) -> bool:
+    """Whether no record of a topic that was never made anew is missing."""
+    last = {entry.partition: entry.offset for entry in sorted(entries, key=lambda entry: entry.offset)}
+    return sum(last.values()) + len(last) == len(entries)
 
 
 def rebuilt(entries: list[Entry]) -> Expected:

@@ -23,7 +23,7 @@ from tests.chaos.log import ACTIVITY, ITEMS, REQUESTS, Logs
 from tests.chaos.processes import Worker, Workers
 from tests.chaos.proxy import Proxy
 from tests.chaos.replayed import Replayed
-from tests.chaos.workload import Rates, Workload
+from tests.chaos.workload import Rates, Workload, one_of_each_partition
 from workers import topics, views
 from workers.client import RecallClient
 from workers.errors import RecallError
@@ -122,8 +122,9 @@ class Rig:
         await self.milvus.stop()
 
     async def finish(self) -> None:
-        """No more traffic; everything is taken in; the workers drain and end: nothing changes from now on."""
+        """No more traffic; requests are answered; everything is taken in; the workers drain and end, for good."""
         await self.feeder.stop()
+        await self.well()
         await self.drained()
         await asyncio.to_thread(self.workers.stop)  # they may need what runs in this loop
 
@@ -228,14 +229,14 @@ class Rig:
         self._fault_ended_s = time.monotonic()
 
     async def recovered(self) -> float:
-        """Seconds from the end of the fault until all workers are ready and a request is answered `ok`.
+        """Seconds from the end of the fault until all workers are ready and each partition's requests answered `ok`.
 
         Waits for that; raises NotRecoveredError.
         """
         begun = time.monotonic() if self._fault_ended_s is None else self._fault_ended_s
         self._fault_ended_s = None
         await self.until(self.workers.ready, RECOVERED_WITHIN_S, "the workers are not ready")
-        await self.answered("ok")
+        await self.well()
         if self.refilled_from_ms is not None:
             self.refilled.append((self.refilled_from_ms, self.now_ms()))
             self.refilled_from_ms = None
@@ -243,14 +244,25 @@ class Rig:
 
     async def ask(self) -> str:
         """What is said to a request that anybody might send: `ok`, or status and reason, or `nothing`."""
-        request_id = f"probe-{uuid.uuid4().hex}"
-        request = RecallRequest(request_id=request_id, user_id="one-0", k=10, timeout_ms=5000)
+        return (await self._ask(["one-0"]))[0]
+
+    async def _ask(self, user_ids: Sequence[str]) -> list[str]:
         try:
             async with RecallClient(self.settings) as client:
-                answer = await client.ask(request)
+                return await asyncio.gather(*(_said(client, user_id) for user_id in user_ids))
         except RecallError:
-            return "nothing"
-        return " ".join([answer.status, *answer.reasons]) if answer.status != "ok" else "ok"
+            return ["nothing"] * len(user_ids)
+
+    async def well(self) -> None:
+        """Ask one user of each partition of requests, until every one was answered `ok`. Raises NotRecoveredError."""
+        left = one_of_each_partition(self.feeder.workload.activity_partitions)  # they grow together
+
+        async def all_ok() -> bool:
+            said = dict(zip(left, await self._ask(left), strict=True))
+            left[:] = [user_id for user_id in left if said[user_id] != "ok"]
+            return not left
+
+        await self.until_async(all_ok, RECOVERED_WITHIN_S, "requests of each partition are not answered `ok`")
 
     async def answered(self, wanted: str) -> None:
         """Ask until that is said. Raises NotRecoveredError."""
@@ -278,6 +290,15 @@ class Rig:
                 raise NotRecoveredError(service.death())
             await asyncio.sleep(0.1)
         self.stack.write()
+
+
+async def _said(client: RecallClient, user_id: str) -> str:
+    request_id = f"probe-{uuid.uuid4().hex}"
+    try:
+        answer = await client.ask(RecallRequest(request_id=request_id, user_id=user_id, k=10, timeout_ms=5000))
+    except RecallError:
+        return "nothing"
+    return " ".join([answer.status, *answer.reasons]) if answer.status != "ok" else "ok"
 
 
 def busy(worker: Worker) -> bool:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from tests.chaos.answers import read_answers, uncommitted
+from tests.chaos.answers import View, Watched, read_answers, uncommitted
 from tests.chaos.compare import compare
 from tests.chaos.difference import KINDS, Difference
 from tests.chaos.faults import FAULTS
@@ -142,16 +142,19 @@ async def judge(rig: Rig, report: Report, *, kills_only: bool = False) -> list[D
     try:
         await rig.finish()
     except NotRecoveredError as error:
-        found.append(Difference("lost", str(error)))
+        found.append(Difference("lost", str(error), of_run=True))
         await asyncio.to_thread(rig.workers.stop)
-    found += [Difference("wrong_state", line) for line in (*rig.problems, *rig.workers.bad_ends(any_death=kills_only))]
+    found += [Difference("wrong_state", line) for line in rig.problems]
+    ends = rig.workers.bad_ends(any_death=kills_only)
+    found += [Difference("wrong_state", line, of_run=True) for line in ends]
     settings = rig.settings
     topics = await rig.logs.read()
     tower = ItemTower(rig.bundle.path)
     must = expected(topics, Rules.read(rig.bundle.path))
     redis_url = settings.redis_url.get_secret_value()
     stored = await asyncio.to_thread(read_all, redis_url, settings.milvus_uri, settings.namespace, rig.view.collection)
-    found += compare(must, stored, topics, tower, rig.taken_in_by, rig.refilled)
+    view = View(rig.view.version, rig.view.collection)
+    found += compare(must, stored, topics, tower, Watched(rig.taken_in_by, rig.refilled, view))
     report.events += sum(len(topics[topic]) for topic in INPUTS)
     report.dead_letters += len(topics[DEAD_LETTERS])
     answers = read_answers(topics[CANDIDATES])
@@ -186,7 +189,7 @@ async def run(rig: Rig, groups: Sequence[Sequence[str]], kills: int = 0) -> tupl
                 await many_kills(rig, kills, report)
         except NotRecoveredError as error:
             say(f"  {error}")
-            failure = [Difference("wrong_state", str(error))]
+            failure = [Difference("wrong_state", str(error), of_run=True)]
             report.wrong_state += 1
         found = failure + await judge(rig, report, kills_only=not groups)
     return report, found

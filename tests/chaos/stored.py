@@ -18,6 +18,7 @@ class Row:
 
     vector: list[float]
     attributes: dict[str, Any]
+    item_hash: int
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class Stored:
     """(partition, epoch, segment) -> item hash -> count"""
     complete: dict[str, set[int]] | None = None
     """consumer group -> partitions of which everything retained is in Redis; -1 = of all; None = not looked at"""
+    popular_next: dict[int, int] | None = None
+    """partition -> the offset that its popular counts expect next; None = not looked at"""
+    lives_ms: dict[str, int] = field(default_factory=dict)
+    """every key, without its namespace -> how long it lives; -1 = for ever"""
 
 
 def read_all(redis_url: str, milvus_uri: str, namespace: str, collection: str) -> Stored:
@@ -43,7 +48,9 @@ def read_all(redis_url: str, milvus_uri: str, namespace: str, collection: str) -
         items = _items(client, f"{namespace}:item:{collection}:", unreadable)
         popular = _popular(client, namespace)
         complete = _complete(client, namespace)
-    return Stored(users, items, _rows(milvus_uri, collection), unreadable, popular, complete)
+        expects, lives = _popular_next(client, namespace), _lives(client, namespace)
+    rows = _rows(milvus_uri, collection)
+    return Stored(users, items, rows, unreadable, popular, complete, expects, lives)
 
 
 def _users(client: "redis.Redis[bytes]", namespace: str, unreadable: list[str]) -> dict[str, User]:
@@ -102,13 +109,34 @@ def _complete(client: "redis.Redis[bytes]", namespace: str) -> dict[str, set[int
     return found
 
 
+def _popular_next(client: "redis.Redis[bytes]", namespace: str) -> dict[int, int]:
+    """Of the hash of each partition."""
+    hashes = client.scan_iter(match=f"{namespace}:popular:{{*}}", count=1000)
+    return {
+        int(key.decode().rpartition(":")[2].removesuffix("}")): int(client.hget(key, "next") or 0) for key in hashes
+    }
+
+
+def _lives(client: "redis.Redis[bytes]", namespace: str) -> dict[str, int]:
+    """How long every key lives."""
+    found: dict[str, int] = {}
+    scan = client.scan_iter(match=f"{namespace}:*", count=1000)
+    while keys := list(islice(scan, 500)):
+        asking = client.pipeline(transaction=False)
+        for key in keys:
+            asking.pttl(key)
+        names = [key.decode().removeprefix(f"{namespace}:") for key in keys]
+        found |= dict(zip(names, asking.execute(), strict=True))
+    return found
+
+
 def _rows(uri: str, collection: str) -> dict[str, list[Row]]:
     client = MilvusClient(uri)
     try:
         found = client.query(
             collection,
             filter='item_id != ""',
-            output_fields=["item_id", "embedding", "attributes"],
+            output_fields=["item_id", "item_hash", "embedding", "attributes"],
             limit=MAX_ROWS,
             consistency_level="Strong",
         )
@@ -118,6 +146,6 @@ def _rows(uri: str, collection: str) -> dict[str, list[Row]]:
         raise AssertionError(f"{collection} holds more rows than one query returns")
     rows: dict[str, list[Row]] = {}
     for each in found:
-        row = Row([float(value) for value in each["embedding"]], dict(each["attributes"]))
+        row = Row([float(value) for value in each["embedding"]], dict(each["attributes"]), each["item_hash"])
         rows.setdefault(each["item_id"], []).append(row)
     return rows

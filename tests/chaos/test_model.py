@@ -11,17 +11,13 @@ from aiokafka.partitioner import murmur2
 
 from models.tensors import item_inputs
 from schemas import codec
-from tests.chaos.answers import TakenIn, read_answers, uncommitted
-from tests.chaos.compare import _compaction, compare
-from tests.chaos.difference import Difference
-from tests.chaos.formats import ITEM_HEAD, ROW, SEEN, USER_HEAD, Item, User, hash64, read_item, read_user
-from tests.chaos.log import ACTIVITY, CANDIDATES, DEAD_LETTERS, ITEMS, REQUESTS, Entry
+from tests.chaos.formats import ITEM_HEAD, ROW, SEEN, USER_HEAD, Item, hash64, read_item, read_user
+from tests.chaos.log import ACTIVITY, ITEMS, REQUESTS, Entry
 from tests.chaos.model import HISTORY, Expected, Rules, expected
 from tests.chaos.replayed import Replayed
 from tests.chaos.rig import DATASET, fit_bundle
-from tests.chaos.stored import Row, Stored
 from tests.chaos.vectors import ItemTower
-from tests.chaos.workload import GENRES, REFUSED_BY_INDEX, WRONGED, Message, Workload
+from tests.chaos.workload import GENRES, REFUSED_BY_INDEX, WRONGED, Message, Workload, one_of_each_partition
 from workers.towers.onnx import open_tower
 
 NOW_MS = 1_700_000_000_000
@@ -129,17 +125,6 @@ def test_a_winner_that_was_produced_again_wins_unless_it_fell_behind() -> None:
     assert after(*gone, again(4, gone[2], 3)).items["i"].entry.offset == 4
 
 
-def test_what_compaction_leaves_must_be_the_winner() -> None:
-    log = [update(0, 5), update(1, 3)]
-    [difference] = _compaction(after(*log), log)
-    assert (difference.kind, "compaction leaves item-updates/0@1" in difference.line) == ("lost", True)
-    copy = replace(log[0], offset=2, headers=(("recall.after", b"1"),))
-    assert [*_compaction(after(*log, copy), [*log, copy])] == []
-    elsewhere, unreadable = update(3, partition=1), replace(update(4), value=b"{")
-    assert [*_compaction(after(*log, copy, elsewhere), [*log, copy, elsewhere])] == []
-    assert [*_compaction(after(*log, unreadable), [*log, unreadable])] == []
-
-
 @pytest.mark.parametrize(
     ("topic", "value", "code"),
     [
@@ -174,11 +159,6 @@ def test_records_are_decoded_by_their_layout() -> None:
     assert item == Item("i", 2, 3, True, None, (1.0, 2.0), b"{}")
 
 
-@pytest.fixture(scope="module")
-def tower(tmp_path_factory: pytest.TempPathFactory) -> ItemTower:
-    return ItemTower(fit_bundle(tmp_path_factory.mktemp("bundles")).path)
-
-
 async def test_the_tower_gives_what_the_product_gives(tmp_path: Path) -> None:
     bundle = fit_bundle(tmp_path)
     ids, attributes = ["film-1", "new"], [{"genres": ["War", "None"], "year": 1950}, {}]
@@ -188,135 +168,6 @@ async def test_the_tower_gives_what_the_product_gives(tmp_path: Path) -> None:
     await product.close()
     assert abs(indexed - outputs["item_embedding"]).max() < 1e-6
     assert abs(history - outputs["history_embedding"]).max() < 1e-6
-
-
-ASKED = Entry(REQUESTS, 0, 0, NOW_MS, b"u", b'{"request_id":"r","user_id":"u","k":2}')
-BAD = Entry(ACTIVITY, 0, 9, NOW_MS, b"u", b"{")
-LETTER = Entry(
-    DEAD_LETTERS, 0, 0, NOW_MS, b"u", b"{",
-    (("dlq.topic", b"x.user-activity"), ("dlq.partition", b"0"), ("dlq.offset", b"9"), ("dlq.error.code", b"not_json")),
-)  # fmt: skip
-
-
-def answer(**fields: object) -> Entry:
-    value = {"request_id": "r", "user_id": "u", "status": "ok", "reasons": [], "item_ids": ["a", "b"]}
-    value |= {"scores": [2.0, 1.0], "timestamp_ms": NOW_MS} | fields
-    return Entry(CANDIDATES, 0, 0, NOW_MS, b"u", json.dumps(value).encode())
-
-
-class World:
-    """One event, one item, one request, one dead letter, and all as it must be, to be spoiled."""
-
-    def __init__(self, tower: ItemTower) -> None:
-        self.tower = tower
-        self.must = after(activity(0, "a"), update(0, year=1950), ASKED, BAD)
-        user, item = self.must.users["u"], self.must.items["i"]
-        indexed, history = tower.embed(["i"], [{}])
-        self.user = User(1, 0, 0, (0, 0), list(user.history.values()), {}, dict(user.seen))
-        self.item = Item("i", 0, 0, False, None, tuple(map(float, history[0])), item.entry.value or b"")
-        self.rows = [Row(list(map(float, indexed[0])), {})]
-        self.answers = [answer()]
-        self.popular: dict[tuple[int, int, str], dict[int, int]] = {}
-        self.letters = [LETTER]
-        self.taken_in: list[TakenIn] = []
-        self.refilled: list[tuple[int, int]] = []
-
-    def known(self, until_ms: int) -> None:
-        """All activity until then was in Redis before the request; and now the user is called new."""
-        self.taken_in.append(TakenIn(until_ms, NOW_MS - 1))
-        self.answers[0] = answer(reasons=["cold_start"])
-
-    def asks_after(self, event_id: str) -> None:
-        """The request is for a list after that activity."""
-        value = json.dumps(json.loads(ASKED.value or b"") | {"after_event_id": event_id}).encode()
-        self.must.requests[ASKED.place] = replace(ASKED, value=value), "", "r"
-
-    def differences(self) -> list[Difference]:
-        users = {} if self.user is None else {"u": self.user}
-        items = {} if self.item is None else {"i": self.item}
-        stored = Stored(users, items, {"i": self.rows} if self.rows else {}, [], self.popular)
-        topics = {ITEMS: [update(0, year=1950)], CANDIDATES: self.answers, DEAD_LETTERS: self.letters}
-        return compare(self.must, stored, topics, self.tower, self.taken_in, self.refilled)
-
-
-SPOILED = {
-    "nothing": (lambda w: None, []),
-    "no user": (lambda w: setattr(w, "user", None), ["lost"]),
-    "no event": (lambda w: setattr(w, "user", replace(w.user, history=[])), ["lost"]),
-    "not counted": (lambda w: setattr(w, "user", replace(w.user, count=0)), ["lost"]),
-    "counted twice": (lambda w: setattr(w, "user", replace(w.user, count=2)), ["double_effects"]),
-    "twice there": (lambda w: w.user.history.append(w.user.history[0]), ["double_effects"]),
-    "not seen": (lambda w: w.user.seen.clear(), ["lost"]),
-    "seen by nobody": (lambda w: w.user.seen.update({5: 5}), ["wrong_state"]),
-    "floor": (lambda w: setattr(w, "user", replace(w.user, floor=(1, 1))), ["wrong_state"]),
-    "counted as liked": (lambda w: w.popular.update({(0, 1, ""): {5: 1024}}), ["double_effects"]),
-    "no item": (lambda w: setattr(w, "item", None), ["lost"]),
-    "an older item": (lambda w: setattr(w, "item", replace(w.item, offset=7)), ["lost"]),
-    "other bytes": (lambda w: setattr(w, "item", replace(w.item, update=b"")), ["wrong_state"]),
-    "history vector": (lambda w: setattr(w, "item", replace(w.item, vector=(0.0,) * 32)), ["wrong_state"]),
-    "not indexed": (lambda w: w.rows.clear(), ["lost"]),
-    "indexed twice": (lambda w: w.rows.append(w.rows[0]), ["double_effects"]),
-    "vector": (lambda w: w.rows.__setitem__(0, Row([0.5] * 32, {})), ["wrong_state"]),
-    "attributes": (lambda w: w.rows.__setitem__(0, Row(w.rows[0].vector, {"year": 1})), ["wrong_state"]),
-    "no answer": (lambda w: w.answers.clear(), ["unanswered"]),
-    "two answers": (lambda w: w.answers.append(answer()), []),
-    "another's answer": (lambda w: w.answers.append(answer(request_id="q")), ["wrong_state"]),
-    "too many items": (lambda w: w.answers.append(answer(item_ids=["a", "b", "c"], scores=[3, 2, 1])), ["wrong_state"]),
-    "ok too late": (lambda w: w.answers.append(answer(timestamp_ms=NOW_MS + 2100)), ["wrong_state"]),
-    "expired in time": (
-        lambda w: w.answers.append(answer(status="expired", reasons=["deadline_exceeded"])),
-        ["wrong_state"],
-    ),
-    "ok, and too short": (lambda w: w.answers.append(answer(item_ids=["a"], scores=[1])), ["wrong_state"]),
-    "short, and not": (lambda w: w.answers.append(answer(reasons=["short_list"])), ["wrong_state"]),
-    "ok without its features": (
-        lambda w: w.answers.append(answer(reasons=["features_unavailable"])),
-        ["wrong_state"],
-    ),
-    "degraded by nothing": (lambda w: w.answers.append(answer(status="degraded")), ["wrong_state"]),
-    "degraded": (lambda w: w.answers.append(answer(status="degraded", reasons=["model_unavailable"])), []),
-    "a user who may be new": (lambda w: w.known(NOW_MS), []),
-    "a known user called new": (lambda w: w.known(NOW_MS + 1), ["wrong_state"]),
-    "a user who was forgotten": (lambda w: (w.known(NOW_MS + 1), w.must.users["u"].tombstones_ms.append(NOW_MS)), []),
-    "after an activity that came": (lambda w: w.asks_after("a"), []),
-    "after an activity that never came": (lambda w: w.asks_after("b"), ["wrong_state"]),
-    "no dead letter": (lambda w: w.letters.clear(), ["lost"]),
-    "no dead letter while redis is filled": (
-        lambda w: (w.letters.clear(), w.refilled.append((0, 2 * NOW_MS))),
-        ["lost"],
-    ),
-    "a dead letter of the same place in an earlier log": (
-        lambda w: w.letters.__setitem__(0, replace(LETTER, log=1)),
-        ["lost", "wrong_state"],
-    ),
-    "other dead letter": (lambda w: w.letters.__setitem__(0, replace(LETTER, value=b"[")), ["wrong_state"]),
-    "needless dead letter": (
-        lambda w: w.letters.append(
-            replace(LETTER, headers=(*LETTER.headers[:2], ("dlq.offset", b"0"), LETTER.headers[3]))
-        ),
-        ["wrong_state"],
-    ),
-}
-
-
-@pytest.mark.parametrize("case", SPOILED)
-def test_every_kind_of_difference_is_seen(case: str, tower: ItemTower) -> None:
-    spoil, kinds = SPOILED[case]
-    world = World(tower)
-    spoil(world)
-    assert [difference.kind for difference in world.differences()] == kinds
-
-
-def test_a_request_that_was_taken_twice_needs_two_answers_and_each_is_right_for_one(tower: ItemTower) -> None:
-    """Its first answer comes too late, its producer has not heard of the first and sends again after that answer."""
-    world = World(tower)
-    again = replace(ASKED, offset=1, taken_ms=NOW_MS + 2500)
-    world.must.requests[again.place] = again, "", "r"
-    assert [difference.kind for difference in world.differences()] == ["unanswered"]
-    world.answers.append(
-        answer(status="expired", reasons=["deadline_exceeded"], item_ids=[], scores=[], timestamp_ms=NOW_MS + 2200)
-    )
-    assert world.differences() == []
 
 
 def product_code(entry: Entry) -> str:
@@ -368,16 +219,6 @@ def test_the_workload_is_the_same_for_the_same_seed_and_holds_everything() -> No
     assert "rejected" in {status for _, status, _ in result.requests.values()}
 
 
-def test_answers_that_may_come_again() -> None:
-    entries = [
-        replace(answer(request_id=f"r{n}"), taken_ms=taken_ms) for n, taken_ms in enumerate((1500, 0, 900, 1000))
-    ]
-    assert (taken_ms := read_answers(entries).taken_ms()) == [0, 900, 1000, 1500]
-    assert uncommitted(taken_ms, [(1000, 1.0)], 100) == 2
-    assert uncommitted(taken_ms, [(1000, 0.5), (1500, 1.0), (5000, 1.0)], 500) == 3
-    assert uncommitted(taken_ms, [], 500) == 0
-
-
 def test_a_data_set_is_replayed_in_its_order_between_what_is_made_up() -> None:
     catalogue = [(update.item_id, update.attributes or {}) for update in DATASET.items()]
     workload = Replayed(5, 4, catalogue, data=DATASET)
@@ -398,3 +239,41 @@ def real(message: Message) -> str | None:
     except (ValueError, TypeError, KeyError):
         return None
     return None if str(event_id).startswith("e-") else str(event_id)
+
+
+@pytest.mark.parametrize("partitions", [1, 4, 6, 12])
+def test_a_user_of_each_partition_is_asked(partitions: int) -> None:
+    users = one_of_each_partition(partitions)
+    assert sorted((murmur2(user.encode()) & 0x7FFFFFFF) % partitions for user in users) == [*range(partitions)]
+
+
+def test_half_of_those_who_wait_name_what_they_did_a_moment_ago() -> None:
+    last: dict[str, str] = {}
+    waits: list[bool] = []
+    for message in steps(3):
+        try:
+            event = json.loads(message.value or b"")
+            user = event["user_id"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if message.topic == ACTIVITY and message.partition is not None:
+            last[user] = max(last.get(user, ""), event["event_id"], key=lambda name: int(name[2:] or 0))
+        elif message.topic == REQUESTS and "after_event_id" in event and user in last:
+            waits.append(event["after_event_id"] == last[user])
+    assert 0.35 < sum(waits) / len(waits) < 0.65
+
+
+def test_items_exist_from_their_first_update_that_was_accepted_on() -> None:
+    first = replace(update(3, 9), taken_ms=NOW_MS + 3)
+    log = [update(0, attributes={"genres": list(GENRES)}), update(1, op="delete"), first, update(4, 9)]
+    assert after(*log).first_upserts_ms == {"i": NOW_MS + 3}
+    assert not after(*log).whole_items
+    assert after(*log[:2], update(0, partition=1)).whole_items
+    assert not after(update(1)).whole_items
+
+
+def test_items_are_seen_from_the_activity_that_is_new_to_the_history_on() -> None:
+    events = [activity(n, f"e{n}", NOW_MS - 1000 + n, action="view") for n in range(HISTORY + 1)]
+    rated = [activity(100, "r"), activity(101, "r"), activity(102, "late", NOW_MS - 5000, item_id="j")]
+    user = after(*events, *(replace(entry, taken_ms=NOW_MS + entry.offset) for entry in rated)).users["u"]
+    assert user.seen_at_ms == {hash64("i"): [NOW_MS + 100], hash64("j"): []}

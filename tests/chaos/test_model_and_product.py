@@ -12,7 +12,7 @@ from aiokafka.partitioner import murmur2
 from models.tensors import item_inputs
 from schemas import codec
 from tests.chaos.compare import _items, _users
-from tests.chaos.formats import read_item, read_user
+from tests.chaos.formats import hash64, read_item, read_user
 from tests.chaos.log import ACTIVITY, ITEMS, REQUESTS, Entry
 from tests.chaos.model import Rules, expected
 from tests.chaos.rig import DATASET, fit_bundle
@@ -100,7 +100,9 @@ async def test_they_agree(seed: int, tmp_path: Path) -> None:
     own_tower = ItemTower(bundle.path)
     must = expected(topics, Rules.read(bundle.path))
     records = {item.item_id: item for item in map(read_item, items._records.values())}
-    rows = {name: [Row(vector.tolist(), index._attributes[name])] for name, vector in index._vectors.items()}
+    rows = {
+        name: [Row(vector.tolist(), index._attributes[name], hash64(name))] for name, vector in index._vectors.items()
+    }
     found = {name: read_user(user.record or b"", user.seen) for name, user in users._users.items()}
     stored = Stored(found, records, rows, [])
     assert [*_users(must, stored), *_items(must, stored, own_tower)] == []

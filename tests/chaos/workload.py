@@ -11,6 +11,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 from aiokafka.partitioner import murmur2
@@ -170,8 +171,15 @@ class Workload:
         if chance.random() < 0.1:
             asked["timeout_ms"] = 500
         if chance.random() < 0.1:
-            asked["after_event_id"] = f"e-{chance.randint(1, 2 * number)}"  # of anybody, or of nobody
+            asked["after_event_id"] = self._awaited(user, number)
         return Message(REQUESTS, user.encode(), _json(asked))
+
+    def _awaited(self, user: str, number: int) -> str:
+        """What the user did a moment ago; or an event of anybody, or of nobody."""
+        sent = self._sent.get(user)
+        if sent and self._random.random() < 0.5:
+            return str(json.loads(sent[-1].value or b"")["event_id"])
+        return f"e-{self._random.randint(1, 2 * number)}"
 
     def _activity(self, now_ms: int) -> Message:
         chance, roll = self._random, self._random.random()
@@ -200,7 +208,7 @@ class Workload:
 
     def _home(self, name: str) -> int:
         """The partition of a key, as the topics were at first."""
-        return (murmur2(name.encode()) & 0x7FFFFFFF) % self.partitions
+        return partition_of(name, self.partitions)
 
     def _event(self, user: str, now_ms: int, best: int = 10) -> Message:
         chance = self._random
@@ -260,6 +268,21 @@ class Workload:
     def _next(self) -> int:
         self._made += 1
         return self._made
+
+
+def partition_of(key: str, partitions: int) -> int:
+    """Murmur2 of the key, its sign left out."""
+    return int(murmur2(key.encode()) & 0x7FFFFFFF) % partitions
+
+
+def one_of_each_partition(partitions: int) -> list[str]:
+    """Users `one-N`, the first of each partition."""
+    found: dict[int, str] = {}
+    for number in count():
+        if len(found) == partitions:
+            break
+        found.setdefault(partition_of(f"one-{number}", partitions), f"one-{number}")
+    return list(found.values())
 
 
 def _json(event: dict[str, Any]) -> bytes:

@@ -13,7 +13,7 @@ from models.tensors import Encoding, Vocabularies
 from schemas.activity import UserActivity
 from schemas.records import MAX_HISTORY_ROWS, TOKEN_BYTES, UserRecord, compact_seen, hash64
 from tests.conftest import PATIENT
-from workers.errors import DependencyUnavailable, StoreLost
+from workers.errors import DependencyError, DependencyUnavailable, StoreLost
 from workers.pipelines.activity import ActivityEvent, ActivityPipeline
 from workers.pipelines.popular_counts import PopularCounts
 from workers.popularity import EPOCH_HALF_LIVES, EPOCHS_KEPT, EVERYBODY, UNIT, Popularity, forward_weight
@@ -199,6 +199,21 @@ async def test_a_clean_delivery_counts_what_a_simple_sum_does(places: list[Place
     totals = [dict(zip(top.hashes.tolist(), (top.scores * UNIT).tolist(), strict=True)) for top in (women, men)]
     for item, score in zip(everybody.hashes.tolist(), (everybody.scores * UNIT).tolist(), strict=True):
         assert sum(of_segment.get(item, 0) for of_segment in totals) <= score
+
+
+async def test_a_key_of_another_type_in_the_place_of_counts_loses_nothing(places: list[Place]) -> None:
+    spoiled, clean = places
+    log = log_of(made_up(random.Random(5)))
+    batch = [event for events in log.values() for event in events]
+    key = keys.popular_counts(spoiled.settings, POPULARITY.definition, 1)
+    await spoiled.client.rpush(key, "no counts")
+    for _ in range(2):
+        with pytest.raises(DependencyError, match="WRONGTYPE"):
+            await spoiled.pipeline().run(batch)
+    await spoiled.client.delete(key)
+    assert (await spoiled.pipeline().run(batch)).errors == [None] * len(batch)
+    await clean.pipeline().run(batch)
+    assert await stored(spoiled) == await stored(clean)
 
 
 class Dying:
