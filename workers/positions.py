@@ -180,9 +180,7 @@ class Positions:
         topic = next(iter(found.values())).topic
         client = consumer._thread._ensure_consumer()
         of = len(client.partitions_for_topic(topic) or ())
-        if of <= max(
-            each.partition for each in assigned
-        ):  # of its own metadata, which may come later than the group's leader's assignment
+        if of <= max(each.partition for each in assigned):  # metadata may come later than the group's assignment
             await consumer._thread.call_thread(client._client.force_metadata_update)
             raise DependencyUnavailable("kafka", f"{topic} is not known yet")
         begun = [each.partition for each in self._begun]
