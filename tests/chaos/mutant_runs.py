@@ -39,6 +39,7 @@ MUTANTS = {
     "acknowledgement": Exposure(("kill_recall",), "unanswered", "request r-"),
     "deadline": Exposure(("milvus_slow",), "wrong_state", "after the deadline"),
     "markers": Exposure(("redis_emptied",), "wrong_state", "calls a user new"),
+    "seen_items": Exposure(("freeze_activity", "quiet"), "wrong_state", "which the user had seen"),
     "durability": Exposure(("redis_tail_lost",), "lost", "stands, and not"),
 }
 
