@@ -101,7 +101,7 @@ LETTER = DeadLetter(
     headers=BAD.headers,
 )
 ANSWER = {"request_id": "r", "user_id": "u", "status": "rejected", "reasons": ["invalid_request"], "error_field": "k"}
-STORED = Stored({}, {"i": Item("i", 3, 0, False, None, (), b"{...}")}, {"i": [Row([], {})]}, [])
+STORED = Stored({}, {"i": Item("i", 3, 0, False, None, (), b"{...}")}, {"i": [Row([], {}, 0)]}, [])
 
 
 def found(letter: DeadLetter | None = LETTER, answer: dict[str, object] | None = None, stored: Stored = STORED) -> str:
@@ -144,7 +144,7 @@ def changed(**fields: object) -> DeadLetter:
         ({"stored": replace(STORED, items={})}, "has no record"),
         ({"stored": replace(STORED, rows={})}, "stands 0 times"),
         ({"stored": replace(STORED, items={"i": Item("i", 3, 1, False, None, (), b"{...}")})}, "must be"),
-        ({"stored": replace(STORED, rows=STORED.rows | {"j": [Row([], {})]})}, "no event made it"),
+        ({"stored": replace(STORED, rows=STORED.rows | {"j": [Row([], {}, 0)]})}, "no event made it"),
     ],
 )
 def test_the_ledger_sees_what_is_missing_or_wrong(what: dict[str, object], line: str) -> None:
