@@ -1,6 +1,6 @@
 """A consumer group's coordinator, as aiokafka has it: what it refuses, how a member stays away and leaves.
 
-All of it in the thread of the consumer. Like transport.py this knows what aiokafka's consumer is made of.
+All but `hear` is for the thread of the consumer. Like transport.py this knows what aiokafka's consumer is made of.
 """
 
 import asyncio

@@ -1,11 +1,13 @@
 """An app of Faust at work: its batches handed to an agent, and its end.
 
-app = create_app("recall-requests", settings, policy)
-topic = batch_topic(app, "recall-requests")
+    app = create_app("recall-requests", settings, policy)
+    topic = batch_topic(app, "recall-requests")
 
-@app.agent(topic)
-async def agent(stream):
-    await serve(stream, handle)      # handle(batch) must end with batch.done()
+    @app.agent(topic)
+    async def agent(stream):
+        await serve(stream, handle)
+
+`handle(batch)` must end with `batch.done()`.
 """
 
 import asyncio
