@@ -30,7 +30,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage
 from mode.threads import ServiceThread
 
-from workers import transport
+from workers import engine, transport
 from workers.errors import DependencyUnavailable
 from workers.inflight import BatchPolicy
 from workers.publisher import Publisher, ask_broker, partitions_known
@@ -140,6 +140,33 @@ async def test_one_that_is_ending_has_no_producer_to_ask(tmp_path: Path) -> None
     assert partitions_known(app, "t") is None
     with pytest.raises(DependencyUnavailable):
         await Publisher(app, 1000).deliveries("t", [], lambda *_: None)
+
+
+async def test_a_commit_that_does_not_end_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As aiokafka's does for a partition that is gone; a rebalance would wait for it."""
+    assert list(inspect.signature(driver.AIOKafkaConsumerThread._commit).parameters) == ["self", "offsets"]
+    monkeypatch.setattr(transport, "COMMIT_WITHIN_S", 0.01)
+    monkeypatch.setattr(driver.AIOKafkaConsumerThread, "_commit", lambda *_: asyncio.Event().wait())
+    consumer: Any = create_app("recall-requests", load_settings(data_dir=tmp_path), BatchPolicy()).consumer
+    async with asyncio.timeout(20):
+        assert await consumer._thread._commit({}) is False
+
+
+async def test_a_start_that_brokers_keep_waiting_ends_when_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "EXIT_AFTER_S", 0.01)
+    codes: list[int] = []
+
+    def ends(code: int) -> None:
+        codes.append(code)
+        raise InterruptedError
+
+    monkeypatch.setattr(engine, "end_process", ends)
+    stopping = asyncio.Event()
+    stopping.set()
+    async with asyncio.timeout(20):
+        with pytest.raises(InterruptedError):
+            await engine.run_until(SimpleNamespace(start=asyncio.Event().wait), stopping)
+    assert codes == [0]
 
 
 async def test_a_producer_that_stops_does_not_wait_for_a_leader(
